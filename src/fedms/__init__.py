@@ -1,0 +1,1 @@
+"""fedms: personalised federated fine-tuning of foundation models."""

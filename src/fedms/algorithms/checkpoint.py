@@ -1,0 +1,36 @@
+"""Which checkpoint of a client's private model is kept: the last, or the best on validation rows."""
+
+from __future__ import annotations
+
+from fedms.core.algorithm import ClientState, Score
+from fedms.core.tensors import Tensors, part, under
+
+
+def remember(
+    state: ClientState,
+    tensors: Tensors,
+    score: Score,
+    *,
+    depth: int,
+    queue: tuple[float, ...] = (),
+    keep_best: bool,
+) -> ClientState:
+    """The client's state after a round that left `tensors`, with `score` on its validation rows.
+
+    With `keep_best`, the best checkpoint so far is kept under `kept/` once the current one is
+    worse. Accuracy decides; of equal accuracies the lower loss, of equal losses the later. Without
+    validation rows the last checkpoint is all there is.
+    """
+    rounds = state.rounds + 1
+    if not (keep_best and score.rows):
+        return ClientState(tensors, depth, queue, rounds)
+    quality = (score.correct / score.rows, -score.loss / score.rows)
+    if state.kept is None or quality >= state.kept:
+        return ClientState(tensors, depth, queue, rounds, quality)
+    kept = under("kept", chosen(state))
+    return ClientState({**tensors, **kept}, depth, queue, rounds, state.kept)
+
+
+def chosen(state: ClientState) -> Tensors:
+    """The tensors of the checkpoint that is the client's model."""
+    return part("kept", state.tensors) or state.tensors

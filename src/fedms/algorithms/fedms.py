@@ -1,0 +1,266 @@
+"""FedMS: a shared global expert, then a private local expert per client, joined by a gate.
+
+Source: arXiv 2312.15926 (journal version FedFMSL, IEEE TMC 2024), of which only the abstract is at
+hand. It says: two stages; a global expert, then a local expert for personalisation, joined as a
+mixture of foundation models; a gate with an inserted gate adapter that joins the aggregation in
+every round of stage two; low-rank matrices activated progressively. All else is reconstructed and
+therefore an option.
+
+FedAvg of LoRA adapters (FedIT, arXiv 2305.05644) is stage 1 alone: `fedavg`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+from fedms.algorithms.checkpoint import chosen, remember
+from fedms.algorithms.sal import Sal
+from fedms.core.algorithm import (
+    Aggregate,
+    ClientState,
+    ClientUpdate,
+    Expert,
+    FederatedAlgorithm,
+    Layout,
+    Learner,
+    Role,
+    RoundPlan,
+    ServerState,
+    Shapes,
+    View,
+)
+from fedms.core.rows import ClientData
+from fedms.core.tensors import Tensors, part, pick, under
+
+LocalInit = Literal["global", "zero"]
+Share = Literal["adapter", "all", "none"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rounds of one stage, clients a round (fraction or number), passes over their rows."""
+
+    rounds: int
+    cohort: float | int = 1.0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen; every default is reconstructed.
+
+    Args:
+        stage1, stage2: lengths. Without stage 1 the global expert is the foundation model.
+        sal: when depth grows; on the server in stage 1, on each client in stage 2.
+        carry_depth: stage 2 begins at the depth that stage 1 reached, instead of at `sal.start`.
+        local_init: the local expert starts from the global one, or from zero.
+        share: which part of the gate is averaged: its adapter, all of it, or none.
+        keep_best: a client's model is its checkpoint with the best score on its validation rows
+            (ties: the lower loss), instead of the last one.
+    """
+
+    stage1: Stage
+    stage2: Stage
+    sal: Sal = field(default_factory=Sal)
+    carry_depth: bool = True
+    local_init: LocalInit = "global"
+    share: Share = "adapter"
+    keep_best: bool = True
+
+
+def fedms(layout: Layout, options: Options, name: str = "fedms") -> FederatedAlgorithm:
+    """Both stages over a model of this layout."""
+    method = _FedMS(layout, options)
+    return FederatedAlgorithm(
+        name=name,
+        init=partial(_init, method),
+        plan=partial(_plan, method),
+        expects=partial(_expects, method),
+        client_update=partial(_client_update, method),
+        server_update=partial(_server_update, method),
+        view=partial(_view, method),
+    )
+
+
+def fedavg(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """Federated averaging of LoRA adapters: stage 1 alone, for as many rounds as stage 1 has."""
+    return fedms(layout, replace(options, stage2=replace(options.stage2, rounds=0)), "fedavg")
+
+
+@dataclass(frozen=True)
+class _FedMS:
+    """Layout and options, and what follows from both."""
+
+    layout: Layout
+    options: Options
+
+    @property
+    def blocks(self) -> int:
+        return len(self.layout.blocks)
+
+    @property
+    def shared_gate(self) -> frozenset[str]:
+        """Names of the gate's tensors that are averaged."""
+        names: dict[Share, tuple[str, ...]] = {
+            "adapter": self.layout.gate_adapter,
+            "all": self.layout.gate_adapter + self.layout.gate_head,
+            "none": (),
+        }
+        return frozenset(f"gate/{name}" for name in names[self.options.share])
+
+
+def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
+    return ServerState(
+        seed=seed,
+        round=0,
+        stage=1 if method.options.stage1.rounds else 2,
+        depth=method.options.sal.first_depth(method.blocks),
+        tensors=under("gate", learner.initial_gate(seed)),
+    )
+
+
+def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
+    stages = {1: method.options.stage1, 2: method.options.stage2}
+    if state.round >= sum(stage.rounds for stage in stages.values()):
+        return None
+    expert = frozenset(name for name in state.tensors if name.startswith("global/"))
+    gate = frozenset(name for name in state.tensors if name.startswith("gate/"))
+    stage = stages[state.stage]
+    plan = RoundPlan(state.round, state.stage, state.depth, state.seed, stage.cohort, stage.epochs)
+    if state.stage == 1:
+        active = method.layout.expert(state.depth)
+        return replace(plan, broadcast=expert, upload=frozenset(f"global/{n}" for n in active))
+    shared = method.shared_gate
+    return replace(plan, broadcast=shared, constant=expert | (gate - shared), upload=shared)
+
+
+def _expects(method: _FedMS, plan: RoundPlan, cap: int | None) -> Shapes:
+    names = plan.upload
+    if plan.stage == 1 and cap is not None:
+        names = frozenset(f"global/{n}" for n in method.layout.expert(min(plan.depth, cap)))
+    return {name: method.layout.shapes[name.split("/", 1)[1]] for name in sorted(names)}
+
+
+def _client_update(
+    method: _FedMS,
+    learner: Learner,
+    plan: RoundPlan,
+    broadcast: Tensors,
+    state: ClientState | None,
+    data: ClientData,
+    seed: int,
+) -> ClientUpdate:
+    update = _train_global if plan.stage == 1 else _train_local
+    return update(method, learner, plan, broadcast, state, data, seed)
+
+
+def _train_global(
+    method: _FedMS,
+    learner: Learner,
+    plan: RoundPlan,
+    broadcast: Tensors,
+    state: ClientState | None,
+    data: ClientData,
+    seed: int,
+) -> ClientUpdate:
+    """Stage 1: score what arrived on validation rows, then train its active blocks."""
+    received = part("global", broadcast)
+    score = learner.score(View(Expert(received)), data, "val")
+    depth = data.depth(plan.depth)
+    names = method.layout.expert(depth)
+    start = {**learner.initial_expert(names, plan.seed), **received}
+    view = learner.fit(View(Expert(start)), names, data, epochs=plan.epochs, seed=seed)
+    tensors = under("global", pick(view.expert.tensors, names))
+    size = method.layout.size(names)
+    return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size, state)
+
+
+def _train_local(
+    method: _FedMS,
+    learner: Learner,
+    plan: RoundPlan,
+    broadcast: Tensors,
+    state: ClientState | None,
+    data: ClientData,
+    seed: int,
+) -> ClientUpdate:
+    """Stage 2: train local expert and gate together; the global expert stays frozen."""
+    state = state or _new_client(method, plan)
+    depth = data.depth(state.depth)
+    names = method.layout.expert(depth)
+    own = part("local", state.tensors)
+    start = {**learner.initial_expert(names, plan.seed), **_inherited(method, broadcast), **own}
+    received = part("gate", pick(broadcast, plan.broadcast))
+    gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
+    view = learner.fit(
+        View(Expert(start), Expert(part("global", broadcast)), gate),
+        names,
+        data,
+        epochs=plan.epochs,
+        seed=seed,
+    )
+    score = learner.score(view, data, "val")
+    trained = pick(view.expert.tensors, names | own.keys())
+    tensors = {**under("local", trained), **under("gate", view.gate or {})}
+    depth_after, queue = method.options.sal.grow(
+        state.depth,
+        state.queue,
+        score.accuracy,
+        rounds=state.rounds + 1,
+        blocks=data.depth(method.blocks),
+    )
+    after = remember(
+        state, tensors, score, depth=depth_after, queue=queue, keep_best=method.options.keep_best
+    )
+    upload = pick(tensors, plan.upload)
+    size = method.layout.size([*names, *gate])
+    return ClientUpdate(data.id, plan.round, len(data.train), upload, score, depth, size, after)
+
+
+def _new_client(method: _FedMS, plan: RoundPlan) -> ClientState:
+    first = method.options.sal.first_depth(method.blocks)
+    return ClientState({}, depth=plan.depth if method.options.carry_depth else first)
+
+
+def _inherited(method: _FedMS, broadcast: Tensors) -> Tensors:
+    """What the local expert takes over where it has nothing of its own."""
+    return part("global", broadcast) if method.options.local_init == "global" else {}
+
+
+def _server_update(
+    method: _FedMS, state: ServerState, plan: RoundPlan, aggregate: Aggregate
+) -> ServerState:
+    rounds = state.round + 1
+    moved = replace(state, round=rounds, tensors={**state.tensors, **aggregate.tensors})
+    if state.stage == 2:
+        return moved
+    depth, queue = method.options.sal.grow(
+        state.depth,
+        state.queue,
+        aggregate.score.accuracy,
+        rounds=rounds,
+        blocks=method.blocks,
+    )
+    stage = 1 if rounds < method.options.stage1.rounds else 2
+    return replace(moved, stage=stage, depth=depth, queue=queue)
+
+
+def _view(
+    method: _FedMS, state: ServerState, client: ClientState | None, role: Role
+) -> View | None:
+    """Models of a client: the global expert, its local expert alone, the mixture of both.
+
+    A client that has no local expert (yet) has the global expert as its personal model.
+    """
+    shared = View(Expert(part("global", state.tensors)))
+    if role == "global":
+        return shared
+    if client is None:
+        return shared if role == "personal" else None
+    own = chosen(client)
+    expert = Expert({**_inherited(method, state.tensors), **part("local", own)})
+    if role == "local":
+        return View(expert)
+    return View(expert, shared.expert, part("gate", own))

@@ -1,0 +1,263 @@
+"""The contract between an algorithm and whatever runs it.
+
+A `FederatedAlgorithm` is a frozen record of plain functions. It says what the server and a client
+compute; it does not know whether clients are looped over in one process or sit on other machines.
+Stages, depth and key groups are data in the `RoundPlan`, so that a runtime never asks which
+algorithm or stage it serves.
+
+One round, as every runtime performs it::
+
+    plan = algorithm.plan(state)
+    for each client of the cohort:
+        update = algorithm.client_update(learner, plan, broadcast, client_state, data, seed)
+    state = algorithm.server_update(state, plan, average of the updates)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+
+from fedms.core.rows import ClientData, Split
+from fedms.core.tensors import Tensors, fingerprint
+
+Shapes = Mapping[str, tuple[int, ...]]
+Role = Literal["global", "local", "personal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """The tensors of one expert that differ from the frozen foundation model.
+
+    A block without tensors is inactive (its LoRA product is zero), so `Expert({})` is the
+    foundation model itself. Names are PEFT's, without a role.
+    """
+
+    tensors: Tensors
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What to predict with: one expert, or both joined by a gate.
+
+    Args:
+        expert: the only expert, or the local one of a mixture.
+        partner: the frozen global expert of a mixture, or None.
+        gate: the gate's tensors (adapter and head), or None without a partner.
+    """
+
+    expert: Expert
+    partner: Expert | None = None
+    gate: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over rows, so that scores add: correct predictions, negative log-likelihood, gate weight.
+
+    `gate_weight` is the summed weight on the global expert, 0 where there is no gate.
+    """
+
+    correct: int = 0
+    rows: int = 0
+    loss: float = 0.0
+    gate_weight: float = 0.0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.correct + other.correct,
+            self.rows + other.rows,
+            self.loss + other.loss,
+            self.gate_weight + other.gate_weight,
+        )
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of rows predicted correctly, None without rows."""
+        return self.correct / self.rows if self.rows else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which trainable tensors a model has.
+
+    Args:
+        blocks: names of an expert's adapter tensors, one group a block, from input to output.
+        head: names of a linear head that belongs to the expert; empty where classes are scored
+            against their prompts.
+        gate_adapter, gate_head: names of the gate's tensors.
+        shapes: shape of every tensor named above.
+    """
+
+    blocks: tuple[tuple[str, ...], ...]
+    head: tuple[str, ...]
+    gate_adapter: tuple[str, ...]
+    gate_head: tuple[str, ...]
+    shapes: Shapes
+
+    def expert(self, depth: int) -> frozenset[str]:
+        """What an expert trains when its last `depth` blocks are active (0..all), head included."""
+        active = self.blocks[len(self.blocks) - depth :]
+        return frozenset(name for block in active for name in block).union(self.head)
+
+    def size(self, names: Iterable[str]) -> int:
+        """How many numbers the tensors of these names hold together."""
+        return sum(math.prod(self.shapes[name]) for name in names)
+
+
+class Learner(Protocol):
+    """One resident foundation model that predicts and trains under any `View`."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, torch.Tensor]:
+        """Tensors as they are before any training; each depends on `seed` and its name alone."""
+        ...
+
+    def initial_gate(self, seed: int) -> dict[str, torch.Tensor]:
+        """The gate before any training: its adapter is the identity, its weights are even."""
+        ...
+
+    def fit(
+        self, view: View, names: frozenset[str], data: ClientData, *, epochs: int, seed: int
+    ) -> View:
+        """Train the expert's tensors `names`, and the gate of a mixture, on the client's rows.
+
+        Nothing of `view` is changed; what is not named stays frozen.
+        """
+        ...
+
+    def score(self, view: View, data: ClientData, split: Split) -> Score:
+        """How well `view` predicts the client's rows of one split."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """What the server knows after `round` complete rounds.
+
+    `tensors` holds only what was ever trained and shared; whatever is missing is as
+    `Learner.initial_expert(names, seed)` gives it.
+    """
+
+    seed: int
+    round: int
+    stage: int
+    depth: int
+    tensors: Tensors
+    queue: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ClientState:
+    """What a client keeps to itself between rounds. It never leaves the client.
+
+    `kept` is the validation accuracy and loss of the checkpoint named `kept/…` in `tensors`,
+    or None while there is none.
+    """
+
+    tensors: Tensors
+    depth: int
+    queue: tuple[float, ...] = ()
+    rounds: int = 0
+    kept: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round, as data.
+
+    Args:
+        round: index from 0.
+        stage: 1 or 2, for records.
+        depth: active blocks on the server; in stage 2 every client has its own.
+        seed: the run's seed, from which untrained tensors are made.
+        cohort: fraction or number of clients.
+        epochs: passes over a client's training rows; 0 sends and trains nothing.
+        broadcast: names sent to the cohort in this round.
+        constant: names a client needs that no longer change: sent to each client once.
+        upload: names that an unlimited client sends back.
+    """
+
+    round: int
+    stage: int
+    depth: int
+    seed: int
+    cohort: float | int
+    epochs: int
+    broadcast: frozenset[str] = frozenset()
+    constant: frozenset[str] = frozenset()
+    upload: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What a client returns. `tensors`, `rows` and `score` are sent; `state` stays with it.
+
+    Args:
+        client: its id.
+        round: of the plan it answers.
+        rows: training examples, the weight of its tensors in the average.
+        tensors: what it uploads.
+        score: on its validation rows (stage 1: the model it received; stage 2: its own).
+        depth: blocks it trained.
+        trained_parameters: numbers it trained, gate included.
+        state: its new private state, or None for none.
+    """
+
+    client: str
+    round: int
+    rows: int
+    tensors: Tensors
+    score: Score
+    depth: int
+    trained_parameters: int
+    state: ClientState | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """The average of a round's accepted updates; a key that nobody sent is missing."""
+
+    tensors: Tensors
+    rows: int
+    clients: int
+    score: Score
+    depths: tuple[int, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class FederatedAlgorithm:
+    """A federated method as five functions and two descriptions.
+
+    Fields:
+        name: as in the configuration.
+        init: `(learner, seed) -> ServerState` before the first round.
+        plan: `(state) -> RoundPlan`, or None when training is finished.
+        expects: `(plan, cap) -> shapes` of exactly what a client with that cap uploads.
+        client_update: `(learner, plan, broadcast, client_state, data, seed) -> ClientUpdate`,
+            where `broadcast` holds the plan's broadcast and constant tensors.
+        server_update: `(state, plan, aggregate) -> ServerState`.
+        view: `(state, client_state, role) -> View`, or None where this method has no such model.
+            A client that never took part has `client_state` None.
+    """
+
+    name: str
+    init: Callable[[Learner, int], ServerState]
+    plan: Callable[[ServerState], RoundPlan | None]
+    expects: Callable[[RoundPlan, int | None], Shapes]
+    client_update: Callable[
+        [Learner, RoundPlan, Tensors, ClientState | None, ClientData, int], ClientUpdate
+    ]
+    server_update: Callable[[ServerState, RoundPlan, Aggregate], ServerState]
+    view: Callable[[ServerState, ClientState | None, Role], View | None]

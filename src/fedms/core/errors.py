@@ -1,0 +1,7 @@
+"""Errors that are the user's to mend: one line, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """What the user gave is wrong. The message says what was got, what was expected and what to try."""

@@ -1,0 +1,91 @@
+"""A client's rows: named columns of equal length with labels, in three splits.
+
+Rows are plain NumPy and Python, so that `data` can make them, `models` can read them and
+neither has to know the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val", "test"]
+Index = NDArray[np.int64]
+Column = Sequence[Any] | NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Columns of one length and their labels.
+
+    Args:
+        columns: encoded inputs by name, e.g. `input_ids` (ragged: one integer array a row) or
+            `pixel_values` (uint8, `(rows, channels, height, width)`).
+        labels: class index of every row, int64, `(rows,)`.
+
+    Raises:
+        ValueError: if a column has another length than the labels.
+    """
+
+    columns: Mapping[str, Column]
+    labels: Index
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if len(column) != len(self.labels):
+                raise ValueError(
+                    f"column {name!r} has {len(column)} rows; "
+                    f"expected {len(self.labels)}, as many as labels"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Index) -> Rows:
+        """The rows at `index`, in that order."""
+        return Rows({name: _take(c, index) for name, c in self.columns.items()}, self.labels[index])
+
+
+def _take(column: Column, index: Index) -> Column:
+    if isinstance(column, np.ndarray):
+        return column[index]
+    return [column[i] for i in index]
+
+
+def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[Index]:
+    """One epoch: the index of every row once, in an order that depends on `seed` alone.
+
+    The last batch may be smaller; no row is left out.
+    """
+    order = np.random.default_rng(seed).permutation(rows).astype(np.int64)
+    for start in range(0, rows, size):
+        yield order[start : start + size]
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """What one client holds.
+
+    Args:
+        id: stable name of the client, any non-empty text.
+        train, val, test: its rows. Training rows are never empty; the others may be.
+        cap: the most blocks whose adapters this client can train (at least 1), or None for no
+            limit. An edge device declares one.
+    """
+
+    id: str
+    train: Rows
+    val: Rows
+    test: Rows
+    cap: int | None = None
+
+    def split(self, name: Split) -> Rows:
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def depth(self, active: int) -> int:
+        """How many blocks this client trains when `active` are active: `min(active, cap)`."""
+        return active if self.cap is None else min(active, self.cap)

@@ -1,0 +1,69 @@
+"""Every update is checked before it is averaged: one bad client must not spoil the round."""
+
+from __future__ import annotations
+
+import torch
+
+from fedms.core.algorithm import ClientUpdate, RoundPlan, Shapes
+from fedms.core.tensors import all_finite
+
+
+def reason_to_reject(
+    update: ClientUpdate, plan: RoundPlan, expected: Shapes, declared_rows: int
+) -> str | None:
+    """Why `update` may not be averaged, or None if it may.
+
+    Args:
+        update: as it arrived.
+        plan: the round it must answer.
+        expected: exactly the names and shapes this client uploads under the plan.
+        declared_rows: the training examples the client declared at the start; no update may
+            claim another number, for that number is its weight.
+    """
+    checks = (
+        _wrong_round(update, plan),
+        _wrong_rows(update, declared_rows),
+        _wrong_score(update),
+        _wrong_keys(update, expected),
+    )
+    return next((reason for reason in checks if reason), None) or _wrong_values(update, expected)
+
+
+def _wrong_round(update: ClientUpdate, plan: RoundPlan) -> str | None:
+    if update.round != plan.round:
+        return f"answers round {update.round + 1}; expected round {plan.round + 1}"
+    return None
+
+
+def _wrong_rows(update: ClientUpdate, declared: int) -> str | None:
+    if type(update.rows) is not int or not 0 < update.rows <= declared:
+        return f"claims {update.rows} training rows; declared {declared}"
+    return None
+
+
+def _wrong_score(update: ClientUpdate) -> str | None:
+    score = update.score
+    if score.rows < 0 or not 0 <= score.correct <= score.rows:
+        return f"claims {score.correct} correct of {score.rows} validation rows"
+    return None
+
+
+def _wrong_keys(update: ClientUpdate, expected: Shapes) -> str | None:
+    missing, extra = (
+        expected.keys() - update.tensors.keys(),
+        update.tensors.keys() - expected.keys(),
+    )
+    if missing:
+        return f"lacks {len(missing)} of {len(expected)} tensors, e.g. {min(missing)}"
+    if extra:
+        return f"has {len(extra)} unexpected tensors, e.g. {min(extra)}"
+    return None
+
+
+def _wrong_values(update: ClientUpdate, expected: Shapes) -> str | None:
+    for name, tensor in update.tensors.items():
+        if tuple(tensor.shape) != tuple(expected[name]):
+            return f"{name} has shape {tuple(tensor.shape)}; expected {tuple(expected[name])}"
+        if tensor.dtype != torch.float32:
+            return f"{name} has type {tensor.dtype}; expected torch.float32"
+    return None if all_finite(update.tensors) else "has values that are not finite"
