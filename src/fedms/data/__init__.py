@@ -1,0 +1,26 @@
+"""From files to clients: tables of labelled examples, dealt to clients and split into three.
+
+`load_table` reads a source, `Partitioning` says how rows are dealt, `assign` makes the federation.
+"""
+
+from __future__ import annotations
+
+from fedms.data.images import decode_image
+from fedms.data.partition import Partitioning, partition
+from fedms.data.sources import load_table
+from fedms.data.splits import ClientIndex, ClientSizes, Federation, assign, describe, summary
+from fedms.data.table import Table
+
+__all__ = [
+    "ClientIndex",
+    "ClientSizes",
+    "Federation",
+    "Partitioning",
+    "Table",
+    "assign",
+    "decode_image",
+    "describe",
+    "load_table",
+    "partition",
+    "summary",
+]

@@ -1,0 +1,261 @@
+"""Reads sources with columns into a raw `Table`: values as they stand, nothing checked or dropped.
+
+Values stay text: "NA", "null" and "007" in a CSV file are themselves. Images stay undecoded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from fedms.core.errors import UserError
+from fedms.data.messages import listing, nearest, reason
+from fedms.data.request import SPLITS, Request, existing, unreadable
+from fedms.data.table import Kind, Table
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Columns of one file: what is in them, and where its relative image paths start."""
+
+    names: Sequence[str]
+    column: Callable[[str], list[Any]]
+    is_image: Callable[[str], bool]
+    origin: str
+    base: Path | None = None
+
+
+def read_csv(path: str | Path | None, want: Request) -> Table:
+    """A .csv or .csv.gz file with a header, or a folder of them: train.csv, test.csv are splits."""
+    return _read_files(path, (".csv", ".csv.gz"), _csv_frame, want)
+
+
+def read_parquet(path: str | Path | None, want: Request) -> Table:
+    """A Parquet file, or a folder of them; images as bytes or as structs of bytes and path."""
+    return _read_files(path, (".parquet",), _parquet_frame, want)
+
+
+def read_hub(path: str | Path | None, want: Request, config: str | None) -> Table:
+    """A data set of the Hugging Face hub, or a local folder `datasets.load_dataset` can read.
+
+    Its splits become the split column unless `want.split` names a column. No remote code is run.
+    """
+    import datasets
+
+    if path is None:
+        raise UserError("got no path; expected a hub id or a local folder; try path='owner/name'")
+    try:
+        parts = datasets.load_dataset(str(path), name=config)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"got data set {str(path)!r} that cannot be loaded ({reason(error)}); expected a hub "
+            f"id or a local folder; try checking its name, its config and the network"
+        ) from error
+    tables = [
+        _from_frame(_dataset_frame(part, f"{path} ({name})"), want, split=str(name))
+        for name, part in parts.items()
+    ]
+    return _concat(tables, str(path))
+
+
+def _read_files(
+    path: str | Path | None,
+    suffixes: tuple[str, ...],
+    frame: Callable[[Path], _Frame],
+    want: Request,
+) -> Table:
+    root = existing(path, f"a {' or '.join(suffixes)} file, or a folder of them")
+    if not root.is_dir():
+        return _from_frame(frame(root), want, split=None)
+    files = sorted(p for p in root.iterdir() if p.name.endswith(suffixes))
+    if not files:
+        inside = listing(sorted(p.name for p in root.iterdir()))
+        raise UserError(
+            f"got folder {str(root)!r} with {inside}; expected {' or '.join(suffixes)} files; "
+            f"try source='folder' if its sub-folders are classes, or the path of one file"
+        )
+    splits = _splits_of(files) if want.split is None else [None] * len(files)
+    tables = [_from_frame(frame(f), want, s) for f, s in zip(files, splits, strict=True)]
+    return _concat(tables, str(root))
+
+
+def _splits_of(files: Sequence[Path]) -> list[str | None]:
+    """Split named at the start of each file's name, or all None where no file names one."""
+    words = [re.split(r"[-_.]", file.name.lower())[0] for file in files]
+    found = [word if word in SPLITS else None for word in words]
+    if any(found) and not all(found):
+        raise UserError(
+            f"got files {listing(f.name for f in files)}, of which only some name a split; "
+            f"expected all or none; try the path of one file, or moving the others away"
+        )
+    return found
+
+
+def _csv_frame(path: Path) -> _Frame:
+    import pandas as pd
+
+    try:
+        data = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8")
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' errors are ValueErrors
+        raise unreadable(path, error, "a CSV file in UTF-8 with a header") from error
+    if not isinstance(data.index, pd.RangeIndex):
+        raise UserError(
+            f"got rows with more fields than the header's {len(data.columns)} in {str(path)!r}; "
+            f"expected one field per column; try quoting fields that contain commas"
+        )
+    names = [str(name) for name in data.columns]
+    return _Frame(names, lambda c: list(data[c]), lambda c: False, path.name, path.parent)
+
+
+def _parquet_frame(path: Path) -> _Frame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error, "a Parquet file") from error
+
+    def column(name: str) -> list[Any]:
+        try:
+            values = file.read(columns=[name]).column(name)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(path, error, "a Parquet file") from error
+        return _arrow_values(values, _class_names(schema.metadata).get(name))
+
+    def is_image(name: str) -> bool:
+        return _arrow_is_image(schema.field(name).type)
+
+    return _Frame(schema.names, column, is_image, path.name, path.parent)
+
+
+def _dataset_frame(part: Any, origin: str) -> _Frame:
+    import datasets
+
+    names = {c: f.names for c, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
+    arrow = part.with_format("arrow")
+
+    def column(name: str) -> list[Any]:
+        return _arrow_values(arrow.select_columns([name])[:].column(name), names.get(name))
+
+    def is_image(name: str) -> bool:
+        return _arrow_is_image(part.features.arrow_schema.field(name).type)
+
+    return _Frame(list(part.features), column, is_image, origin)
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
+    """Names of the ClassLabel columns, from what `datasets` writes into a Parquet file's schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: f["names"] for name, f in features.items() if f["_type"] == "ClassLabel"}
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _arrow_values(values: Any, names: Sequence[str] | None) -> list[Any]:
+    items: list[Any] = values.to_pylist()
+    if names is None:
+        return items
+    return [names[i] if i is not None and 0 <= i < len(names) else i for i in items]
+
+
+def _arrow_is_image(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
+    inputs = [want.input] if want.input in frame.names else want.input.split("+")
+    for name in (*inputs, want.label, want.split, want.group):
+        if name is not None and name not in frame.names:
+            raise UserError(
+                f"got column {name!r}, which {frame.origin} does not have; expected one of "
+                f"{listing(frame.names)}; try {nearest(name, frame.names)}"
+            )
+    kind = _frame_kind(frame, inputs, want.kind)
+    labels = _texts(frame, want.label)
+    splits = None if split is None else [split] * len(labels)
+    return Table(
+        kind=kind,
+        inputs=_images(frame, inputs[0]) if kind == "image" else _joined(frame, inputs),
+        labels=labels,
+        split=_texts(frame, want.split) if want.split is not None else splits,
+        groups=None if want.group is None else _texts(frame, want.group),
+        origins=[frame.origin] * len(labels),
+        numbers=range(1, len(labels) + 1),
+    )
+
+
+def _frame_kind(frame: _Frame, inputs: Sequence[str], asked: str) -> Kind:
+    images = [name for name in inputs if frame.is_image(name)]
+    if asked == "text" and images:
+        raise UserError(
+            f"got kind='text' for column {images[0]!r} of {frame.origin}, which holds bytes; "
+            f"expected text; try kind='image'"
+        )
+    if asked != "image" and not images:
+        return "text"
+    if len(inputs) > 1:
+        raise UserError(
+            f"got input {'+'.join(inputs)!r} for images; expected one column; try {inputs[0]!r}"
+        )
+    return "image"
+
+
+def _texts(frame: _Frame, name: str) -> list[str]:
+    """The column as text; missing values are empty."""
+    return ["" if value is None else str(value) for value in frame.column(name)]
+
+
+def _joined(frame: _Frame, names: Sequence[str]) -> list[str]:
+    columns = [_texts(frame, name) for name in names]
+    if len(columns) == 1:
+        return columns[0]
+    return ["\n".join(t for t in row if t.strip()) for row in zip(*columns, strict=True)]
+
+
+def _images(frame: _Frame, name: str) -> list[Any]:
+    """Bytes where there are bytes, else a path; relative paths start at the file's folder.
+
+    Missing images are None, which `decode_image` refuses with the row's number.
+    """
+
+    def item(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        return (frame.base or Path()) / value if isinstance(value, str) and value else value
+
+    return [item(value) for value in frame.column(name)]
+
+
+def _concat(tables: Sequence[Table], origin: str) -> Table:
+    """The tables below each other; their kinds and columns are the same by construction."""
+    if len({table.kind for table in tables}) > 1:
+        raise UserError(
+            f"got text and images in the files of {origin!r}; expected one kind; try one file"
+        )
+
+    def joined(columns: Iterable[Sequence[Any] | None]) -> list[Any]:
+        return list(chain.from_iterable(column or () for column in columns))
+
+    first = tables[0]
+    return Table(
+        kind=first.kind,
+        inputs=joined(t.inputs for t in tables),
+        labels=joined(t.labels for t in tables),
+        split=None if first.split is None else joined(t.split for t in tables),
+        groups=None if first.groups is None else joined(t.groups for t in tables),
+        origins=joined(t.origins for t in tables),
+        numbers=joined(t.numbers for t in tables),
+    )

@@ -1,0 +1,197 @@
+"""One door to every source: read, leave out what is not wanted, check, and sample.
+
+The order is fixed: rows with unwanted labels go first (so that they may carry anything in the other
+columns), then empty rows, then duplicates; split names are normalised; last comes `max_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedms.core.errors import UserError
+from fedms.core.seeds import derive_seed
+from fedms.data.apportion import apportion
+from fedms.data.folders import read_digits, read_folder
+from fedms.data.messages import listing, nearest
+from fedms.data.readers import read_csv, read_hub, read_parquet
+from fedms.data.request import SPLITS, Request
+from fedms.data.table import Table
+
+SOURCES = ("csv", "parquet", "folder", "hub", "digits")
+KINDS = ("auto", "text", "image")
+
+
+def load_table(
+    source: str,
+    path: str | Path | None = None,
+    *,
+    input: str = "text",
+    label: str = "label",
+    split: str | None = None,
+    group: str | None = None,
+    kind: str = "auto",
+    drop_labels: Collection[str] = (),
+    drop_empty: bool = False,
+    drop_duplicates: bool = False,
+    max_rows: int | None = None,
+    seed: int = 0,
+    config: str | None = None,
+) -> Table:
+    """Reads labelled examples and checks them.
+
+    Args:
+        source: "csv", "parquet", "folder" (one sub-folder per class), "hub" or "digits".
+        path: file or folder; for "hub" the id of a data set; unused for "digits".
+        input: column with the text or the image, or text columns joined with "+" (by newline, empty
+            ones left out). Like `label` not used by "folder" and "digits".
+        label: column with the class.
+        split: column with train, val or test (or training, valid, validation, dev). A column that
+            is empty everywhere counts as none.
+        group: column with the natural client.
+        kind: "auto", "text" or "image"; with "image" a text column holds paths, relative to the
+            file's folder.
+        drop_labels: classes to leave out.
+        drop_empty: leave out rows without text instead of refusing them.
+        drop_duplicates: keep only the first of the rows with equal input.
+        max_rows: keep at most so many rows, a random subset with the proportions of the splits;
+            the order is kept.
+        seed: of that subset.
+        config: configuration of a data set with several, for "hub".
+
+    Raises:
+        UserError: if something is missing, unreadable or empty, or fewer than 2 classes are left.
+    """
+    _check_options(source, kind, max_rows)
+    table = _read(source, path, Request(input, label, split, group, kind), config)
+    if not len(table):
+        raise UserError(f"got no rows in {_name(source, path)}; expected some; try another path")
+    rows = len(table)
+    table = _without_labels(table, drop_labels)
+    table = _without_empty(table, drop_empty)
+    if drop_duplicates:
+        table = _without_duplicates(table)
+    table = replace(table, dropped=rows - len(table), split=_normal_split(table))
+    if max_rows is not None and max_rows < len(table):
+        table = _sample(table, max_rows, seed)
+    _check_classes(table, _name(source, path))
+    return table
+
+
+def _check_options(source: str, kind: str, max_rows: int | None) -> None:
+    for option, value, known in (("source", source, SOURCES), ("kind", kind, KINDS)):
+        if value not in known:
+            raise UserError(
+                f"got {option}={value!r}; expected one of {listing(known)}; "
+                f"try {nearest(str(value), known)}"
+            )
+    if max_rows is not None and max_rows < 2:
+        raise UserError(f"got max_rows={max_rows}; expected 2 or more; try leaving it out")
+
+
+def _read(source: str, path: str | Path | None, want: Request, config: str | None) -> Table:
+    if source == "csv":
+        return read_csv(path, want)
+    if source == "parquet":
+        return read_parquet(path, want)
+    if source == "folder":
+        return read_folder(path, want)
+    if source == "hub":
+        return read_hub(path, want, config)
+    return read_digits(want)
+
+
+def _name(source: str, path: str | Path | None) -> str:
+    return source if path is None else repr(str(path))
+
+
+def _where(mask: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.flatnonzero(np.asarray(mask, dtype=bool)).astype(np.int64)
+
+
+def _without_labels(table: Table, unwanted: Collection[str]) -> Table:
+    if not unwanted:
+        return table
+    known = table.classes
+    for label in unwanted:
+        if label not in known:
+            raise UserError(
+                f"got drop_labels with {label!r}, which no row has; expected labels of the data; "
+                f"try {nearest(label, known)}"
+            )
+    drop = frozenset(unwanted)
+    return table.take(_where([label not in drop for label in table.labels]))
+
+
+def _without_empty(table: Table, drop: bool) -> Table:
+    """Refuses rows without a label, a client or an input; rows without text may be dropped."""
+    for name, column in (("label", table.labels), ("group", table.groups)):
+        empty = _where([not value for value in column or ()])
+        if len(empty):
+            raise UserError(
+                f"got no {name} at {table.where(empty[0])} (and {len(empty) - 1} more rows); "
+                f"expected one for every row; try filling it in or removing the row"
+            )
+    if table.kind == "image":
+        return table
+    filled = _where([bool(text.strip()) for text in table.inputs])
+    if len(filled) == len(table) or drop:
+        return table.take(filled)
+    first = int(np.setdiff1d(np.arange(len(table)), filled)[0])
+    raise UserError(
+        f"got no text at {table.where(first)} (and {len(table) - len(filled) - 1} more rows); "
+        f"expected some; try drop_empty=true, or joining columns as in input='subject+text'"
+    )
+
+
+def _without_duplicates(table: Table) -> Table:
+    first: dict[Any, int] = {}
+    for row, item in enumerate(table.inputs):
+        first.setdefault(_identity(item), row)
+    return table.take(np.fromiter(first.values(), np.int64, len(first)))
+
+
+def _identity(item: Any) -> Any:
+    """Equal for equal inputs: text and bytes themselves, the content of files, pixels of arrays."""
+    if isinstance(item, Path):
+        return item.read_bytes() if item.is_file() else str(item)
+    return (item.shape, item.tobytes()) if isinstance(item, np.ndarray) else item
+
+
+def _normal_split(table: Table) -> list[str] | None:
+    if table.split is None or not any(table.split):
+        return None
+    names = [name.strip().lower() for name in table.split]
+    unknown = sorted({raw for raw, n in zip(table.split, names, strict=True) if n not in SPLITS})
+    if unknown:
+        raise UserError(
+            f"got split {listing(unknown)}; expected train, val or test; try renaming them, "
+            f"drop_labels for the classes they hold, or no split column"
+        )
+    return [SPLITS[name] for name in names]
+
+
+def _sample(table: Table, rows: int, seed: int) -> Table:
+    """A random subset in the old order; every split keeps its share of the rows."""
+    rng = np.random.default_rng(derive_seed(seed, "sample"))
+    split = np.asarray(table.split if table.split is not None else [""] * len(table))
+    names, counts = np.unique(split, return_counts=True)
+    shares = apportion(rows, counts, rng)
+    chosen = [
+        rng.choice(_where(split == name), size=share, replace=False)
+        for name, share in zip(names, shares, strict=True)
+    ]
+    return table.take(np.sort(np.concatenate(chosen)))
+
+
+def _check_classes(table: Table, name: str) -> None:
+    if len(table.classes) < 2:
+        raise UserError(
+            f"got {len(table)} rows with {len(table.classes)} class {listing(table.classes)} from "
+            f"{name}; expected 2 classes or more; try another label column, or fewer rows left out"
+        )

@@ -1,0 +1,290 @@
+"""Clients with train, validation and test rows of their own, as row numbers into a table.
+
+Every client is tested on its own distribution: where the data give a split, the test rows of each
+class are dealt in the proportions in which its training rows were dealt; where they give none, each
+client's rows are split class by class. A row is in one split of one client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedms.core.errors import UserError
+from fedms.core.seeds import derive_seed, round_half_up
+from fedms.data.apportion import apportion
+from fedms.data.messages import listing
+from fedms.data.partition import Partitioning, partition
+from fedms.data.table import Table, natural_key
+
+Index = NDArray[np.int64]
+_NONE: Index = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientIndex:
+    """One client's rows: ascending int64 row numbers into the table; train is never empty."""
+
+    id: str
+    train: Index
+    val: Index
+    test: Index
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """All clients of an experiment.
+
+    Args:
+        classes: labels of the rows that clients hold, in `Table.classes` order; each has a training
+            row with some client or unseen client.
+        clients: who trains.
+        unseen: kept out of training, evaluated at the end.
+        dropped_clients: natural clients left out by `min_rows` or `clients`.
+        dropped_rows: their rows.
+        own_test: clients whose test rows were split off their own training rows although other
+            rows of the data are marked as test.
+    """
+
+    classes: tuple[str, ...]
+    clients: tuple[ClientIndex, ...]
+    unseen: tuple[ClientIndex, ...] = ()
+    dropped_clients: int = 0
+    dropped_rows: int = 0
+    own_test: int = 0
+
+
+class ClientSizes(NamedTuple):
+    """Rows of one client by split, and the number of classes among its training rows."""
+
+    id: str
+    train: int
+    val: int
+    test: int
+    classes: int
+
+
+def assign(
+    table: Table,
+    how: Partitioning,
+    *,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.1,
+    unseen_clients: int = 0,
+    seed: int = 0,
+) -> Federation:
+    """Makes clients of a table; a pure function of its arguments.
+
+    Rows without a split are partitioned and each client's are split. Otherwise the training rows
+    are partitioned (and `how.min_rows` counts those); natural clients have their own rows of every
+    split, for other clients test and validation rows are dealt as the training rows of their class
+    were. Where the data have no test or validation rows, and for a natural client that has none,
+    they are split off its training rows.
+
+    Args:
+        table: the examples.
+        how: who holds what.
+        test_fraction: share of a client's rows for test where they are split, 0 or more. Rounded
+            half up per client, then by class with the largest remainder; but a client keeps a
+            training row, and so does every class in the federation.
+        val_fraction: share for validation, likewise, of the same rows before the test rows are
+            taken out; together below 1.
+        unseen_clients: so many clients, chosen by the seed, go to `unseen`; fewer than all.
+        seed: of all that is random.
+
+    Raises:
+        UserError: if a fraction or count is out of range, the rows cannot be dealt as `how` says, a
+            client has no training rows, or a class is found in test or validation rows alone.
+    """
+    _check_fractions(test_fraction, val_fraction)
+    labels = np.unique(np.asarray(table.labels), return_inverse=True)[1].astype(np.int64)
+    marked = _marked(table)
+    dealt = _deal_train(table, marked["train"], how, seed)
+    natural = how.by == "column"
+    tests, vals = (
+        _belonging(table, marked[name], dealt)
+        if natural
+        else _proportional(labels, marked[name], dealt, name, seed)
+        for name in ("test", "val")
+    )
+    keep = _one_per_class(labels, np.concatenate(list(dealt.values())), seed)
+    clients, own_test = [], 0
+    for client, rows in dealt.items():
+        test, val = tests[client], vals[client]
+        split_test = not len(test) and (natural or not len(marked["test"]))
+        split_val = not len(val) and (natural or not len(marked["val"]))
+        fractions = (test_fraction * split_test, val_fraction * split_val)
+        train, more_test, more_val = _split(
+            labels, rows, keep, fractions, _rng(seed, "split", client)
+        )
+        own_test += bool(len(more_test) and len(marked["test"]))
+        clients.append(
+            ClientIndex(client, train, np.union1d(val, more_val), np.union1d(test, more_test))
+        )
+    return _federation(table, clients, how, unseen=unseen_clients, own_test=own_test, seed=seed)
+
+
+def describe(federation: Federation, labels: Sequence[str]) -> list[ClientSizes]:
+    """Sizes of every client, then of every unseen one; `labels` are those of the table."""
+    return [
+        ClientSizes(c.id, len(c.train), len(c.val), len(c.test), len({labels[i] for i in c.train}))
+        for c in (*federation.clients, *federation.unseen)
+    ]
+
+
+def summary(federation: Federation, labels: Sequence[str]) -> str:
+    """One line: clients, rows, and smallest / median / largest size and number of classes."""
+    sizes = describe(federation, labels)
+    train, val, test, classes = (np.array(column) for column in list(zip(*sizes, strict=True))[1:])
+    text = (
+        f"{len(federation.clients)} clients, {len(federation.unseen)} unseen; "
+        f"{train.sum():,} train, {val.sum():,} val, {test.sum():,} test rows; "
+        f"{_spread(train + val + test)} rows and {_spread(classes)} of "
+        f"{len(federation.classes)} classes per client (min/median/max)"
+    )
+    if federation.dropped_clients:
+        text += (
+            f"; {federation.dropped_clients} clients of {federation.dropped_rows:,} rows left out"
+        )
+    if federation.own_test:
+        text += f"; {federation.own_test} clients tested on rows split off their training rows"
+    return text
+
+
+def _spread(numbers: NDArray[np.int64]) -> str:
+    return f"{numbers.min()}/{float(np.median(numbers)):g}/{numbers.max()}"
+
+
+def _check_fractions(test: float, val: float) -> None:
+    for name, fraction in (("test_fraction", test), ("val_fraction", val)):
+        if not 0 <= fraction < 1:
+            raise UserError(f"got {name}={fraction}; expected 0 to below 1; try {name}=0.1")
+    if test + val >= 1:
+        raise UserError(
+            f"got test_fraction={test} and val_fraction={val}; expected a sum below 1, to leave "
+            f"training rows; try test_fraction=0.2 and val_fraction=0.1"
+        )
+
+
+def _rng(seed: int, *purpose: str) -> np.random.Generator:
+    """Independent random numbers for every purpose or client of a seed."""
+    return np.random.default_rng(derive_seed(seed, *purpose))
+
+
+def _marked(table: Table) -> dict[str, Index]:
+    """Rows the data mark as train, val and test; all are train where there is no split."""
+    split = np.asarray(["train"] * len(table) if table.split is None else table.split)
+    marked = {name: np.flatnonzero(split == name) for name in ("train", "val", "test")}
+    if not len(marked["train"]):
+        raise UserError(
+            f"got rows marked {listing(sorted(set(split.tolist())))}; expected some marked train; "
+            f"try no split column"
+        )
+    return marked
+
+
+def _deal_train(table: Table, train: Index, how: Partitioning, seed: int) -> dict[str, Index]:
+    groups = None if table.groups is None else [table.groups[i] for i in train]
+    parts = partition([table.labels[i] for i in train], groups, how, seed)
+    dealt = {client: train[rows] for client, rows in parts.items()}
+    untrained = [client for client, rows in dealt.items() if not len(rows)]
+    if how.by == "column" and how.min_rows == 0 and (how.clients or len(table)) > len(dealt):
+        untrained = sorted(set(table.groups or ()) - set(dealt), key=natural_key)
+    if untrained:
+        raise UserError(
+            f"got client {untrained[0]!r} without training rows (and {len(untrained) - 1} more); "
+            f"expected one or more each; try min_rows=1, fewer clients or a larger alpha"
+        )
+    return dealt
+
+
+def _belonging(table: Table, rows: Index, dealt: Mapping[str, Index]) -> dict[str, Index]:
+    """Each natural client's own among `rows`."""
+    groups = np.asarray(table.groups)[rows]
+    return {client: rows[groups == client] for client in dealt}
+
+
+def _proportional(
+    labels: Index, rows: Index, dealt: Mapping[str, Index], purpose: str, seed: int
+) -> dict[str, Index]:
+    """Deals `rows` class by class, in the proportions of the clients' training rows of it."""
+    rng = _rng(seed, "deal", purpose)
+    counts = _class_counts(labels, dealt)
+    parts: dict[str, list[Index]] = {client: [] for client in dealt}
+    for label in np.unique(labels[rows]):
+        mine = rng.permutation(rows[labels[rows] == label])
+        ends = np.cumsum(apportion(len(mine), counts[:, label], rng))
+        for part, piece in zip(parts.values(), np.split(mine, ends[:-1]), strict=True):
+            part.append(piece)
+    return {client: np.sort(np.concatenate([_NONE, *part])) for client, part in parts.items()}
+
+
+def _class_counts(labels: Index, dealt: Mapping[str, Index]) -> Index:
+    """Rows of each class, `(clients, classes)`."""
+    classes = int(labels.max()) + 1
+    return np.stack([np.bincount(labels[rows], minlength=classes) for rows in dealt.values()])
+
+
+def _one_per_class(labels: Index, rows: Index, seed: int) -> Index:
+    """One random row of every class among `rows`: these stay training rows."""
+    shuffled = _rng(seed, "keep").permutation(rows)
+    return shuffled[np.unique(labels[shuffled], return_index=True)[1]]
+
+
+def _split(
+    labels: Index,
+    rows: Index,
+    keep: Index,
+    fractions: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[Index, Index, Index]:
+    """One client's rows as (train, test, val), by class; `keep` and one row at least are train."""
+    quota = np.bincount(labels[rows])
+    train, parts = rows, []
+    for fraction in fractions:
+        wanted = min(round_half_up(fraction * len(rows)), len(train) - 1)
+        free = rng.permutation(train[~np.isin(train, keep)])
+        most = np.bincount(labels[free], minlength=len(quota))
+        take = apportion(wanted, quota, rng, most)
+        chosen = [free[labels[free] == label][:n] for label, n in enumerate(take) if n]
+        parts.append(np.sort(np.concatenate([_NONE, *chosen])))
+        train = np.setdiff1d(train, parts[-1])
+    return train, parts[0], parts[1]
+
+
+def _federation(
+    table: Table,
+    clients: Sequence[ClientIndex],
+    how: Partitioning,
+    *,
+    unseen: int,
+    own_test: int,
+    seed: int,
+) -> Federation:
+    rows = np.concatenate([part for c in clients for part in (c.train, c.val, c.test)])
+    trained = {table.labels[i] for c in clients for i in c.train}
+    held = {table.labels[i] for i in rows}
+    for label in sorted(held - trained, key=natural_key):
+        raise UserError(
+            f"got class {label!r} in validation or test rows alone; expected training rows of "
+            f"every class; try drop_labels for it ({len(held - trained)} such), or no split column"
+        )
+    if not 0 <= unseen < len(clients):
+        raise UserError(
+            f"got unseen_clients={unseen} of {len(clients)} clients; expected 0 to "
+            f"{len(clients) - 1}; try fewer, or more clients"
+        )
+    chosen = set(_rng(seed, "unseen").choice(len(clients), size=unseen, replace=False).tolist())
+    natural = len(set(table.groups or ())) if how.by == "column" else len(clients)
+    return Federation(
+        classes=tuple(label for label in table.classes if label in held),
+        clients=tuple(c for k, c in enumerate(clients) if k not in chosen),
+        unseen=tuple(c for k, c in enumerate(clients) if k in chosen),
+        dropped_clients=natural - len(clients),
+        dropped_rows=len(table) - len(rows),
+        own_test=own_test,
+    )

@@ -1,0 +1,89 @@
+"""A table of labelled examples: what every source is read into, and what clients are cut from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["text", "image"]
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
+
+def natural_key(name: str) -> tuple[int, float, str]:
+    """Sorting key: numbers first and by value ("9" before "10"), then other names by letters."""
+    return (0, float(name), name) if _NUMBER.fullmatch(name) else (1, 0.0, name)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One row per example, all columns of one length.
+
+    Args:
+        kind: what the inputs are.
+        inputs: text (str), or undecoded images (bytes, path, or uint8 array: see `decode_image`).
+        labels: class name of every row.
+        split: "train", "val" or "test" of every row, or None where the data give no split.
+        groups: natural client of every row (writer, author, domain), or None.
+        dropped: rows of the source left out because of their label, as empty or as duplicates.
+        origins: file or data set every row comes from, for error messages; None if unknown.
+        numbers: 1-based number of every row in its origin, 0 where the origin is that one
+            example; None for 1, 2, 3, ….
+
+    Raises:
+        ValueError: if a column has another length than the inputs.
+    """
+
+    kind: Kind
+    inputs: Sequence[Any]
+    labels: Sequence[str]
+    split: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
+    dropped: int = 0
+    origins: Sequence[str] | None = None
+    numbers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "split", "groups", "origins", "numbers"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.inputs):
+                raise ValueError(
+                    f"got {len(column)} {name}; expected {len(self.inputs)}, one per input"
+                )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Distinct labels, sorted; numbers by value."""
+        return tuple(sorted(set(self.labels), key=natural_key))
+
+    def where(self, row: int) -> str:
+        """Names row `row` (from 0) by its place in its origin, for error messages."""
+        number = row + 1 if self.numbers is None else self.numbers[row]
+        origin = "the table" if self.origins is None else self.origins[row]
+        return f"row {number} of {origin}" if number else origin
+
+    def take(self, index: NDArray[np.int64]) -> Table:
+        """The rows at `index`, in that order."""
+        numbers = range(1, len(self) + 1) if self.numbers is None else self.numbers
+        return replace(
+            self,
+            inputs=[self.inputs[i] for i in index],
+            labels=[self.labels[i] for i in index],
+            split=_at(self.split, index),
+            groups=_at(self.groups, index),
+            origins=_at(self.origins, index),
+            numbers=_at(numbers, index),
+        )
+
+
+def _at(column: Sequence[Any] | None, index: NDArray[np.int64]) -> list[Any] | None:
+    return None if column is None else [column[i] for i in index]

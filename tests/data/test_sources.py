@@ -1,0 +1,321 @@
+"""Every source reads what stands there, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fedms.core.errors import UserError
+from fedms.data import Table, decode_image, load_table
+
+CSV = "text,label,split,who\nhello,7,train,x\nNA,10,training,y\nnull,9,TEST,x\n,10,dev,y\n"
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (3, 3), shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def csv(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text(CSV)
+    return path
+
+
+def refused(message: str, *args, **options) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_table(*args, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("got ")
+    assert "; expected " in text
+
+
+def test_csv_values_stay_text(csv):
+    table = load_table("csv", csv, split="split", group="who", drop_empty=True)
+    assert list(table.inputs) == ["hello", "NA", "null"]
+    assert list(table.labels) == ["7", "10", "9"]
+    assert table.classes == ("7", "9", "10")
+    assert table.split == ["train", "train", "test"]
+    assert table.groups == ["x", "y", "x"]
+    assert (table.kind, table.dropped) == ("text", 1)
+
+
+def test_csv_keeps_zeros_quotes_newlines_and_unicode(tmp_path):
+    path = tmp_path / "data.csv.gz"
+    rows = 'text,label\n"a,\n""b""",007\nÄé漢,7\nTrue,1e3\n'
+    path.write_bytes(gzip.compress(("\ufeff" + rows).encode()))
+    table = load_table("csv", str(path))
+    assert list(table.inputs) == ['a,\n"b"', "Äé漢", "True"]
+    assert list(table.labels) == ["007", "7", "1e3"]
+
+
+def test_folder_of_csv_files_named_as_splits(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nt1,a\nt2,b\n")
+    (tmp_path / "test-00000.csv").write_text("text,label\nu1,a\n")
+    table = load_table("csv", tmp_path)
+    assert sorted(zip(table.inputs, table.split, strict=True)) == [
+        ("t1", "train"),
+        ("t2", "train"),
+        ("u1", "test"),
+    ]
+    assert {table.where(i) for i in range(3)} == {
+        "row 1 of train.csv",
+        "row 2 of train.csv",
+        "row 1 of test-00000.csv",
+    }
+    (tmp_path / "more.csv").write_text("text,label\nv,a\n")
+    refused("of which only some name a split", "csv", tmp_path)
+    (tmp_path / "train.csv").rename(tmp_path / "x.csv")
+    (tmp_path / "test-00000.csv").rename(tmp_path / "y.csv")
+    assert load_table("csv", tmp_path).split is None
+
+
+def test_columns_are_joined_and_empty_ones_left_out(tmp_path):
+    (tmp_path / "d.csv").write_text("subject,body,a+b,label\ns,t,1,a\ns,,2,b\n,t,3,b\n")
+    table = load_table("csv", tmp_path / "d.csv", input="subject+body")
+    assert list(table.inputs) == ["s\nt", "s", "t"]
+    assert list(load_table("csv", tmp_path / "d.csv", input="a+b").inputs) == ["1", "2", "3"]
+
+
+def test_empty_text_is_refused_by_row_number(csv):
+    refused(r"no text at row 4 of data\.csv \(and 0 more rows\).*drop_empty", "csv", csv)
+
+
+def test_labels_are_dropped_before_anything_else_is_checked(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label,split\n,oos,oos_val\nx,a,train\ny,b,test\n")
+    table = load_table("csv", path, split="split", drop_labels=["oos"])
+    assert (len(table), table.dropped, table.split) == (2, 1, ["train", "test"])
+    assert table.where(0) == "row 2 of d.csv"
+    refused("got split 'oos_val'", "csv", path, split="split", drop_empty=False, input="text+label")
+    refused("drop_labels with 'ooz', which no row has.*try 'oos'", "csv", path, drop_labels=["ooz"])
+
+
+def test_duplicates_keep_the_first(tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\nx,a\ny,b\nx,b\nz,a\n")
+    table = load_table("csv", tmp_path / "d.csv", drop_duplicates=True)
+    assert (list(table.inputs), list(table.labels)) == (["x", "y", "z"], ["a", "b", "a"])
+    assert table.dropped == 1
+
+
+def test_an_empty_split_column_is_none(tmp_path):
+    (tmp_path / "d.csv").write_text("text,label,split\nx,a,\ny,b,\n")
+    assert load_table("csv", tmp_path / "d.csv", split="split").split is None
+    (tmp_path / "d.csv").write_text("text,label,split\nx,a,\ny,b,train\n")
+    refused("got split ''", "csv", tmp_path / "d.csv", split="split")
+
+
+def test_max_rows_is_seeded_ordered_and_keeps_the_splits(tmp_path):
+    lines = [f"t{i},{i % 2},{'test' if i % 4 == 0 else 'train'}" for i in range(100)]
+    (tmp_path / "d.csv").write_text("text,label,split\n" + "\n".join(lines))
+    one, again, other = (
+        load_table("csv", tmp_path / "d.csv", split="split", max_rows=20, seed=s) for s in (0, 0, 1)
+    )
+    assert len(one) == 20
+    assert one.split.count("test") == 5
+    numbers = [int(text[1:]) for text in one.inputs]
+    assert numbers == sorted(set(numbers))
+    assert list(one.inputs) == list(again.inputs) != list(other.inputs)
+    refused("max_rows=1", "csv", tmp_path / "d.csv", max_rows=1)
+
+
+def test_parquet_texts_with_class_names_and_missing_values(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    data = datasets.Dataset.from_dict({"text": ["a", None, "c"], "label": [0, 1, 1]}, features)
+    data.to_parquet(tmp_path / "d.parquet")
+    table = load_table("parquet", tmp_path / "d.parquet", drop_empty=True)
+    assert (table.inputs, table.labels, table.dropped) == (["a", "c"], ["no", "yes"], 1)
+
+
+@pytest.mark.parametrize("form", ["struct", "bytes", "path"])
+def test_parquet_images(tmp_path, form):
+    (tmp_path / "a.png").write_bytes(png(9))
+    images = {
+        "struct": [{"bytes": png(9), "path": None}, {"bytes": None, "path": "a.png"}],
+        "bytes": [png(9), png(9)],
+        "path": ["a.png", "a.png"],
+    }[form]
+    pq.write_table(pa.table({"image": images, "label": [1, 0]}), tmp_path / "d.parquet")
+    kind = "image" if form == "path" else "auto"
+    table = load_table("parquet", tmp_path / "d.parquet", input="image", kind=kind)
+    assert (table.kind, table.labels) == ("image", ["1", "0"])
+    for row in range(2):
+        assert decode_image(table.inputs[row], table.where(row)).getpixel((0, 0)) == (9, 9, 9)
+    if form != "path":
+        refused(
+            "kind='text'.*holds bytes",
+            "parquet",
+            tmp_path / "d.parquet",
+            input="image",
+            kind="text",
+        )
+
+
+def test_a_missing_image_is_named_when_it_is_decoded(tmp_path):
+    table = pa.table({"image": [png(1), None, None], "label": ["a", "b", "a"]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    loaded = load_table("parquet", tmp_path / "d.parquet", input="image")
+    with pytest.raises(UserError, match=r"row 2 of d\.parquet"):
+        decode_image(loaded.inputs[1], loaded.where(1))
+
+
+def test_folder_of_texts_and_its_splits(tmp_path):
+    for name in ("train/a/1.txt", "train/b/deep/2.txt", "Test/a/3.txt", "Test/a/.hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    table = load_table("folder", tmp_path)
+    assert sorted(zip(table.inputs, table.labels, table.split, strict=True)) == [
+        ("Test/a/3.txt", "a", "test"),
+        ("train/a/1.txt", "a", "train"),
+        ("train/b/deep/2.txt", "b", "train"),
+    ]
+    plain = load_table("folder", tmp_path / "train")
+    assert (plain.labels, plain.split) == (["a", "b"], None)
+    (tmp_path / "train/a/1.txt").write_text(" \n")
+    refused(r"no text at .*1\.txt \(and", "folder", tmp_path)
+
+
+def test_folder_of_images(tmp_path):
+    for name, shade in (("cat/1.png", 5), ("dog/2.png", 6), ("dog/3.png", 6)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(shade))
+    (tmp_path / "README.md").write_text("beside the classes")
+    (tmp_path / "dog/Thumbs.db").write_text("litter")
+    table = load_table("folder", tmp_path)
+    assert (table.kind, table.labels) == ("image", ["cat", "dog", "dog"])
+    assert decode_image(table.inputs[1], table.where(1)).getpixel((0, 0)) == (6, 6, 6)
+    assert len(load_table("folder", tmp_path, drop_duplicates=True)) == 2
+    refused("kind='text'; expected only text", "folder", tmp_path, kind="text")
+    refused("group='who' for source='folder'", "folder", tmp_path, group="who")
+    (tmp_path / "cat/note.txt").write_text("x")
+    refused("only text files or only images", "folder", tmp_path)
+    (tmp_path / "cat/note.txt").rename(tmp_path / "cat/note.doc")
+    refused(r"note\.doc", "folder", tmp_path)
+
+
+def test_digits():
+    table = load_table("digits")
+    assert (len(table), table.kind, table.split, table.groups) == (1797, "image", None, None)
+    assert table.classes == tuple("0123456789")
+    pixels = np.stack(table.inputs)
+    assert (pixels.shape, pixels.dtype) == ((1797, 8, 8), np.uint8)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert pixels[:, :, 0].mean() < 10 < pixels[:, :, 3].mean()  # white strokes on black
+    assert table.labels[:3] == ["0", "1", "2"]
+    image = decode_image(table.inputs[0], table.where(0))
+    assert (np.asarray(image) == table.inputs[0][:, :, None]).all()
+
+
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    import datasets
+
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+def test_hub_reads_a_local_folder_with_its_splits(tmp_path, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    for name, rows in (("train", [("a", 0), ("b", 1)]), ("validation", [("c", 1)])):
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        (tmp_path / "set" / f"{name}.jsonl").write_text("\n".join(lines))
+    table = load_table("hub", tmp_path / "set")
+    assert (table.inputs, table.labels) == (["a", "b", "c"], ["0", "1", "1"])
+    assert table.split == ["train", "train", "val"]
+    assert os.listdir(tmp_path) == ["set"]  # no cache beside the data
+
+
+def test_hub_maps_class_names_and_leaves_images_undecoded(tmp_path, cache):
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    images = [{"bytes": png(3), "path": None}, {"bytes": png(4), "path": None}]
+    data = datasets.Dataset.from_dict({"image": images, "label": [1, 0]}, features)
+    (tmp_path / "set").mkdir()
+    data.to_parquet(tmp_path / "set" / "train.parquet")
+    table = load_table("hub", tmp_path / "set", input="image")
+    assert (table.kind, table.labels, table.inputs[0]) == ("image", ["yes", "no"], png(3))
+
+
+def test_hub_that_cannot_be_loaded(tmp_path, cache):
+    (tmp_path / "empty").mkdir()
+    refused("cannot be loaded", "hub", tmp_path / "empty")
+    refused("got no path", "hub")
+
+
+def test_missing_files_name_what_is_there(csv, tmp_path):
+    refused(r"does not exist.*no 'dta\.csv', try 'data\.csv'", "csv", tmp_path / "dta.csv")
+    refused("there is no 'nowhere'", "csv", tmp_path / "nowhere" / "deep" / "d.csv")
+    refused("got no path", "parquet")
+    refused("got no path", "folder")
+    refused("a file; expected a folder", "folder", csv)
+    (tmp_path / "empty").mkdir()
+    refused("with nothing; expected .csv", "csv", tmp_path / "empty")
+    refused("got no rows", "folder", tmp_path / "empty")
+
+
+def test_unknown_source_kind_and_columns(csv):
+    refused("source='cvs'.*try 'csv'", "cvs", csv)
+    refused("kind='picture'", "csv", csv, kind="picture")
+    refused(r"column 'txt', which data\.csv.*'who'; try 'text'", "csv", csv, input="txt")
+    refused("column 'labels'.*try 'label'", "csv", csv, label="labels")
+    refused("column 'spilt'.*try 'split'", "csv", csv, split="spilt")
+    refused("column 'subject'", "csv", csv, input="subject+text")
+    refused("expected one column", "csv", csv, input="text+who", kind="image")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"text,label\n", "no rows"),
+        (b"text,label\na,b\nc,d,e\n", "cannot be read"),
+        (b"text,label\na,b,c\nd,e,f\n", "more fields than the header's 2"),
+        (b"text,label\n\xff\xfe,b\n", "cannot be read.*UTF-8"),
+        (b"text,label\nx,a\ny,a\n", "2 rows with 1 class 'a'"),
+        (b"text,label\nx,a\ny,\nz,\n", r"no label at row 2 of d\.csv \(and 1 more rows\)"),
+    ],
+)
+def test_bad_csv_files(tmp_path, content, message):
+    (tmp_path / "d.csv").write_bytes(content)
+    refused(message, "csv", tmp_path / "d.csv")
+
+
+def test_other_bad_files(tmp_path):
+    (tmp_path / "d.csv.gz").write_bytes(b"text,label\nx,a\n")
+    refused("cannot be read", "csv", tmp_path / "d.csv.gz")
+    whole = gzip.compress(os.urandom(4000).hex().encode())
+    (tmp_path / "d.csv.gz").write_bytes(whole[: len(whole) // 2])
+    refused("cannot be read", "csv", tmp_path / "d.csv.gz")
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
+    refused("a Parquet file", "parquet", tmp_path / "d.parquet")
+    (tmp_path / "who.csv").write_text("text,label,who\nx,a,me\ny,b,\n")
+    refused(r"no group at row 2 of who\.csv", "csv", tmp_path / "who.csv", group="who")
+
+
+def test_table_columns_have_one_length_and_take_keeps_places():
+    with pytest.raises(ValueError, match="got 1 labels; expected 2"):
+        Table("text", ["x", "y"], ["a"])
+    table = Table("text", ["x", "y", "z"], ["a", "b", "c"], ["train", "test", "train"])
+    taken = table.take(np.array([2, 0]))
+    assert (taken.inputs, taken.labels, taken.split) == (["z", "x"], ["c", "a"], ["train"] * 2)
+    assert [taken.where(0), taken.where(1)] == ["row 3 of the table", "row 1 of the table"]
