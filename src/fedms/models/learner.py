@@ -1,0 +1,336 @@
+"""The resident model at work: predict and train under a view, for one client after another.
+
+There is one foundation model in memory. Adapters are copied into its slots; whatever stays constant
+while an expert trains (the frozen feature that the gate sees, and the global expert's feature) is
+computed once per example and kept.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.core.algorithm import Expert, Layout, Score, View
+from fedms.core.rows import ClientData, Index, Rows, Split, shuffled_batches
+from fedms.core.seeds import derive_seed
+from fedms.core.tensors import Tensors
+from fedms.models.adapters import AdapterSlots
+from fedms.models.backbone import Backbone
+from fedms.models.gate import ADAPTER, HEAD, Gate, initial_gate
+from fedms.models.heads import Head
+from fedms.models.mixture import Mix, log_prior, mix_linear, mix_probabilities
+
+_PREDICT_BATCH = 128
+FROZEN = Expert({})
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains in a round: AdamW, a fresh optimiser every time.
+
+    Args:
+        batch_size: rows a step; the last batch of an epoch may be smaller.
+        learning_rate: of adapters and linear heads.
+        gate_learning_rate: of the gate.
+        weight_decay: decoupled, on everything trained.
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    gate_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How two experts are joined (all reconstructed).
+
+    Args:
+        mix: see `models.mixture`.
+        prior: `client` adds the log of the client's own class frequencies to the global logits.
+        smoothing: added to every class count of that prior, greater than 0.
+        data: rows the gate learns on. `train`: together with the local expert, on the loss of the
+            mixture. `val`: on validation rows, after each epoch in which the local expert learned
+            alone; a gate that sees the rows the expert was fitted to over-trusts it.
+        local_loss: weight of the local expert's own cross-entropy beside the mixture's.
+    """
+
+    mix: Mix = "probabilities"
+    prior: Literal["none", "client"] = "none"
+    smoothing: float = 0.5
+    data: Literal["train", "val"] = "train"
+    local_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Per example: log-probabilities `(rows, classes)`; the global expert's weight `(rows,)` or None."""
+
+    log_probabilities: Tensor
+    gate_weight: Tensor | None
+
+
+class ModelLearner:
+    """Implements `core.algorithm.Learner` with a transformers model and PEFT adapters.
+
+    Args:
+        backbone: the frozen foundation model.
+        slots: its adapter slots.
+        head: from features to logits.
+        training, mixing: see there.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        slots: AdapterSlots,
+        head: Head,
+        training: Training,
+        mixing: Mixing,
+    ) -> None:
+        self.backbone, self.slots, self.head = backbone, slots, head
+        self.training, self.mixing = training, mixing
+        with torch.random.fork_rng(devices=[]):
+            self._gate = Gate(backbone.width).to(backbone.device)
+        gate = {name: tuple(p.shape) for name, p in self._gate.named_parameters()}
+        self.layout = Layout(
+            blocks=slots.groups,
+            head=tuple(head.shapes),
+            gate_adapter=ADAPTER,
+            gate_head=HEAD,
+            shapes={**slots.shapes, **head.shapes, **gate},
+        )
+        self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros(self.head.shapes[name])
+            if name in self.head.shapes
+            else self.slots.initial(name, seed)
+            for name in sorted(names)
+        }
+
+    def initial_gate(self, seed: int) -> dict[str, Tensor]:
+        return initial_gate(self.backbone.width, seed)
+
+    def fit(
+        self, view: View, names: frozenset[str], data: ClientData, *, epochs: int, seed: int
+    ) -> View:
+        """See `Learner.fit`. The gate trains whenever the view has one."""
+        train = self._constants(view, data, data.train)
+        val = self._constants(view, data, data.val)
+        with self._trainee(view, names) as trainee:
+            on_val = self.mixing.data == "val"
+            for epoch in range(epochs):
+                order = derive_seed(seed, "epoch", epoch)
+                self._epoch(trainee, data.train, None if on_val else train, order)
+                if on_val and val is not None:
+                    self._gate_epoch(trainee, data.val, val, order)
+            return trainee.view()
+
+    def score(self, view: View, data: ClientData, split: Split) -> Score:
+        """See `Learner.score`."""
+        rows = data.split(split)
+        if not len(rows):
+            return Score()
+        prediction = self.predict(view, data, rows)
+        labels = torch.from_numpy(rows.labels)
+        chosen = prediction.log_probabilities.gather(1, labels[:, None])
+        correct = prediction.log_probabilities.argmax(1) == labels
+        weight = prediction.gate_weight
+        return Score(
+            correct=int(correct.sum()),
+            rows=len(rows),
+            loss=-float(chosen.sum()),
+            gate_weight=float(weight.sum()) if weight is not None else 0.0,
+        )
+
+    @torch.no_grad()
+    def predict(self, view: View, data: ClientData, rows: Rows) -> Prediction:
+        """Predict `rows` with a client's model; `data` gives the client's class frequencies."""
+        features = self.features(view.expert, rows)
+        constants = self._constants(view, data, rows)
+        if constants is None:
+            return Prediction(F.log_softmax(self.head(features, view.expert.tensors), -1), None)
+        assert view.gate is not None
+        self._gate.load_state_dict(dict(view.gate))
+        mixed, weights = self._mix(features, view.expert.tensors, constants)
+        return Prediction(mixed, weights[:, 0].exp())
+
+    def features(self, expert: Expert, rows: Rows) -> Tensor:
+        """`(rows, width)` features under an expert; remembered for constant experts only."""
+        known = self._known.get(rows, {})
+        if expert.fingerprint in known:
+            return known[expert.fingerprint]
+        with torch.no_grad(), self.slots.holding(self._adapters(expert.tensors)):
+            return self._forward(rows)
+
+    def _forward(self, rows: Rows) -> Tensor:
+        lengths = self.backbone.lengths(rows)
+        order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
+        out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
+        for start in range(0, len(rows), _PREDICT_BATCH):
+            index = order[start : start + _PREDICT_BATCH]
+            batch = self.backbone.collate(rows.take(index))
+            out[torch.from_numpy(index).to(out.device)] = self.backbone.features(batch)
+        return out
+
+    def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
+        """Features of a constant expert. For every rows object only `partner`'s and the frozen
+        model's are kept: one of an earlier global expert is never asked for again."""
+        features = self.features(expert, rows)
+        keep = {FROZEN.fingerprint, partner.fingerprint}
+        known = {k: v for k, v in self._known.get(rows, {}).items() if k in keep}
+        self._known[rows] = {**known, expert.fingerprint: features}
+        return features
+
+    def _constants(self, view: View, data: ClientData, rows: Rows) -> _Constants | None:
+        """What the global expert and the gate's input are for `rows`; None without a mixture."""
+        if view.partner is None or view.gate is None or not len(rows):
+            return None
+        features = self._remembered(view.partner, view.partner, rows)
+        frozen = self._remembered(FROZEN, view.partner, rows)
+        logits = self.head(features, view.partner.tensors)
+        if self.mixing.prior == "client":
+            prior = log_prior(data.train.labels, self.head.classes, self.mixing.smoothing)
+            logits = logits + prior.to(logits.device)
+        return _Constants(frozen, features, logits)
+
+    def _mix(self, local: Tensor, expert: Tensors, constants: _Constants) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the mixture, and the gate's `(batch, 2)` log weights."""
+        weights = self._gate(constants.frozen)
+        if self.mixing.mix == "features":
+            mixed = self.head(mix_linear(weights, constants.features, local), expert)
+            return F.log_softmax(mixed, -1), weights
+        logits = self.head(local, expert)
+        if self.mixing.mix == "logits":
+            return F.log_softmax(mix_linear(weights, constants.logits, logits), -1), weights
+        return mix_probabilities(weights, constants.logits, logits), weights
+
+    def _trainee(self, view: View, names: frozenset[str]) -> _Trainee:
+        return _Trainee(self, view, names)
+
+    def _epoch(
+        self, trainee: _Trainee, rows: Rows, constants: _Constants | None, seed: int
+    ) -> None:
+        """One pass of the expert over `rows`, with the gate where there are constants."""
+        for index in shuffled_batches(len(rows), self.training.batch_size, seed):
+            batch = rows.take(index)
+            labels = torch.from_numpy(batch.labels).to(self.backbone.device)
+            features = self.backbone.features(self.backbone.collate(batch))
+            trainee.step(self._loss(features, trainee.expert, constants, index, labels))
+
+    def _loss(
+        self,
+        features: Tensor,
+        expert: Tensors,
+        constants: _Constants | None,
+        index: Index,
+        labels: Tensor,
+    ) -> Tensor:
+        if constants is None:
+            return F.cross_entropy(self.head(features, expert), labels)
+        mixed, _ = self._mix(features, expert, constants.take(index))
+        loss = F.nll_loss(mixed, labels)
+        if self.mixing.local_loss:
+            own = F.cross_entropy(self.head(features, expert), labels)
+            loss = loss + self.mixing.local_loss * own
+        return loss
+
+    def _gate_epoch(self, trainee: _Trainee, rows: Rows, constants: _Constants, seed: int) -> None:
+        """One pass of the gate alone over `rows`; both experts stand still."""
+        with torch.no_grad():
+            features = self._forward(rows)
+        expert = {name: t.detach() for name, t in trainee.expert.items()}
+        for index in shuffled_batches(len(rows), self.training.batch_size, seed):
+            labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
+            mixed, _ = self._mix(features[torch.from_numpy(index)], expert, constants.take(index))
+            trainee.step(F.nll_loss(mixed, labels))
+
+    def _adapters(self, tensors: Tensors) -> dict[str, Tensor]:
+        return {name: t for name, t in tensors.items() if name not in self.head.shapes}
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """Per example, for a mixture: gate input and global feature `(rows, width)`, global logits."""
+
+    frozen: Tensor
+    features: Tensor
+    logits: Tensor
+
+    def take(self, index: Index) -> _Constants:
+        where = torch.from_numpy(index).to(self.frozen.device)
+        return _Constants(self.frozen[where], self.features[where], self.logits[where])
+
+
+class _Trainee:
+    """One client's trainable tensors while they are in the resident model, and their optimiser.
+
+    A context manager: on leaving, the slots are switched off and nothing requires a gradient.
+    """
+
+    def __init__(self, learner: ModelLearner, view: View, names: frozenset[str]) -> None:
+        self._learner, self._view, self._names = learner, view, names
+        self._holding = learner.slots.holding(learner._adapters(view.expert.tensors))
+
+    def __enter__(self) -> _Trainee:
+        learner, view = self._learner, self._view
+        self._holding.__enter__()
+        device = learner.backbone.device
+        self.expert: dict[str, Tensor] = {
+            name: tensor.to(device, copy=True)
+            for name, tensor in view.expert.tensors.items()
+            if name in learner.head.shapes
+        }
+        heads = [self.expert[n].requires_grad_() for n in sorted(self.expert) if n in self._names]
+        slots = [learner.slots.parameters[n] for n in sorted(self._names) if n not in self.expert]
+        gate = list(learner._gate.parameters()) if view.gate is not None else []
+        if view.gate is not None:
+            learner._gate.load_state_dict(dict(view.gate))
+        for parameter in (*slots, *gate):
+            parameter.requires_grad_(True)
+        self._optimiser = _optimiser(learner.training, [*slots, *heads], gate)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._learner._gate.requires_grad_(False)
+        self._learner._gate.zero_grad(set_to_none=True)
+        for parameter in self._learner.slots.parameters.values():
+            parameter.grad = None
+        self._holding.__exit__(*error)  # type: ignore[arg-type]
+
+    def step(self, loss: Tensor) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+
+    def view(self) -> View:
+        """The view with what was trained, as copies on the CPU."""
+        heads = {n: t.detach().to("cpu", copy=True) for n, t in self.expert.items()}
+        slots = self._learner.slots.read(self._names - self.expert.keys())
+        expert = Expert({**self._view.expert.tensors, **heads, **slots})
+        gate = None
+        if self._view.gate is not None:
+            state = self._learner._gate.state_dict()
+            gate = {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
+        return View(expert, self._view.partner, gate)
+
+
+def _optimiser(
+    training: Training, expert: Sequence[Tensor], gate: Sequence[Tensor]
+) -> torch.optim.Optimizer:
+    groups = [
+        {"params": list(expert), "lr": training.learning_rate},
+        {"params": list(gate), "lr": training.gate_learning_rate},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)

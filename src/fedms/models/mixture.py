@@ -1,0 +1,50 @@
+"""The mixture of foundation models: two experts' opinions joined by the gate's weights.
+
+With weights `w` for the global and `1 - w` for the local expert, per example (reconstructed; the
+abstract only says that the two form a mixture):
+
+- `probabilities`: `p = w p_global + (1 - w) p_local`.
+- `logits`: `p = softmax(w l_global + (1 - w) l_local)`.
+- `features`: `p = softmax(head(w z_global + (1 - w) z_local))`, with the local expert's head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.core.rows import Index
+
+Mix = Literal["probabilities", "logits", "features"]
+
+
+def mix_probabilities(weights: Tensor, global_logits: Tensor, local_logits: Tensor) -> Tensor:
+    """Log-probabilities of the mixture of probabilities, computed without leaving log space.
+
+    Args:
+        weights: `(batch, 2)` log weights of (global, local).
+        global_logits, local_logits: `(batch, classes)`.
+    """
+    first = weights[:, :1] + F.log_softmax(global_logits, dim=-1)
+    second = weights[:, 1:] + F.log_softmax(local_logits, dim=-1)
+    return torch.logaddexp(first, second)
+
+
+def mix_linear(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`w·first + (1 - w)·second` of logits or features, from `(batch, 2)` log weights."""
+    share = weights.exp()
+    return share[:, :1] * first + share[:, 1:] * second
+
+
+def log_prior(labels: Index, classes: int, smoothing: float) -> Tensor:
+    """Log of smoothed class frequencies, `(classes,)`: `(n_c + s) / (n + s·classes)`.
+
+    Added to logits, it corrects an expert trained on other class frequencies (logit adjustment,
+    arXiv 2007.07314, turned towards the client). `smoothing` > 0 keeps unseen classes possible.
+    """
+    counts = np.bincount(labels, minlength=classes).astype(np.float64) + smoothing
+    return torch.from_numpy(np.log(counts / counts.sum())).to(torch.float32)

@@ -1,0 +1,102 @@
+"""What a run shows on a terminal: the partition, a line per round, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedms.config import Config
+from fedms.run import Evaluated, Event, Finished, RoundDone, Started
+
+_LONGEST_PARTITION = 20
+_ROWS = {
+    "zero_shot": "zero-shot",
+    "global": "global expert",
+    "local": "local expert",
+    "personal": "personal",
+    "unseen": "unseen clients",
+}
+
+
+class Progress:
+    """Prints events as they come; call it with each."""
+
+    def __init__(self, config: Config, console: Console | None = None) -> None:
+        self._config, self._console = config, console or Console(highlight=False)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._started(event)
+            case RoundDone():
+                self._round(event)
+            case Evaluated():
+                words = ", ".join(f"{_ROWS[r]} {a:.3f}" for r, a in event.test.items())
+                self._console.print(
+                    f"  test accuracy after round {event.round}: {words}", style="dim"
+                )
+            case Finished():
+                self._finished(event.summary, str(event.folder))
+
+    def _started(self, event: Started) -> None:
+        experiment, config = event.experiment, self._config
+        self._console.print(
+            f"[bold]{config.method}[/bold] on {config.name}: {config.model.name}, "
+            f"{event.rounds} rounds, seed {config.seed}"
+        )
+        self._console.print(experiment.partition_summary)
+        table = Table("client", box=None, pad_edge=False)
+        for name in ("train", "val", "test", "classes"):
+            table.add_column(name, justify="right")
+        for sizes in experiment.partition[:_LONGEST_PARTITION]:
+            table.add_row(sizes.id, *(f"{number:,}" for number in sizes[1:]))
+        self._console.print(table)
+        rest = len(experiment.partition) - _LONGEST_PARTITION
+        if rest > 0:
+            self._console.print(f"… and {rest} more clients")
+
+    def _round(self, event: RoundDone) -> None:
+        record = event.record
+        score = "–" if record.validation is None else f"{record.validation:.3f}"
+        depths = sorted(set(record.client_depths))
+        depth = str(depths[0]) if len(depths) == 1 else f"{depths[0]}–{depths[-1]}"
+        self._console.print(
+            f"stage {record.stage}  round {record.round + 1:>3}/{event.rounds}  "
+            f"depth {depth}/{event.blocks}  validation {score}  sent {_size(event.sent_bytes)}  "
+            f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left"
+        )
+        for client, reason in record.rejected.items():
+            self._console.print(
+                f"  rejected client {client}: {reason}", style="yellow", markup=False
+            )
+
+    def _finished(self, summary: Mapping[str, Any], folder: str) -> None:
+        table = Table("test accuracy")
+        for name in ("mean", "worst decile", "weighted", "spread"):
+            table.add_column(name, justify="right")
+        for role, name in _ROWS.items():
+            scores = summary["test"].get(role)
+            if scores is not None:
+                label = self._config.method if role == "personal" else name
+                keys = ("mean", "worst_decile", "weighted", "std")
+                table.add_row(label, *(f"{scores[key]:.3f}" for key in keys))
+        self._console.print(table)
+        cost = summary["cost"]
+        share = cost["trainable_parameters"] / cost["total_parameters"]
+        self._console.print(
+            f"{_size(cost['upload_bytes'])} up and {_size(cost['download_bytes'])} down over all "
+            f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters trained; "
+            f"{cost['wall_seconds']:.0f} s"
+        )
+        self._console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+
+
+def _size(count: int) -> str:
+    """Bytes in decimal units."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

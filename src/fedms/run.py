@@ -1,0 +1,274 @@
+"""One run from configuration to run folder: train in the simulator, evaluate, keep the models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedms.build import Experiment, build
+from fedms.config import Config, dump_config
+from fedms.core.algorithm import Score, ServerState, View
+from fedms.core.metrics import summarise
+from fedms.core.rows import Split
+from fedms.core.tensors import part
+from fedms.models import save_expert, save_gate
+from fedms.models.learner import FROZEN
+from fedms.runtimes.rounds import RoundRecord, run_rounds
+from fedms.runtimes.simulator import Simulator
+from fedms.store.files import whole_folder, write_json
+from fedms.store.run_folder import RunFolder
+from fedms.store.states import save_state
+
+
+@dataclass(frozen=True)
+class Started:
+    """Data are dealt and the model is loaded; training begins."""
+
+    experiment: Experiment
+    folder: Path
+    rounds: int
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round is complete. `seconds_left` extrapolates what rounds took so far."""
+
+    record: RoundRecord
+    blocks: int
+    rounds: int
+    sent_bytes: int
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Models were scored after `round` rounds: mean test accuracy over clients by role."""
+
+    round: int
+    test: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is complete and its folder written."""
+
+    summary: Mapping[str, Any]
+    folder: Path
+
+
+Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]
+"""Split, role, client."""
+_NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
+Event = Started | RoundDone | Evaluated | Finished
+
+
+def default_folder(config: Config) -> Path:
+    return Path("runs") / f"{config.name}-{config.method}-seed{config.seed}"
+
+
+def run(
+    config: Config,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> dict[str, Any]:
+    """Perform a whole run and return its summary (see `summary.json`).
+
+    Args:
+        config: what to run.
+        out: the run folder; None for `runs/NAME-METHOD-seedN`.
+        force: replace an earlier run's folder.
+        watch: is called with every event as it happens.
+
+    Raises:
+        UserError: if the data, model, configuration or run folder do not fit.
+    """
+    path = out or default_folder(config)
+    RunFolder.check(path, force=force)
+    experiment = build(config)
+    folder = RunFolder.create(path, dump_config(config), seed=config.seed, force=force)
+    return _Run(config, experiment, folder, watch).perform()
+
+
+class _Run:
+    """A run in progress: what it has cost so far, and where its records go."""
+
+    def __init__(
+        self,
+        config: Config,
+        experiment: Experiment,
+        folder: RunFolder,
+        watch: Callable[[Event], None],
+    ) -> None:
+        self._config, self._experiment, self._folder = config, experiment, folder
+        self._watch = watch
+        self._simulator = Simulator(
+            experiment.algorithm, experiment.learner, experiment.clients, folder.client_states
+        )
+        self._began = time.perf_counter()
+        self._records: list[RoundRecord] = []
+        self._rounds = config.stage1.rounds
+        if config.method != "fedavg":
+            self._rounds += config.stage2.rounds
+
+    def perform(self) -> dict[str, Any]:
+        """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
+        algorithm = self._experiment.algorithm
+        self._watch(Started(self._experiment, self._folder.path, self._rounds))
+        zero_shot = self._zero_shot()
+        state = algorithm.init(self._experiment.learner, self._config.seed)
+        scores: Scores = {}
+        for after, record in run_rounds(algorithm, self._simulator, state):
+            stage_ended = after.stage != state.stage
+            state = after
+            self._record(state, record)
+            if stage_ended or self._is_due(state.round):
+                scores = self._evaluate(state)
+        self._save_adapters(state)
+        unseen = self._simulator.evaluate(state, "test", self._experiment.unseen)
+        summary = self._summary(zero_shot, scores, unseen)
+        self._folder.write_summary(summary)
+        self._watch(Finished(summary, self._folder.path))
+        return summary
+
+    def _is_due(self, rounds: int) -> bool:
+        every = self._config.evaluate_every
+        return rounds == self._rounds or bool(every and rounds % every == 0)
+
+    def _zero_shot(self) -> Scores:
+        """The foundation model alone, where it can score classes without training."""
+        if self._experiment.learner.head.shapes:
+            return {}
+        splits: tuple[Split, ...] = ("val", "test")
+        scores = {split: self._simulator.score_all(View(FROZEN), split) for split in splits}
+        return {split: {"zero_shot": score} for split, score in scores.items()}
+
+    def _record(self, state: ServerState, record: RoundRecord) -> None:
+        save_state(self._folder.server_state, state)
+        self._folder.add_round(asdict(record))
+        self._records.append(record)
+        seconds = time.perf_counter() - self._began
+        self._watch(
+            RoundDone(
+                record,
+                blocks=len(self._experiment.learner.layout.blocks),
+                rounds=self._rounds,
+                sent_bytes=sum(r.upload_bytes + r.download_bytes for r in self._records),
+                seconds=seconds,
+                seconds_left=seconds / state.round * (self._rounds - state.round),
+            )
+        )
+
+    def _evaluate(self, state: ServerState) -> Scores:
+        """Score every role on every client's validation and test rows, and write them down."""
+        splits: tuple[Split, ...] = ("val", "test")
+        scores = {split: self._simulator.evaluate(state, split) for split in splits}
+        for client, info in zip(self._experiment.clients, self._experiment.partition, strict=False):
+            own = self._folder.client_states.load(client.id)
+            self._folder.add_client(
+                {
+                    "round": state.round,
+                    "stage": self._records[-1].stage,
+                    **info._asdict(),
+                    "depth": own.depth if own else None,
+                    "gate_weight": _gate_weight(scores["test"], client.id),
+                    **{
+                        name: _accuracies(scores[split], client.id)
+                        for split, name in _NAMES.items()
+                    },
+                }
+            )
+        summaries = {role: summarise(s) for role, s in scores["test"].items()}
+        self._watch(Evaluated(state.round, {r: s.mean for r, s in summaries.items() if s}))
+        return scores
+
+    def _save_adapters(self, state: ServerState) -> None:
+        """Global expert, gate, and every client's own, each folder put in place as a whole."""
+        learner, base = self._experiment.learner, self._config.model.name
+        write_json(self._folder.path / "adapters" / "head.json", self._experiment.head)
+        shared = self._experiment.algorithm.view(state, None, "global")
+        if shared is not None:
+            with whole_folder(self._folder.global_adapter()) as folder:
+                save_expert(folder, learner, shared.expert.tensors, base)
+            with whole_folder(self._folder.gate()) as folder:
+                save_gate(folder, learner, part("gate", state.tensors))
+        for client in self._experiment.clients:
+            own = self._folder.client_states.load(client.id)
+            view = self._experiment.algorithm.view(state, own, "personal") if own else None
+            if view is None:
+                continue
+            with whole_folder(self._folder.client_adapters(client.id)) as folder:
+                _subfolder(
+                    folder,
+                    "local",
+                    lambda f, v=view: save_expert(f, learner, v.expert.tensors, base),
+                )
+                if view.gate is not None:
+                    _subfolder(folder, "gate", lambda f, v=view: save_gate(f, learner, v.gate))
+
+    def _summary(
+        self, zero_shot: Scores, scores: Scores, unseen: Mapping[str, Mapping[str, Score]]
+    ) -> dict[str, Any]:
+        names = ("zero_shot", "global", "local", "personal")
+        found = {split: {**zero_shot.get(split, {}), **scores.get(split, {})} for split in _NAMES}
+        result = {
+            name: {role: _summarised(found[split].get(role)) for role in names}
+            for split, name in _NAMES.items()
+        }
+        result["test"]["unseen"] = _summarised(unseen.get("personal"))
+        return {
+            "method": self._config.method,
+            "seed": self._config.seed,
+            "clients": len(self._experiment.clients),
+            "rounds": len(self._records),
+            **result,
+            "cost": self._cost(),
+        }
+
+    def _cost(self) -> dict[str, Any]:
+        """Counted costs; FLOPs and activation memory are not measured yet and therefore null."""
+        model = self._experiment.learner.backbone.model
+        adapters = self._experiment.learner.slots.parameters.values()
+        frozen = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in adapters)
+        return {
+            "upload_bytes": sum(r.upload_bytes for r in self._records),
+            "download_bytes": sum(r.download_bytes for r in self._records),
+            "train_flops": None,
+            "train_seconds": sum(r.seconds for r in self._records),
+            "wall_seconds": time.perf_counter() - self._began,
+            "peak_activation_bytes": None,
+            "trainable_parameters": max(r.trainable_parameters for r in self._records),
+            "total_parameters": frozen,
+        }
+
+
+def _subfolder(parent: Path, name: str, fill: Callable[[Path], None]) -> None:
+    folder = parent / name
+    folder.mkdir()
+    fill(folder)
+
+
+def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[str, float | None]:
+    return {
+        role: by_client[client].accuracy
+        for role, by_client in scores.items()
+        if client in by_client
+    }
+
+
+def _gate_weight(scores: Mapping[str, Mapping[str, Score]], client: str) -> float | None:
+    """Mean weight on the global expert over a client's test rows, where it has a gate."""
+    score = scores.get("personal", {}).get(client)
+    if score is None or not score.rows or "local" not in scores or client not in scores["local"]:
+        return None
+    return score.gate_weight / score.rows
+
+
+def _summarised(scores: Mapping[str, Score] | None) -> dict[str, Any] | None:
+    summary = summarise(scores) if scores else None
+    return asdict(summary) if summary else None

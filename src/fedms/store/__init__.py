@@ -1,0 +1,1 @@
+"""What is kept on disk: states of server and clients, and the run folder."""

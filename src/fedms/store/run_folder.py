@@ -1,0 +1,152 @@
+"""The folder a run leaves behind (`config.toml`, `rounds.jsonl`, `summary.json`, …)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedms.core.errors import UserError
+from fedms.store.files import append_json, safe_name, write_json, write_text
+from fedms.store.states import ClientStates
+
+_MARK = "config.toml"
+_PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
+
+
+class RunFolder:
+    """Paths and writers of one run folder. `create` makes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.client_states = ClientStates(path / "checkpoints" / "clients")
+
+    @classmethod
+    def create(cls, path: Path, config_toml: str, *, seed: int, force: bool = False) -> RunFolder:
+        """Make a run folder with its configuration and environment.
+
+        Args:
+            path: where; its parents are made.
+            config_toml: the resolved configuration.
+            seed: the run's seed.
+            force: replace an earlier run's folder.
+
+        Raises:
+            UserError: if something is in the way, or (with `force`) is no run folder, or the
+                folder cannot be written.
+        """
+        cls.check(path, force=force)
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / _MARK, config_toml)
+            write_json(path / "environment.json", environment(seed))
+            for name in ("rounds.jsonl", "clients.jsonl"):
+                write_text(path / name, "")
+        except OSError as error:
+            raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
+        return cls(path)
+
+    @staticmethod
+    def check(path: Path, *, force: bool) -> None:
+        """Make sure that a run may be put at `path`, before anything is computed.
+
+        Raises:
+            UserError: if something is in the way.
+        """
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        if not force:
+            raise UserError(
+                f"got run folder {path}, which exists; try --out OTHER, or --force to replace it"
+            )
+        if not (path / _MARK).is_file():
+            raise UserError(f"got --force for {path}, which is no run folder; it was left alone")
+
+    @property
+    def server_state(self) -> Path:
+        return self.path / "checkpoints" / "server.safetensors"
+
+    def global_adapter(self) -> Path:
+        return self.path / "adapters" / "global"
+
+    def gate(self) -> Path:
+        return self.path / "adapters" / "gate"
+
+    def client_adapters(self, client: str) -> Path:
+        """Where a client's `local/` and `gate/` are. Ids are percent-encoded as file names."""
+        return self.path / "adapters" / "clients" / safe_name(client)
+
+    def add_round(self, record: Mapping[str, Any]) -> None:
+        append_json(self.path / "rounds.jsonl", record)
+
+    def add_client(self, record: Mapping[str, Any]) -> None:
+        append_json(self.path / "clients.jsonl", record)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, seed, git commit and machine, as JSON values; what is not known is None."""
+    return {
+        "seed": seed,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree this runs from, marked `-dirty` where it was changed."""
+    here = Path(__file__).parent
+    command = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or None
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
