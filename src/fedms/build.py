@@ -122,7 +122,8 @@ def make_learner(
     training = models.Training(**config.training.model_dump())
     gate = config.gate
     mixing = models.Mixing(gate.mix, gate.mix_prior, gate.smoothing, gate.data, gate.local_loss)
-    return models.ModelLearner(backbone, slots, head, training, mixing), description
+    cache = parse_size(config.runtime.cache_bytes)
+    return models.ModelLearner(backbone, slots, head, training, mixing, cache), description
 
 
 def _head(
@@ -190,7 +191,7 @@ def pick_device(wanted: str) -> str:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there[wanted.split(":")[0]]:
+    if not there[wanted.split(":", maxsplit=1)[0]]:
         raise UserError(f"got runtime.device = {wanted!r}, which is not there; try device=auto")
     return wanted
 
@@ -233,8 +234,7 @@ def _caps(
 
 def _blocks(size: str, layout: Layout) -> int:
     """How many blocks' adapters (and the head) fit into so many bytes of float32."""
-    number, unit = re.fullmatch(r"([\d.]+)\s?(\w+)", size).groups()  # type: ignore[union-attr]
-    budget = float(number) * _UNITS[unit]
+    budget = parse_size(size)
     fitting = [
         d for d in range(1, len(layout.blocks) + 1) if 4 * layout.size(layout.expert(d)) <= budget
     ]
@@ -242,3 +242,9 @@ def _blocks(size: str, layout: Layout) -> int:
         least = 4 * layout.size(layout.expert(1))
         raise UserError(f"got sal.caps of {size}; expected at least {least}B, one block's adapters")
     return max(fitting)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `60kB` or `2GB`, in decimal units."""
+    number, unit = re.fullmatch(r"([\d.]+)\s?(\w+)", text).groups()  # type: ignore[union-attr]
+    return int(float(number) * _UNITS[unit])

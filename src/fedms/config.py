@@ -18,10 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Cohort = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0.0, le=1.0)]
-Cap = (
-    Annotated[int, Field(ge=1, strict=True)]
-    | Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[kKMG]?B$")]
-)
+Size = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[kKMG]?B$")]
+
+Cap = Annotated[int, Field(ge=1, strict=True)] | Size
 
 
 class ConfigError(ValueError):
@@ -179,6 +178,7 @@ class Runtime(Section):
 
     name: Literal["simulator"] = "simulator"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    cache_bytes: Size = Field("2GB", description="memory of the prefix cache; 0B: none")
 
 
 class Config(Section):

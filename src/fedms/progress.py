@@ -66,7 +66,8 @@ class Progress:
         self._console.print(
             f"stage {record.stage}  round {record.round + 1:>3}/{event.rounds}  "
             f"depth {depth}/{event.blocks}  validation {score}  sent {_size(event.sent_bytes)}  "
-            f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left"
+            f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left",
+            soft_wrap=True,
         )
         for client, reason in record.rejected.items():
             self._console.print(

@@ -60,13 +60,14 @@ class Finished:
     folder: Path
 
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]
+Scores = Mapping[Split, Mapping[str, Mapping[str, Score]]]
 """Split, role, client."""
 _NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
 Event = Started | RoundDone | Evaluated | Finished
 
 
 def default_folder(config: Config) -> Path:
+    """Where a run goes if nothing else is said."""
     return Path("runs") / f"{config.name}-{config.method}-seed{config.seed}"
 
 
@@ -203,13 +204,9 @@ class _Run:
             if view is None:
                 continue
             with whole_folder(self._folder.client_adapters(client.id)) as folder:
-                _subfolder(
-                    folder,
-                    "local",
-                    lambda f, v=view: save_expert(f, learner, v.expert.tensors, base),
-                )
+                save_expert(folder / "local", learner, view.expert.tensors, base)
                 if view.gate is not None:
-                    _subfolder(folder, "gate", lambda f, v=view: save_gate(f, learner, v.gate))
+                    save_gate(folder / "gate", learner, view.gate)
 
     def _summary(
         self, zero_shot: Scores, scores: Scores, unseen: Mapping[str, Mapping[str, Score]]
@@ -245,12 +242,6 @@ class _Run:
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,
         }
-
-
-def _subfolder(parent: Path, name: str, fill: Callable[[Path], None]) -> None:
-    folder = parent / name
-    folder.mkdir()
-    fill(folder)
 
 
 def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a client's private model is kept: the last, or the best on validation rows."""
+"""Which checkpoint of a client's private model is kept: the last, or the best on its own rows."""
 
 from __future__ import annotations
 

@@ -62,9 +62,10 @@ class View:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over rows, so that scores add: correct predictions, negative log-likelihood, gate weight.
+    """Sums over rows, so that scores add.
 
-    `gate_weight` is the summed weight on the global expert, 0 where there is no gate.
+    `loss` is the negative log-likelihood in nats; `gate_weight` is the summed weight on the global
+    expert, 0 where there is no gate.
     """
 
     correct: int = 0

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """What the user gave is wrong. The message says what was got, what was expected and what to try."""
+    """What the user gave is wrong: the message says what was got, expected, and to try."""

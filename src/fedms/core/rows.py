@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Split = Literal["train", "val", "test"]
 Index = NDArray[np.int64]
 Column = Sequence[Any] | NDArray[Any]
+_POOL = 8
+"""Batches whose rows are sorted by length together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +58,24 @@ def _take(column: Column, index: Index) -> Column:
     return [column[i] for i in index]
 
 
-def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[Index]:
-    """One epoch: the index of every row once, in an order that depends on `seed` alone.
+def shuffled_batches(
+    rows: int, size: int, seed: int, lengths: NDArray[Any] | None = None
+) -> Iterator[Index]:
+    """One epoch: the index of every row once, in an order that depends on the arguments alone.
 
-    The last batch may be smaller; no row is left out.
+    The last batch may be smaller; no row is left out. With `lengths`, rows of similar length are
+    batched together, so that little padding is computed: within pools of some batches that are
+    shuffled anew every epoch, and in shuffled order.
     """
-    order = np.random.default_rng(seed).permutation(rows).astype(np.int64)
-    for start in range(0, rows, size):
-        yield order[start : start + size]
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(rows).astype(np.int64)
+    if lengths is not None:
+        pools = [order[at : at + _POOL * size] for at in range(0, rows, _POOL * size)]
+        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [order])
+    batches = [order[start : start + size] for start in range(0, rows, size)]
+    if lengths is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    yield from batches
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,4 +53,5 @@ def elements(tensors: Tensors) -> int:
 
 
 def all_finite(tensors: Tensors) -> bool:
+    """Whether no value is NaN or infinite."""
     return all(bool(torch.isfinite(t).all()) for t in tensors.values())

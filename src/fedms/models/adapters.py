@@ -1,4 +1,4 @@
-"""LoRA adapters in the resident model: injected once, then filled in place. The only importer of peft.
+"""LoRA adapters in the resident model: injected once, filled in place. The only importer of peft.
 
 Every block of the foundation model has a slot. An expert's tensors are copied into the slots;
 blocks it has no tensors for are switched off, so that they cost nothing. Nothing is rebuilt or
@@ -10,7 +10,7 @@ LoRA: arXiv 2106.09685. Names are those in PEFT's `adapter_model.safetensors`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class AdapterSlots:
 
     def __init__(self, model: nn.Module, blocks: Blocks, rank: int, alpha: float) -> None:
         self._blocks, self._rank, self._alpha = blocks, rank, alpha
+        self.root = blocks.root
         inject_adapter_in_model(self.config(range(blocks.count)), model, adapter_name=_SLOT)
         model.requires_grad_(False)
         layers = dict(model.named_modules())
@@ -63,7 +64,7 @@ class AdapterSlots:
         targets = "|".join(re.escape(target) for target in self._blocks.targets)
         return LoraConfig(
             r=self._rank,
-            lora_alpha=self._alpha,  # type: ignore[arg-type]
+            lora_alpha=self._alpha,
             lora_dropout=0.0,
             bias="none",
             target_modules=rf"{re.escape(self._blocks.root)}\.({numbers})\.({targets})",
@@ -72,13 +73,14 @@ class AdapterSlots:
         )
 
     def initial(self, name: str, seed: int) -> Tensor:
-        """A slot's tensor before training: B zero, A uniform as in PEFT, from `seed` and the name."""
+        """A slot before training: B zero, A uniform as in PEFT, from `seed` and the name."""
         shape = self.shapes[name]
         if ".lora_B." in name:
             return torch.zeros(shape)
         bound = (1.0 / shape[1]) ** 0.5  # kaiming_uniform_ with a = sqrt(5), as PEFT does
         generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name))
-        return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+        uniform: Tensor = torch.rand(shape, generator=generator)
+        return uniform.mul(2).sub(1).mul(bound)
 
     @contextmanager
     def holding(self, tensors: Tensors) -> Iterator[None]:
@@ -99,7 +101,7 @@ class AdapterSlots:
         unknown = tensors.keys() - self.parameters.keys()
         if unknown:
             raise ValueError(f"got a tensor {min(unknown)!r} for which the model has no slot")
-        active = [index for index, group in enumerate(self.groups) if group[0] in tensors]
+        active = self.blocks_of(tensors)
         with torch.no_grad():
             for index in active:
                 for name in self.groups[index]:
@@ -118,9 +120,16 @@ class AdapterSlots:
         """Copies of slots, on the CPU."""
         return {n: self.parameters[n].detach().to("cpu", copy=True) for n in sorted(names)}
 
-    def blocks_of(self, tensors: Tensors) -> list[int]:
-        """Indices of the blocks that an expert adapts."""
-        return [index for index, group in enumerate(self.groups) if group[0] in tensors]
+    def blocks_of(self, names: Collection[str]) -> list[int]:
+        """Indices of the blocks whose tensors are named, ascending."""
+        return [index for index, group in enumerate(self.groups) if group[0] in names]
+
+    def lowest(self, names: Collection[str]) -> int:
+        """The first block whose tensors are named: the boundary of what stays constant.
+
+        The number of blocks if there is none.
+        """
+        return min(self.blocks_of(names), default=len(self.groups))
 
     def save_config(self, folder: Path, tensors: Tensors, base: str) -> None:
         """Write `adapter_config.json` for an expert into an existing folder."""

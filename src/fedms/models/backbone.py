@@ -5,7 +5,7 @@ The only module that imports transformers. Three kinds are supported:
 - `clip`: a `CLIPModel`; images are classified, class prompts go through its text tower.
 - `sentence`: a text encoder with a sentence-transformers pooling (`1_Pooling/config.json`);
   texts are classified, class prompts are encoded as the texts are.
-- `text`, `image`: any other encoder (BERT, RoBERTa, ViT, DINOv2, …), without a text side for classes.
+- `text`, `image`: any other encoder (BERT, RoBERTa, ViT, DINOv2, …), which cannot score prompts.
 
 Weights are read from safetensors only, and no code of a model repository is ever run.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +144,7 @@ class Backbone:
         20 is the value sentence encoders of this family were trained with (multiple negatives
         ranking loss of sentence-transformers).
         """
-        return float(self.model.logit_scale.exp()) if self.kind == "clip" else 20.0  # type: ignore[operator,union-attr]
+        return float(self.model.logit_scale.exp()) if self.kind == "clip" else 20.0  # type: ignore[operator]
 
     def _prompt_batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         tokenizer = load_tokenizer(self.name)
@@ -223,7 +224,8 @@ def find_blocks(model: nn.Module, tower: str, targets: str, name: str) -> Blocks
     Raises:
         UserError: if the model has no such list, or its blocks lack a projection of `targets`.
     """
-    count = getattr(model.config, "vision_config", model.config).num_hidden_layers  # type: ignore[union-attr]
+    config: Any = model.config
+    count = int(getattr(config, "vision_config", config).num_hidden_layers)
     for path, module in model.named_modules():
         inside = path.startswith(tower)
         if inside and isinstance(module, nn.ModuleList) and len(module) == count:
@@ -276,15 +278,31 @@ def _has_pooler(config: Any) -> bool:
 
 
 def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
-    """`from_pretrained` without remote code; what goes wrong becomes one line."""
+    """`from_pretrained` without remote code, quietly; what goes wrong becomes one line."""
     try:
-        return loader.from_pretrained(folder, trust_remote_code=False, **options)
+        with _quiet():
+            return loader.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"got model.name = {name!r}, which cannot be loaded: {reason}; expected a folder that "
             "save_pretrained wrote (with safetensors weights), or a hub id that can be reached"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without progress bars and notices; its settings are put back afterwards."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 def load_tokenizer(folder: str) -> Any:

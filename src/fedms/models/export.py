@@ -11,7 +11,7 @@ from fedms.models.learner import ModelLearner
 
 
 def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str) -> None:
-    """Write an expert into an existing folder, as PEFT writes an adapter.
+    """Write an expert into a folder (made if needed), as PEFT writes an adapter.
 
     `PeftModel.from_pretrained(foundation_model, folder)` loads it without fedms. A linear head, if
     the expert has one, stands beside it in `head.safetensors` (`head.weight`, `head.bias`). An
@@ -23,6 +23,7 @@ def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str
         tensors: the expert's.
         base: name of the foundation model, for the configuration.
     """
+    folder.mkdir(exist_ok=True)
     heads = {name: t for name, t in tensors.items() if name in learner.head.shapes}
     adapters = {name: t for name, t in tensors.items() if name not in heads}
     if heads:
@@ -35,6 +36,7 @@ def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:
     """Write `gate.safetensors`, and `gate.json` with the width and how experts are mixed."""
+    folder.mkdir(exist_ok=True)
     (folder / "gate.safetensors").write_bytes(serialise(gate))
     facts = {"width": learner.backbone.width, **dataclasses.asdict(learner.mixing)}
     (folder / "gate.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -37,9 +37,8 @@ class PromptHead:
         temperature: greater than 0.
     """
 
-    shapes: dict[str, tuple[int, ...]] = {}
-
     def __init__(self, embeddings: Tensor, temperature: float) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.embeddings, self.temperature = embeddings, temperature
 
     @classmethod

@@ -8,7 +8,7 @@ computed once per example and kept.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from fedms.core.algorithm import Expert, Layout, Score, View
 from fedms.core.rows import ClientData, Index, Rows, Split, shuffled_batches
 from fedms.core.seeds import derive_seed
-from fedms.core.tensors import Tensors
+from fedms.core.tensors import Tensors, fingerprint, pick
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.gate import ADAPTER, HEAD, Gate, initial_gate
 from fedms.models.heads import Head
 from fedms.models.mixture import Mix, log_prior, mix_linear, mix_probabilities
+from fedms.models.prefix import Kept, PrefixCache
 
 _PREDICT_BATCH = 128
 FROZEN = Expert({})
@@ -71,7 +72,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Per example: log-probabilities `(rows, classes)`; the global expert's weight `(rows,)` or None."""
+    """Log-probabilities `(rows, classes)`; the global expert's weights `(rows,)`, if any."""
 
     log_probabilities: Tensor
     gate_weight: Tensor | None
@@ -85,6 +86,7 @@ class ModelLearner:
         slots: its adapter slots.
         head: from features to logits.
         training, mixing: see there.
+        cache_bytes: budget of the prefix cache; 0 for none.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ModelLearner:
         head: Head,
         training: Training,
         mixing: Mixing,
+        cache_bytes: int = 0,
     ) -> None:
         self.backbone, self.slots, self.head = backbone, slots, head
         self.training, self.mixing = training, mixing
@@ -107,6 +110,7 @@ class ModelLearner:
             gate_head=HEAD,
             shapes={**slots.shapes, **head.shapes, **gate},
         )
+        self.prefixes = PrefixCache(backbone, slots.root, cache_bytes)
         self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -128,7 +132,7 @@ class ModelLearner:
         """See `Learner.fit`. The gate trains whenever the view has one."""
         train = self._constants(view, data, data.train)
         val = self._constants(view, data, data.val)
-        with self._trainee(view, names) as trainee:
+        with _Trainee(self, view, names, data.train) as trainee:
             on_val = self.mixing.data == "val"
             for epoch in range(epochs):
                 order = derive_seed(seed, "epoch", epoch)
@@ -171,22 +175,44 @@ class ModelLearner:
         known = self._known.get(rows, {})
         if expert.fingerprint in known:
             return known[expert.fingerprint]
-        with torch.no_grad(), self.slots.holding(self._adapters(expert.tensors)):
-            return self._forward(rows)
+        adapters = self._adapters(expert.tensors)
+        with torch.no_grad(), self.slots.holding(adapters):
+            kept = self.prefixes.find(rows, self._below(adapters))
+            if kept is None and adapters:
+                lowest = self.slots.blocks_of(adapters)[0]
+                kept = self.prefixes.keep(rows, lowest, self._below(adapters)(lowest))
+            return self._forward(rows, kept)
 
-    def _forward(self, rows: Rows) -> Tensor:
+    def _below(self, adapters: Tensors) -> Callable[[int], str]:
+        """The hash of the adapters below a boundary."""
+
+        def hashed(boundary: int) -> str:
+            names = [n for group in self.slots.groups[:boundary] for n in group if n in adapters]
+            return fingerprint(pick(adapters, names))
+
+        return hashed
+
+    def _forward(self, rows: Rows, kept: Kept | None) -> Tensor:
+        """Features of all rows under the adapters now in the model, shortest rows first."""
         lengths = self.backbone.lengths(rows)
         order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
         for start in range(0, len(rows), _PREDICT_BATCH):
             index = order[start : start + _PREDICT_BATCH]
-            batch = self.backbone.collate(rows.take(index))
-            out[torch.from_numpy(index).to(out.device)] = self.backbone.features(batch)
+            out[torch.from_numpy(index).to(out.device)] = self._batch(rows, index, kept)
         return out
+
+    def _batch(self, rows: Rows, index: Index, kept: Kept | None) -> Tensor:
+        """`(batch, width)` features of some rows, from the kept prefix where there is one."""
+        batch = self.backbone.collate(rows.take(index))
+        if kept is None:
+            return self.backbone.features(batch)
+        return self.prefixes.split.suffix(batch, kept.take(index), kept.boundary)
 
     def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
         """Features of a constant expert. For every rows object only `partner`'s and the frozen
-        model's are kept: one of an earlier global expert is never asked for again."""
+        model's are kept: one of an earlier global expert is never asked for again.
+        """
         features = self.features(expert, rows)
         keep = {FROZEN.fingerprint, partner.fingerprint}
         known = {k: v for k, v in self._known.get(rows, {}).items() if k in keep}
@@ -216,17 +242,14 @@ class ModelLearner:
             return F.log_softmax(mix_linear(weights, constants.logits, logits), -1), weights
         return mix_probabilities(weights, constants.logits, logits), weights
 
-    def _trainee(self, view: View, names: frozenset[str]) -> _Trainee:
-        return _Trainee(self, view, names)
-
     def _epoch(
         self, trainee: _Trainee, rows: Rows, constants: _Constants | None, seed: int
     ) -> None:
         """One pass of the expert over `rows`, with the gate where there are constants."""
-        for index in shuffled_batches(len(rows), self.training.batch_size, seed):
-            batch = rows.take(index)
-            labels = torch.from_numpy(batch.labels).to(self.backbone.device)
-            features = self.backbone.features(self.backbone.collate(batch))
+        size, lengths = self.training.batch_size, self.backbone.lengths(rows)
+        for index in shuffled_batches(len(rows), size, seed, lengths):
+            labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
+            features = self._batch(rows, index, trainee.kept)
             trainee.step(self._loss(features, trainee.expert, constants, index, labels))
 
     def _loss(
@@ -249,7 +272,7 @@ class ModelLearner:
     def _gate_epoch(self, trainee: _Trainee, rows: Rows, constants: _Constants, seed: int) -> None:
         """One pass of the gate alone over `rows`; both experts stand still."""
         with torch.no_grad():
-            features = self._forward(rows)
+            features = self._forward(rows, None)
         expert = {name: t.detach() for name, t in trainee.expert.items()}
         for index in shuffled_batches(len(rows), self.training.batch_size, seed):
             labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
@@ -279,7 +302,10 @@ class _Trainee:
     A context manager: on leaving, the slots are switched off and nothing requires a gradient.
     """
 
-    def __init__(self, learner: ModelLearner, view: View, names: frozenset[str]) -> None:
+    def __init__(
+        self, learner: ModelLearner, view: View, names: frozenset[str], rows: Rows
+    ) -> None:
+        self._rows = rows
         self._learner, self._view, self._names = learner, view, names
         self._holding = learner.slots.holding(learner._adapters(view.expert.tensors))
 
@@ -297,6 +323,9 @@ class _Trainee:
         gate = list(learner._gate.parameters()) if view.gate is not None else []
         if view.gate is not None:
             learner._gate.load_state_dict(dict(view.gate))
+        adapters = learner._adapters(view.expert.tensors)
+        boundary = learner.slots.lowest(self._names)
+        self.kept = learner.prefixes.keep(self._rows, boundary, learner._below(adapters)(boundary))
         for parameter in (*slots, *gate):
             parameter.requires_grad_(True)
         self._optimiser = _optimiser(learner.training, [*slots, *heads], gate)

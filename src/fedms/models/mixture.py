@@ -27,7 +27,8 @@ def mix_probabilities(weights: Tensor, global_logits: Tensor, local_logits: Tens
 
     Args:
         weights: `(batch, 2)` log weights of (global, local).
-        global_logits, local_logits: `(batch, classes)`.
+        global_logits: `(batch, classes)`.
+        local_logits: likewise.
     """
     first = weights[:, :1] + F.log_softmax(global_logits, dim=-1)
     second = weights[:, 1:] + F.log_softmax(local_logits, dim=-1)

@@ -96,8 +96,8 @@ def run_rounds(
         if not aggregate.clients:
             first = next(iter(rejected.items()))
             raise UserError(
-                f"got no usable update in round {plan.round + 1}: all {len(rejected)} were rejected "
-                f"(client {first[0]}: {first[1]}); try a lower training.learning_rate"
+                f"got no usable update in round {plan.round + 1}; all {len(rejected)} were "
+                f"rejected (client {first[0]}: {first[1]}); try a lower training.learning_rate"
             )
         state = algorithm.server_update(state, plan, aggregate)
         yield (

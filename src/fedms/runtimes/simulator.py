@@ -61,12 +61,12 @@ class Simulator:
 
     def evaluate(
         self, state: ServerState, split: Split, clients: Sequence[ClientData] | None = None
-    ) -> dict[Role, dict[str, Score]]:
+    ) -> dict[str, dict[str, Score]]:
         """Scores of clients (None: those that train) by role.
 
         A role that the method does not have is missing.
         """
-        scores: dict[Role, dict[str, Score]] = {}
+        scores: dict[str, dict[str, Score]] = {}
         roles: tuple[Role, ...] = ("global", "local", "personal")
         for data in self._clients.values() if clients is None else clients:
             own = self._states.load(data.id)

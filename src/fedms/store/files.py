@@ -30,6 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 

@@ -44,7 +44,7 @@ def load_client_state(path: Path) -> ClientState:
 
 
 def _load(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         facts = (file.metadata() or {}).get(kind)
         if facts is None:
             raise ValueError(f"got {path}, which holds no {kind}")
