@@ -11,7 +11,7 @@ from typing import Any
 from fedms.build import Experiment, build
 from fedms.config import Config, dump_config
 from fedms.core.algorithm import Score, ServerState, View
-from fedms.core.metrics import summarise
+from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
 from fedms.models import save_expert, save_gate
@@ -121,15 +121,18 @@ class _Run:
         """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
+        partition = [sizes._asdict() for sizes in self._experiment.partition]
+        write_json(self._folder.path / "partition.json", partition)
         zero_shot = self._zero_shot()
         state = algorithm.init(self._experiment.learner, self._config.seed)
         scores: Scores = {}
         for after, record in run_rounds(algorithm, self._simulator, state):
             stage_ended = after.stage != state.stage
             state = after
-            self._record(state, record)
-            if stage_ended or self._is_due(state.round):
-                scores = self._evaluate(state)
+            save_state(self._folder.server_state, state)
+            due = stage_ended or self._is_due(state.round)
+            scores = self._evaluate(state, record) if due else {}
+            self._record(record, scores)
         self._save_adapters(state)
         unseen = self._simulator.evaluate(state, "test", self._experiment.unseen)
         summary = self._summary(zero_shot, scores, unseen)
@@ -149,11 +152,14 @@ class _Run:
         scores = {split: self._simulator.score_all(View(FROZEN), split) for split in splits}
         return {split: {"zero_shot": score} for split, score in scores.items()}
 
-    def _record(self, state: ServerState, record: RoundRecord) -> None:
-        save_state(self._folder.server_state, state)
-        self._folder.add_round(asdict(record))
+    def _record(self, record: RoundRecord, scores: Scores) -> None:
+        """Write a round down, with the scores after it if there are any, and show both."""
+        test = {role: summarise(by_client) for role, by_client in scores.get("test", {}).items()}
+        brief = {r: _without_clients(s) for r, s in test.items() if s}
+        self._folder.add_round({**asdict(record), "test": brief or None})
         self._records.append(record)
         seconds = time.perf_counter() - self._began
+        done = len(self._records)
         self._watch(
             RoundDone(
                 record,
@@ -161,11 +167,13 @@ class _Run:
                 rounds=self._rounds,
                 sent_bytes=sum(r.upload_bytes + r.download_bytes for r in self._records),
                 seconds=seconds,
-                seconds_left=seconds / state.round * (self._rounds - state.round),
+                seconds_left=seconds / done * (self._rounds - done),
             )
         )
+        if brief:
+            self._watch(Evaluated(done, {role: s["mean"] for role, s in brief.items()}))
 
-    def _evaluate(self, state: ServerState) -> Scores:
+    def _evaluate(self, state: ServerState, record: RoundRecord) -> Scores:
         """Score every role on every client's validation and test rows, and write them down."""
         splits: tuple[Split, ...] = ("val", "test")
         scores = {split: self._simulator.evaluate(state, split) for split in splits}
@@ -174,7 +182,7 @@ class _Run:
             self._folder.add_client(
                 {
                     "round": state.round,
-                    "stage": self._records[-1].stage,
+                    "stage": record.stage,
                     **info._asdict(),
                     "depth": own.depth if own else None,
                     "gate_weight": _gate_weight(scores["test"], client.id),
@@ -184,8 +192,6 @@ class _Run:
                     },
                 }
             )
-        summaries = {role: summarise(s) for role, s in scores["test"].items()}
-        self._watch(Evaluated(state.round, {r: s.mean for r, s in summaries.items() if s}))
         return scores
 
     def _save_adapters(self, state: ServerState) -> None:
@@ -196,8 +202,10 @@ class _Run:
         if shared is not None:
             with whole_folder(self._folder.global_adapter()) as folder:
                 save_expert(folder, learner, shared.expert.tensors, base)
+        gate = part("gate", state.tensors)
+        if gate:
             with whole_folder(self._folder.gate()) as folder:
-                save_gate(folder, learner, part("gate", state.tensors))
+                save_gate(folder, learner, gate)
         for client in self._experiment.clients:
             own = self._folder.client_states.load(client.id)
             view = self._experiment.algorithm.view(state, own, "personal") if own else None
@@ -263,3 +271,7 @@ def _gate_weight(scores: Mapping[str, Mapping[str, Score]], client: str) -> floa
 def _summarised(scores: Mapping[str, Score] | None) -> dict[str, Any] | None:
     summary = summarise(scores) if scores else None
     return asdict(summary) if summary else None
+
+
+def _without_clients(summary: ClientSummary) -> dict[str, float]:
+    return {name: value for name, value in asdict(summary).items() if name != "per_client"}

@@ -117,7 +117,7 @@ def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
         round=0,
         stage=1 if method.options.stage1.rounds else 2,
         depth=method.options.sal.first_depth(method.blocks),
-        tensors=under("gate", learner.initial_gate(seed)),
+        tensors=under("gate", learner.initial_gate(seed) if method.options.stage2.rounds else {}),
     )
 
 
@@ -195,7 +195,7 @@ def _train_local(
     received = part("gate", pick(broadcast, plan.broadcast))
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
     view = learner.fit(
-        View(Expert(start), Expert(part("global", broadcast)), gate),
+        View(Expert(start), Expert(part("global", broadcast)), gate, own=True),
         names,
         data,
         epochs=plan.epochs,
@@ -262,5 +262,5 @@ def _view(
     own = chosen(client)
     expert = Expert({**_inherited(method, state.tensors), **part("local", own)})
     if role == "local":
-        return View(expert)
-    return View(expert, shared.expert, part("gate", own))
+        return View(expert, own=True)
+    return View(expert, shared.expert, part("gate", own), own=True)

@@ -57,7 +57,9 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         state = state or ClientState({}, depth)
         names = layout.expert(depth)
         start = {**learner.initial_expert(names, plan.seed), **part("local", state.tensors)}
-        view = learner.fit(View(Expert(start)), names, data, epochs=plan.epochs, seed=seed)
+        view = learner.fit(
+            View(Expert(start), own=True), names, data, epochs=plan.epochs, seed=seed
+        )
         score = learner.score(view, data, "val")
         tensors = under("local", pick(view.expert.tensors, names))
         after = remember(state, tensors, score, depth=depth, keep_best=options.keep_best)
@@ -71,7 +73,7 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         if role == "global":
             return None
         if client is None:
-            return View(Expert({})) if role == "personal" else None
-        return View(Expert(part("local", chosen(client))))
+            return View(Expert({}), own=True) if role == "personal" else None
+        return View(Expert(part("local", chosen(client))), own=True)
 
     return FederatedAlgorithm("local", init, plan, expects, client_update, server_update, view)

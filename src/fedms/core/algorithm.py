@@ -53,11 +53,13 @@ class View:
         expert: the only expert, or the local one of a mixture.
         partner: the frozen global expert of a mixture, or None.
         gate: the gate's tensors (adapter and head), or None without a partner.
+        own: whether `expert` is the client's own, to which its class prior may be added.
     """
 
     expert: Expert
     partner: Expert | None = None
     gate: Tensors | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)

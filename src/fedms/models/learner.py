@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -55,7 +55,9 @@ class Mixing:
 
     Args:
         mix: see `models.mixture`.
-        prior: `client` adds the log of the client's own class frequencies to the global logits.
+        prior: `client` adds the log of the client's own class frequencies to the global logits;
+            `both` also to the local expert's, in training and prediction, so that its adapters
+            need not learn what counting tells.
         smoothing: added to every class count of that prior, greater than 0.
         data: rows the gate learns on. `train`: together with the local expert, on the loss of the
             mixture. `val`: on validation rows, after each epoch in which the local expert learned
@@ -64,7 +66,7 @@ class Mixing:
     """
 
     mix: Mix = "probabilities"
-    prior: Literal["none", "client"] = "none"
+    prior: Literal["none", "client", "both"] = "none"
     smoothing: float = 0.5
     data: Literal["train", "val"] = "train"
     local_loss: float = 0.0
@@ -132,7 +134,7 @@ class ModelLearner:
         """See `Learner.fit`. The gate trains whenever the view has one."""
         train = self._constants(view, data, data.train)
         val = self._constants(view, data, data.val)
-        with _Trainee(self, view, names, data.train) as trainee:
+        with _Trainee(self, view, names, data) as trainee:
             on_val = self.mixing.data == "val"
             for epoch in range(epochs):
                 order = derive_seed(seed, "epoch", epoch)
@@ -163,11 +165,12 @@ class ModelLearner:
         """Predict `rows` with a client's model; `data` gives the client's class frequencies."""
         features = self.features(view.expert, rows)
         constants = self._constants(view, data, rows)
+        own = _Own(view.expert.tensors, self._own_prior(view, data))
         if constants is None:
-            return Prediction(F.log_softmax(self.head(features, view.expert.tensors), -1), None)
+            return Prediction(F.log_softmax(self._logits(features, own), -1), None)
         assert view.gate is not None
         self._gate.load_state_dict(dict(view.gate))
-        mixed, weights = self._mix(features, view.expert.tensors, constants)
+        mixed, weights = self._mix(features, own, constants)
         return Prediction(mixed, weights[:, 0].exp())
 
     def features(self, expert: Expert, rows: Rows) -> Tensor:
@@ -226,18 +229,29 @@ class ModelLearner:
         features = self._remembered(view.partner, view.partner, rows)
         frozen = self._remembered(FROZEN, view.partner, rows)
         logits = self.head(features, view.partner.tensors)
-        if self.mixing.prior == "client":
-            prior = log_prior(data.train.labels, self.head.classes, self.mixing.smoothing)
-            logits = logits + prior.to(logits.device)
+        if self.mixing.prior != "none":
+            logits = logits + self._prior(data)
         return _Constants(frozen, features, logits)
 
-    def _mix(self, local: Tensor, expert: Tensors, constants: _Constants) -> tuple[Tensor, Tensor]:
+    def _prior(self, data: ClientData) -> Tensor:
+        prior = log_prior(data.train.labels, self.head.classes, self.mixing.smoothing)
+        return prior.to(self.backbone.device)
+
+    def _own_prior(self, view: View, data: ClientData) -> Tensor | None:
+        return self._prior(data) if view.own and self.mixing.prior == "both" else None
+
+    def _logits(self, features: Tensor, own: _Own) -> Tensor:
+        """Logits of the expert that trains or predicts, with its class prior where it has one."""
+        logits = self.head(features, own.tensors)
+        return logits if own.prior is None else logits + own.prior
+
+    def _mix(self, features: Tensor, own: _Own, constants: _Constants) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the mixture, and the gate's `(batch, 2)` log weights."""
         weights = self._gate(constants.frozen)
         if self.mixing.mix == "features":
-            mixed = self.head(mix_linear(weights, constants.features, local), expert)
+            mixed = self._logits(mix_linear(weights, constants.features, features), own)
             return F.log_softmax(mixed, -1), weights
-        logits = self.head(local, expert)
+        logits = self._logits(features, own)
         if self.mixing.mix == "logits":
             return F.log_softmax(mix_linear(weights, constants.logits, logits), -1), weights
         return mix_probabilities(weights, constants.logits, logits), weights
@@ -250,37 +264,46 @@ class ModelLearner:
         for index in shuffled_batches(len(rows), size, seed, lengths):
             labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
             features = self._batch(rows, index, trainee.kept)
-            trainee.step(self._loss(features, trainee.expert, constants, index, labels))
+            trainee.step(self._loss(features, trainee.own, constants, index, labels))
 
     def _loss(
         self,
         features: Tensor,
-        expert: Tensors,
+        own: _Own,
         constants: _Constants | None,
         index: Index,
         labels: Tensor,
     ) -> Tensor:
         if constants is None:
-            return F.cross_entropy(self.head(features, expert), labels)
-        mixed, _ = self._mix(features, expert, constants.take(index))
+            return F.cross_entropy(self._logits(features, own), labels)
+        mixed, _ = self._mix(features, own, constants.take(index))
         loss = F.nll_loss(mixed, labels)
         if self.mixing.local_loss:
-            own = F.cross_entropy(self.head(features, expert), labels)
-            loss = loss + self.mixing.local_loss * own
+            alone = F.cross_entropy(self._logits(features, own), labels)
+            loss = loss + self.mixing.local_loss * alone
         return loss
 
     def _gate_epoch(self, trainee: _Trainee, rows: Rows, constants: _Constants, seed: int) -> None:
         """One pass of the gate alone over `rows`; both experts stand still."""
         with torch.no_grad():
             features = self._forward(rows, None)
-        expert = {name: t.detach() for name, t in trainee.expert.items()}
+        heads = {name: t.detach() for name, t in trainee.own.tensors.items()}
+        own = _Own(heads, trainee.own.prior)
         for index in shuffled_batches(len(rows), self.training.batch_size, seed):
             labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
-            mixed, _ = self._mix(features[torch.from_numpy(index)], expert, constants.take(index))
+            mixed, _ = self._mix(features[torch.from_numpy(index)], own, constants.take(index))
             trainee.step(F.nll_loss(mixed, labels))
 
     def _adapters(self, tensors: Tensors) -> dict[str, Tensor]:
         return {name: t for name, t in tensors.items() if name not in self.head.shapes}
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The expert that trains or predicts, as its logits need it: head tensors, class prior."""
+
+    tensors: Tensors
+    prior: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -303,9 +326,9 @@ class _Trainee:
     """
 
     def __init__(
-        self, learner: ModelLearner, view: View, names: frozenset[str], rows: Rows
+        self, learner: ModelLearner, view: View, names: frozenset[str], data: ClientData
     ) -> None:
-        self._rows = rows
+        self._data = data
         self._learner, self._view, self._names = learner, view, names
         self._holding = learner.slots.holding(learner._adapters(view.expert.tensors))
 
@@ -313,19 +336,22 @@ class _Trainee:
         learner, view = self._learner, self._view
         self._holding.__enter__()
         device = learner.backbone.device
-        self.expert: dict[str, Tensor] = {
+        self._heads: dict[str, Tensor] = {
             name: tensor.to(device, copy=True)
             for name, tensor in view.expert.tensors.items()
             if name in learner.head.shapes
         }
-        heads = [self.expert[n].requires_grad_() for n in sorted(self.expert) if n in self._names]
-        slots = [learner.slots.parameters[n] for n in sorted(self._names) if n not in self.expert]
+        self.own = _Own(self._heads, learner._own_prior(view, self._data))
+        heads = [self._heads[n].requires_grad_() for n in sorted(self._heads) if n in self._names]
+        slots = [learner.slots.parameters[n] for n in sorted(self._names) if n not in self._heads]
         gate = list(learner._gate.parameters()) if view.gate is not None else []
         if view.gate is not None:
             learner._gate.load_state_dict(dict(view.gate))
         adapters = learner._adapters(view.expert.tensors)
         boundary = learner.slots.lowest(self._names)
-        self.kept = learner.prefixes.keep(self._rows, boundary, learner._below(adapters)(boundary))
+        self.kept = learner.prefixes.keep(
+            self._data.train, boundary, learner._below(adapters)(boundary)
+        )
         for parameter in (*slots, *gate):
             parameter.requires_grad_(True)
         self._optimiser = _optimiser(learner.training, [*slots, *heads], gate)
@@ -345,14 +371,14 @@ class _Trainee:
 
     def view(self) -> View:
         """The view with what was trained, as copies on the CPU."""
-        heads = {n: t.detach().to("cpu", copy=True) for n, t in self.expert.items()}
-        slots = self._learner.slots.read(self._names - self.expert.keys())
+        heads = {n: t.detach().to("cpu", copy=True) for n, t in self._heads.items()}
+        slots = self._learner.slots.read(self._names - self._heads.keys())
         expert = Expert({**self._view.expert.tensors, **heads, **slots})
         gate = None
         if self._view.gate is not None:
             state = self._learner._gate.state_dict()
             gate = {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
-        return View(expert, self._view.partner, gate)
+        return replace(self._view, expert=expert, gate=gate)
 
 
 def _optimiser(

