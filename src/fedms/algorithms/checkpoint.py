@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from fedms.core.algorithm import ClientState, Score
-from fedms.core.tensors import Tensors, part, under
+from fedms.core.tensors import Tensors, all_finite, part, under
+
+DIVERGED = Score(loss=math.nan)
+"""Score of a client whose training gave values that are not finite; screening rejects it."""
 
 
 def remember(
@@ -19,8 +24,11 @@ def remember(
 
     With `keep_best`, the best checkpoint so far is kept under `kept/` once the current one is
     worse. Accuracy decides; of equal accuracies the lower loss, of equal losses the later. Without
-    validation rows the last checkpoint is all there is.
+    validation rows the last checkpoint is all there is. A client that diverged goes on from where
+    it was before the round.
     """
+    if not (all_finite(tensors) and math.isfinite(score.loss)):
+        return state
     rounds = state.rounds + 1
     if not (keep_best and score.rows):
         return ClientState(tensors, depth, queue, rounds)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from fedms.algorithms.checkpoint import chosen, remember
+from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
 from fedms.algorithms.sal import Sal
 from fedms.core.algorithm import (
     Aggregate,
@@ -32,7 +32,7 @@ from fedms.core.algorithm import (
     View,
 )
 from fedms.core.rows import ClientData
-from fedms.core.tensors import Tensors, part, pick, under
+from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 LocalInit = Literal["global", "zero"]
 Share = Literal["adapter", "all", "none"]
@@ -201,9 +201,9 @@ def _train_local(
         epochs=plan.epochs,
         seed=seed,
     )
-    score = learner.score(view, data, "val")
     trained = pick(view.expert.tensors, names | own.keys())
     tensors = {**under("local", trained), **under("gate", view.gate or {})}
+    score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
     depth_after, queue = method.options.sal.grow(
         state.depth,
         state.queue,

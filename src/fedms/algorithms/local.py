@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedms.algorithms.checkpoint import chosen, remember
+from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
 from fedms.algorithms.fedms import Options, Stage
 from fedms.core.algorithm import (
     Aggregate,
@@ -19,7 +19,7 @@ from fedms.core.algorithm import (
     View,
 )
 from fedms.core.rows import ClientData
-from fedms.core.tensors import Tensors, part, pick, under
+from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 
 def local(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -60,8 +60,8 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         view = learner.fit(
             View(Expert(start), own=True), names, data, epochs=plan.epochs, seed=seed
         )
-        score = learner.score(view, data, "val")
         tensors = under("local", pick(view.expert.tensors, names))
+        score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
         after = remember(state, tensors, score, depth=depth, keep_best=options.keep_best)
         size = layout.size(names)
         return ClientUpdate(data.id, plan.round, len(data.train), {}, score, depth, size, after)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fedms.core.algorithm import ClientUpdate, RoundPlan, Shapes
@@ -45,6 +47,8 @@ def _wrong_score(update: ClientUpdate) -> str | None:
     score = update.score
     if score.rows < 0 or not 0 <= score.correct <= score.rows:
         return f"claims {score.correct} correct of {score.rows} validation rows"
+    if not math.isfinite(score.loss):
+        return "has a validation loss that is not finite: its training diverged"
     return None
 
 

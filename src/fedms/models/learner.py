@@ -74,7 +74,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Log-probabilities `(rows, classes)`; the global expert's weights `(rows,)`, if any."""
+    """On the CPU: log-probabilities `(rows, classes)`, the global expert's weights `(rows,)`."""
 
     log_probabilities: Tensor
     gate_weight: Tensor | None
@@ -167,11 +167,11 @@ class ModelLearner:
         constants = self._constants(view, data, rows)
         own = _Own(view.expert.tensors, self._own_prior(view, data))
         if constants is None:
-            return Prediction(F.log_softmax(self._logits(features, own), -1), None)
+            return Prediction(F.log_softmax(self._logits(features, own), -1).cpu(), None)
         assert view.gate is not None
         self._gate.load_state_dict(dict(view.gate))
         mixed, weights = self._mix(features, own, constants)
-        return Prediction(mixed, weights[:, 0].exp())
+        return Prediction(mixed.cpu(), weights[:, 0].exp().cpu())
 
     def features(self, expert: Expert, rows: Rows) -> Tensor:
         """`(rows, width)` features under an expert; remembered for constant experts only."""
@@ -180,11 +180,15 @@ class ModelLearner:
             return known[expert.fingerprint]
         adapters = self._adapters(expert.tensors)
         with torch.no_grad(), self.slots.holding(adapters):
-            kept = self.prefixes.find(rows, self._below(adapters))
+            below = self._below(adapters)
+            kept = self.prefixes.find(rows, below)
             if kept is None and adapters:
-                lowest = self.slots.blocks_of(adapters)[0]
-                kept = self.prefixes.keep(rows, lowest, self._below(adapters)(lowest))
-            return self._forward(rows, kept)
+                lowest = self.slots.lowest(adapters)
+                kept = self.prefixes.keep(rows, lowest, below(lowest))
+            features = self._forward(rows, kept)
+        if not expert.tensors:  # the foundation model's are asked for again
+            self._known[rows] = {**known, expert.fingerprint: features}
+        return features
 
     def _below(self, adapters: Tensors) -> Callable[[int], str]:
         """The hash of the adapters below a boundary."""
@@ -261,9 +265,10 @@ class ModelLearner:
     ) -> None:
         """One pass of the expert over `rows`, with the gate where there are constants."""
         size, lengths = self.training.batch_size, self.backbone.lengths(rows)
+        kept = trainee.prefix(rows)
         for index in shuffled_batches(len(rows), size, seed, lengths):
             labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
-            features = self._batch(rows, index, trainee.kept)
+            features = self._batch(rows, index, kept)
             trainee.step(self._loss(features, trainee.own, constants, index, labels))
 
     def _loss(
@@ -286,7 +291,7 @@ class ModelLearner:
     def _gate_epoch(self, trainee: _Trainee, rows: Rows, constants: _Constants, seed: int) -> None:
         """One pass of the gate alone over `rows`; both experts stand still."""
         with torch.no_grad():
-            features = self._forward(rows, None)
+            features = self._forward(rows, trainee.prefix(rows))
         heads = {name: t.detach() for name, t in trainee.own.tensors.items()}
         own = _Own(heads, trainee.own.prior)
         for index in shuffled_batches(len(rows), self.training.batch_size, seed):
@@ -347,11 +352,6 @@ class _Trainee:
         gate = list(learner._gate.parameters()) if view.gate is not None else []
         if view.gate is not None:
             learner._gate.load_state_dict(dict(view.gate))
-        adapters = learner._adapters(view.expert.tensors)
-        boundary = learner.slots.lowest(self._names)
-        self.kept = learner.prefixes.keep(
-            self._data.train, boundary, learner._below(adapters)(boundary)
-        )
         for parameter in (*slots, *gate):
             parameter.requires_grad_(True)
         self._optimiser = _optimiser(learner.training, [*slots, *heads], gate)
@@ -363,6 +363,13 @@ class _Trainee:
         for parameter in self._learner.slots.parameters.values():
             parameter.grad = None
         self._holding.__exit__(*error)  # type: ignore[arg-type]
+
+    def prefix(self, rows: Rows) -> Kept | None:
+        """What lies below everything that trains, kept for `rows` where there is room."""
+        learner = self._learner
+        boundary = learner.slots.lowest(self._names)
+        below = learner._below(learner._adapters(self._view.expert.tensors))
+        return learner.prefixes.keep(rows, boundary, below(boundary))
 
     def step(self, loss: Tensor) -> None:
         self._optimiser.zero_grad(set_to_none=True)
