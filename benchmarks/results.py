@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,74 +26,85 @@ PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- begin {name} -->", "<!-- end {name} -->"
 
 
+PLAIN = "gate.mix_prior=none"
+VARIANTS: Mapping[str, Sequence[str]] = {
+    "fedms": ["method=fedms"],
+    "fedms-plain": ["method=fedms", PLAIN],
+    "local": ["method=local", PLAIN],
+    "local-prior": ["method=local"],
+}
+"""Every run of a table: what is set on top of the recipe."""
+
+
 @dataclass(frozen=True)
 class Study:
-    """One table: a recipe, settings for all methods, and settings of each method's own."""
+    """One table: a recipe and its seeds."""
 
     name: str
-    recipe: str
-    seeds: Sequence[int]
-    methods: Mapping[str, Sequence[str]]
-    settings: Sequence[str] = ()
+    seeds: Sequence[int] = (0, 1, 2)
 
-    def configs(self) -> list[Config]:
-        """Every run of this study."""
-        recipe = ROOT / "recipes" / self.recipe
-        return [
-            load_config(recipe, [*self.settings, f"method={method}", *own, f"seed={seed}"])
-            for seed in self.seeds
-            for method, own in self.methods.items()
-        ]
+    def config(self, variant: str, seed: int) -> Config:
+        """The configuration of one run."""
+        recipe = ROOT / "recipes" / f"{self.name}.toml"
+        return load_config(recipe, [*VARIANTS[variant], f"seed={seed}"])
 
+    def folder(self, variant: str, seed: int) -> Path:
+        """Where a run is kept."""
+        return RUNS / f"{self.name}-{variant}-seed{seed}"
 
-STUDIES = (
-    Study("digits", "digits.toml", (0, 1, 2), {"fedms": (), "local": ()}),
-    Study("banking77", "banking77.toml", (0, 1, 2), {"fedms": (), "local": ()}),
-    Study("femnist", "femnist.toml", (0, 1, 2), {"fedms": (), "local": ()}),
-)
+    def is_done(self, variant: str, seed: int) -> bool:
+        """Whether a complete run with exactly this configuration is there."""
+        path = self.folder(variant, seed)
+        if not (path / "summary.json").exists():
+            return False
+        return load_config(path / "config.toml") == self.config(variant, seed)
 
-
-def folder(config: Config) -> Path:
-    """Where a run of a study is kept."""
-    return RUNS / f"{config.name}-{config.method}-seed{config.seed}"
+    def summaries(self, variant: str) -> list[dict[str, Any]]:
+        """Summaries of the variant's runs, by seed."""
+        folders = [self.folder(variant, seed) for seed in self.seeds]
+        return [json.loads((folder / "summary.json").read_text()) for folder in folders]
 
 
-def is_done(config: Config) -> bool:
-    """Whether a complete run with exactly this configuration is there."""
-    path = folder(config)
-    if not (path / "summary.json").exists():
-        return False
-    return Config.model_validate(tomllib.loads((path / "config.toml").read_text())) == config
+STUDIES = (Study("digits"), Study("banking77"), Study("femnist"))
 
 
 def table(study: Study) -> str:
-    """The study's table in markdown, with the commit, machine and command behind it."""
-    summaries: dict[str, list[dict[str, Any]]] = {}
-    for config in study.configs():
-        summary = json.loads((folder(config) / "summary.json").read_text())
-        summaries.setdefault(config.method, []).append(summary)
-    ours = summaries["fedms"]
+    """The study's table in markdown, with margins, and the commit and machine behind it."""
+    ours, plain, local, prior = (study.summaries(variant) for variant in VARIANTS)
     rows = [
-        _row("zero-shot", [s["test"]["zero_shot"] for s in ours], None),
-        _row("global expert (stage 1 of FedMS)", [s["test"]["global"] for s in ours], None),
-        *(
-            _row(f"{method}-only LoRA, all blocks", [s["test"]["personal"] for s in runs], runs)
-            for method, runs in summaries.items()
-            if method != "fedms"
-        ),
-        _row("FedMS: local expert alone", [s["test"]["local"] for s in ours], None),
-        _row("**FedMS: mixture**", [s["test"]["personal"] for s in ours], ours),
+        _row("zero-shot", ours, "zero_shot"),
+        _row("global expert (stage 1 of FedMS)", ours, "global"),
+        _row("local-only LoRA, all blocks", local, "personal", costs=True),
+        _row("local-only LoRA, all blocks, with class prior", prior, "personal", costs=True),
+        _row("FedMS without class prior", plain, "personal", costs=True),
+        _row("FedMS: its local experts alone", ours, "local"),
+        _row("**FedMS**", ours, "personal", costs=True),
     ]
-    head = "| personal test accuracy | mean | worst decile | weighted | MB sent | train seconds |"
-    lines = [head, "|---|---|---|---|---|---|", *rows, "", _margins(summaries), "", _origin(study)]
-    return "\n".join(lines)
+    head = "| test accuracy | mean over clients | worst decile | weighted | MB sent | train s |"
+    rivals = {
+        "zero-shot": _means(ours, "zero_shot"),
+        "its global expert": _means(ours, "global"),
+        "local-only": _means(local, "personal"),
+        "local-only with class prior": _means(prior, "personal"),
+    }
+    words = [
+        f"- against {name}: {_margins(_means(ours, 'personal'), r)}" for name, r in rivals.items()
+    ]
+    words.append(f"- client by client against local-only: {_clients(ours, local)}")
+    words.append(f"- client by client against local-only with class prior: {_clients(ours, prior)}")
+    said = ["", "FedMS' mean, seed by seed:", "", *words, "", _origin(study)]
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows, *said])
 
 
-def _row(name: str, scores: Sequence[Mapping[str, float]], runs: Sequence[Any] | None) -> str:
+Summaries = Sequence[Mapping[str, Any]]
+
+
+def _row(name: str, runs: Summaries, role: str, *, costs: bool = False) -> str:
+    scores = [run["test"][role] for run in runs]
     cells = [_spread([s[key] for s in scores]) for key in ("mean", "worst_decile", "weighted")]
-    costs = [r["cost"] for r in runs or ()]
-    sent = statistics.mean([c["upload_bytes"] + c["download_bytes"] for c in costs] or [0]) / 1e6
-    seconds = statistics.mean([c["train_seconds"] for c in costs] or [0])
+    spent = [run["cost"] for run in runs]
+    sent = statistics.mean(c["upload_bytes"] + c["download_bytes"] for c in spent) / 1e6
+    seconds = statistics.mean(c["train_seconds"] for c in spent)
     cells += [f"{sent:.1f}", f"{seconds:.0f}"] if costs else ["", ""]
     return f"| {name} | {' | '.join(cells)} |"
 
@@ -105,39 +115,31 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.3f} ({min(values):.3f}–{max(values):.3f})"
 
 
-def _margins(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """FedMS minus each rival, seed by seed; and clients that gain or lose against local-only."""
-    ours, local = summaries["fedms"], summaries["local"]
-    rivals = {
-        "zero-shot": [s["test"]["zero_shot"]["mean"] for s in ours],
-        "its global expert": [s["test"]["global"]["mean"] for s in ours],
-        "local-only": [s["test"]["personal"]["mean"] for s in local],
-    }
-    own = [s["test"]["personal"]["mean"] for s in ours]
-    words = [
-        f"{name} {', '.join(f'{a - b:+.3f}' for a, b in zip(own, theirs, strict=True))}"
-        for name, theirs in rivals.items()
-    ]
+def _means(runs: Summaries, role: str) -> list[float]:
+    return [run["test"][role]["mean"] for run in runs]
+
+
+def _margins(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    return ", ".join(f"{a - b:+.3f}" for a, b in zip(ours, theirs, strict=True))
+
+
+def _clients(ours: Summaries, theirs: Summaries) -> str:
     pairs = [
-        (s["test"]["personal"]["per_client"][c], accuracy)
-        for s, other in zip(ours, local, strict=True)
-        for c, accuracy in other["test"]["personal"]["per_client"].items()
+        (a["test"]["personal"]["per_client"][client], accuracy)
+        for a, b in zip(ours, theirs, strict=True)
+        for client, accuracy in b["test"]["personal"]["per_client"].items()
     ]
     better, worse = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
-    return (
-        f"FedMS' mean minus, seed by seed: {'; '.join(words)}. Against local-only, of "
-        f"{len(pairs)} clients × seeds {better} are better, {worse} worse."
-    )
+    return f"{better} of {len(pairs)} (clients times seeds) better, {worse} worse"
 
 
 def _origin(study: Study) -> str:
-    first = folder(study.configs()[0])
-    facts = json.loads((first / "environment.json").read_text())
-    versions = facts["packages"]
+    facts = json.loads((study.folder("fedms", study.seeds[0]) / "environment.json").read_text())
     return (
-        f"`make results`; recipe `recipes/{study.recipe}`, seeds {list(study.seeds)} (range in "
-        f"brackets); commit {str(facts['git_commit'])[:12]}, {facts['processor']}, "
-        f"{facts['cores']} cores, torch {versions['torch']}, Python {facts['python']}."
+        f"`python benchmarks/results.py --only {study.name}` on `recipes/{study.name}.toml`; seeds "
+        f"{', '.join(map(str, study.seeds))}, range in brackets; commit "
+        f"{str(facts['git_commit'])[:12]}; {facts['processor']}, {facts['cores']} cores, shared, one "
+        f"thread a run; torch {facts['packages']['torch']}, Python {facts['python']}."
     )
 
 
@@ -152,16 +154,19 @@ def write(study: Study) -> None:
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", action="store_true", help="write the page only")
     parser.add_argument("--only", help="one study")
+    parser.add_argument("--seed", type=int, help="only run this seed, write no table")
+    parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
     words = parser.parse_args()
     for study in STUDIES:
         if words.only not in (None, study.name):
             continue
-        for config in study.configs():
-            if not words.tables and not is_done(config):
-                run(config, folder(config), force=True)
-        write(study)
+        seeds = study.seeds if words.seed is None else [words.seed]
+        for variant, seed in ((v, s) for v in VARIANTS for s in seeds):
+            if not words.tables and not study.is_done(variant, seed):
+                run(study.config(variant, seed), study.folder(variant, seed), force=True)
+        if words.seed is None:
+            write(study)
 
 
 if __name__ == "__main__":

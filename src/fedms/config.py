@@ -150,7 +150,9 @@ class Gate(Section):
 
     share: Literal["adapter", "all", "none"] = "adapter"
     mix: Literal["probabilities", "logits", "features"] = "probabilities"
-    mix_prior: Literal["none", "client", "both"] = "none"
+    mix_prior: Literal["none", "client", "both"] = Field(
+        "both", description="whose logits get the log of the client's class frequencies"
+    )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
     data: Literal["train", "val"] = "train"
     local_loss: float = Field(
