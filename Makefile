@@ -36,7 +36,7 @@ types: $(STAMP)
 check: lint types test  ## Run every check: lint, types, tests
 
 results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
-	$(BIN)/python benchmarks/results.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
 glyphclip: $(STAMP)  ## Train the embedded foundation model again (see training/glyphclip)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[training]'

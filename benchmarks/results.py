@@ -138,8 +138,8 @@ def _origin(study: Study) -> str:
     return (
         f"`python benchmarks/results.py --only {study.name}` on `recipes/{study.name}.toml`; seeds "
         f"{', '.join(map(str, study.seeds))}, range in brackets; commit "
-        f"{str(facts['git_commit'])[:12]}; {facts['processor']}, {facts['cores']} cores, shared, one "
-        f"thread a run; torch {facts['packages']['torch']}, Python {facts['python']}."
+        f"{str(facts['git_commit'])[:12]}; {facts['processor']}, {facts['cores']} cores, shared, "
+        f"one thread a run; torch {facts['packages']['torch']}, Python {facts['python']}."
     )
 
 
