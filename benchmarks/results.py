@@ -75,7 +75,7 @@ STUDIES = (Study("digits"), Study("banking77"), Study("femnist"))
 def table(study: Study) -> str:
     """The study's table in markdown, with margins, and the commit and machine behind it."""
     runs = {v: study.summaries(v) for v in VARIANTS if study.is_complete(v)}
-    ours, local = runs["fedms"], runs["local"]
+    ours = runs["fedms"]
     named = {
         "local": "local-only LoRA, all blocks",
         "local-prior": "local-only LoRA, all blocks, with class prior",
@@ -165,16 +165,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one study")
     parser.add_argument("--seed", type=int, help="only run this seed, write no table")
+    parser.add_argument("--variant", choices=VARIANTS, help="only run this one, write no table")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
     words = parser.parse_args()
     for study in STUDIES:
         if words.only not in (None, study.name):
             continue
         seeds = study.seeds if words.seed is None else [words.seed]
-        for variant, seed in ((v, s) for v in VARIANTS for s in seeds):
+        variants = VARIANTS if words.variant is None else [words.variant]
+        for variant, seed in ((v, s) for v in variants for s in seeds):
             if not words.tables and not study.is_done(variant, seed):
                 run(study.config(variant, seed), study.folder(variant, seed), force=True)
-        if words.seed is None:
+        if words.seed is None and words.variant is None:
             write(study)
 
 

@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from fedms.run import Event
 
+_INTERRUPTED = 130
+"""What typer exits with on Ctrl-C."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
@@ -95,6 +98,10 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written")
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            _fail("interrupted; nothing was written")
+        raise
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Frozen, strict about unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 class Model(Section):
@@ -209,6 +211,8 @@ class Config(Section):
             raise ValueError(
                 "stage1.rounds and stage2.rounds are both 0; expected at least one round"
             )
+        if self.method == "fedavg" and self.stage1.rounds == 0:
+            raise ValueError('method = "fedavg" trains in stage 1; stage1.rounds must be 1 or more')
         if self.data.source != "digits" and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         return self
@@ -288,7 +292,8 @@ def _value(text: str) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first problem, in one line."""
     first = error.errors()[0]
-    key = ".".join(str(word) for word in first["loc"][:2])
+    parts = 3 if first["loc"][:2] == ("sal", "caps") else 2
+    key = ".".join(str(word) for word in first["loc"][:parts])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(
             key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.5

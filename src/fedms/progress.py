@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedms.config import Config
@@ -44,7 +45,7 @@ class Progress:
     def _started(self, event: Started) -> None:
         experiment, config = event.experiment, self._config
         self._console.print(
-            f"[bold]{config.method}[/bold] on {config.name}: {config.model.name}, "
+            f"[bold]{config.method}[/bold] on {config.name}: {escape(config.model.name)}, "
             f"{event.rounds} rounds, seed {config.seed}"
         )
         self._console.print(experiment.partition_summary)
@@ -52,7 +53,7 @@ class Progress:
         for name in ("train", "val", "test", "classes"):
             table.add_column(name, justify="right")
         for sizes in experiment.partition[:_LONGEST_PARTITION]:
-            table.add_row(sizes.id, *(f"{number:,}" for number in sizes[1:]))
+            table.add_row(escape(sizes.id), *(f"{number:,}" for number in sizes[1:]))
         self._console.print(table)
         rest = len(experiment.partition) - _LONGEST_PARTITION
         if rest > 0:

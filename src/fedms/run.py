@@ -14,7 +14,7 @@ from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
-from fedms.models import save_expert, save_gate
+from fedms.models import save_expert, save_gate, save_prior
 from fedms.models.learner import FROZEN
 from fedms.runtimes.rounds import RoundRecord, run_rounds
 from fedms.runtimes.simulator import Simulator
@@ -183,7 +183,9 @@ class _Run:
                 {
                     "round": state.round,
                     "stage": record.stage,
-                    **info._asdict(),
+                    "id": info.id,
+                    "rows": {"train": info.train, "val": info.val, "test": info.test},
+                    "classes": info.classes,
                     "depth": own.depth if own else None,
                     "gate_weight": _gate_weight(scores["test"], client.id),
                     **{
@@ -213,6 +215,8 @@ class _Run:
                 continue
             with whole_folder(self._folder.client_adapters(client.id)) as folder:
                 save_expert(folder / "local", learner, view.expert.tensors, base)
+                if self._config.gate.mix_prior != "none":
+                    save_prior(folder / "prior.json", learner, client)
                 if view.gate is not None:
                     save_gate(folder / "gate", learner, view.gate)
 

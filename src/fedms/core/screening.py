@@ -20,7 +20,7 @@ def reason_to_reject(
         plan: the round it must answer.
         expected: exactly the names and shapes this client uploads under the plan.
         declared_rows: the training examples the client declared at the start; no update may
-            claim another number, for that number is its weight.
+            claim more, for that number is its weight.
     """
     checks = (
         _wrong_round(update, plan),
@@ -45,7 +45,8 @@ def _wrong_rows(update: ClientUpdate, declared: int) -> str | None:
 
 def _wrong_score(update: ClientUpdate) -> str | None:
     score = update.score
-    if score.rows < 0 or not 0 <= score.correct <= score.rows:
+    whole = type(score.rows) is int and type(score.correct) is int
+    if not whole or not 0 <= score.correct <= score.rows:
         return f"claims {score.correct} correct of {score.rows} validation rows"
     if not math.isfinite(score.loss):
         return "has a validation loss that is not finite: its training diverged"

@@ -2,7 +2,7 @@
 
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, class_prompts, load_backbone
-from fedms.models.export import save_expert, save_gate
+from fedms.models.export import save_expert, save_gate, save_prior
 from fedms.models.heads import Head, LinearHead, PromptHead
 from fedms.models.learner import Mixing, ModelLearner, Prediction, Training
 
@@ -20,4 +20,5 @@ __all__ = [
     "load_backbone",
     "save_expert",
     "save_gate",
+    "save_prior",
 ]

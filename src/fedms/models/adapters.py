@@ -122,7 +122,7 @@ class AdapterSlots:
 
     def blocks_of(self, names: Collection[str]) -> list[int]:
         """Indices of the blocks whose tensors are named, ascending."""
-        return [index for index, group in enumerate(self.groups) if group[0] in names]
+        return [i for i, group in enumerate(self.groups) if any(name in names for name in group)]
 
     def lowest(self, names: Collection[str]) -> int:
         """The first block whose tensors are named: the boundary of what stays constant.

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -256,7 +257,8 @@ def _targets(block: nn.Module, targets: str) -> tuple[str, ...]:
 def _kind(config: Any, folder: str, name: str) -> Kind:
     if config.model_type == "clip":
         return "clip"
-    if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+    plain = hasattr(config, "hidden_size") and not hasattr(config, "depths")  # no stages, as Swin
+    if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and plain:
         return "image"
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
         return "sentence" if _pooling(folder) else "text"
@@ -267,10 +269,17 @@ def _kind(config: Any, folder: str, name: str) -> Kind:
 
 
 def _load_model(kind: Kind, config: Any, folder: str, name: str) -> nn.Module:
-    if kind == "clip":
-        return _load(transformers.CLIPModel, folder, name, use_safetensors=True)  # type: ignore[no-any-return]
+    loader = transformers.CLIPModel if kind == "clip" else transformers.AutoModel
     bare = {"add_pooling_layer": False} if _has_pooler(config) else {}
-    return _load(transformers.AutoModel, folder, name, use_safetensors=True, **bare)  # type: ignore[no-any-return]
+    options = {"use_safetensors": True, "output_loading_info": True, **bare}
+    model, found = _load(loader, folder, name, **options)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(
+            f"got model.name = {name!r}, whose file lacks {len(missing)} weights, e.g. "
+            f"{missing[0]}; expected all of them; try saving the model again"
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def _has_pooler(config: Any) -> bool:
@@ -282,7 +291,7 @@ def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
     try:
         with _quiet():
             return loader.from_pretrained(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"got model.name = {name!r}, which cannot be loaded: {reason}; expected a folder that "
@@ -312,6 +321,10 @@ def load_tokenizer(folder: str) -> Any:
         UserError: if there is none, or it has no padding token.
     """
     tokenizer = _load(transformers.AutoTokenizer, folder, folder)
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise UserError(
+            f"got no tokenizer files in {folder!r}; expected tokenizer.json or the like"
+        )
     if tokenizer.pad_token_id is None:
         raise UserError(f"got a tokenizer without a padding token in {folder!r}; expected one")
     return tokenizer
@@ -337,7 +350,17 @@ def _pooling(folder: str) -> Pooling | None:
     found = _json(folder, "1_Pooling/config.json")
     if found is None:
         return None
-    return "cls" if found.get("pooling_mode_cls_token") else "mean"
+    on = [key for key, value in found.items() if key.startswith("pooling_mode_") and value]
+    known: dict[str, Pooling] = {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_mean_tokens": "mean",
+    }
+    if len(on) != 1 or on[0] not in known:
+        raise UserError(
+            f"got a sentence encoder in {folder!r} with pooling {', '.join(on) or 'none'}; "
+            f"expected one of {', '.join(known)}"
+        )
+    return known[on[0]]
 
 
 def _max_length(config: Any, tokenizer: Any, folder: str, wanted: int | None) -> int:

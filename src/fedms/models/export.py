@@ -6,16 +6,18 @@ import dataclasses
 import json
 from pathlib import Path
 
+from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, serialise
 from fedms.models.learner import ModelLearner
+from fedms.models.mixture import log_prior
 
 
 def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str) -> None:
     """Write an expert into a folder (made if needed), as PEFT writes an adapter.
 
     `PeftModel.from_pretrained(foundation_model, folder)` loads it without fedms. A linear head, if
-    the expert has one, stands beside it in `head.safetensors` (`head.weight`, `head.bias`). An
-    expert that adapts nothing is the foundation model and leaves the folder empty.
+    the expert has one, stands beside it in `head.safetensors` (`classifier.weight` and
+    `classifier.bias`). An expert that adapts nothing is the foundation model: its folder is empty.
 
     Args:
         folder: where.
@@ -32,6 +34,13 @@ def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str
         learner.slots.save_config(folder, adapters, base)
         metadata = {"format": "pt"}
         (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
+
+
+def save_prior(path: Path, learner: ModelLearner, data: ClientData) -> None:
+    """Write the client's log class frequencies, and to whose logits they are added, as JSON."""
+    prior = log_prior(data.train.labels, learner.head.classes, learner.mixing.smoothing)
+    facts = {"added_to": learner.mixing.prior, "log_prior": prior.tolist()}
+    path.write_text(json.dumps(facts) + "\n")
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

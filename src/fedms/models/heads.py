@@ -68,11 +68,11 @@ class LinearHead:
     """
 
     def __init__(self, width: int, classes: int) -> None:
-        self.shapes = {"head.weight": (classes, width), "head.bias": (classes,)}
+        self.shapes = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}
         self.classes = classes
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
-        if "head.weight" not in expert:  # the foundation model alone has no opinion
+        if "classifier.weight" not in expert:  # the foundation model alone has no opinion
             return features.new_zeros(len(features), self.classes)
-        weight, bias = (expert[n].to(features.device) for n in ("head.weight", "head.bias"))
+        weight, bias = (expert[name].to(features.device) for name in self.shapes)
         return F.linear(features, weight, bias)

@@ -112,6 +112,7 @@ class ModelLearner:
             gate_head=HEAD,
             shapes={**slots.shapes, **head.shapes, **gate},
         )
+        assert len(self.layout.shapes) == len(slots.shapes) + len(head.shapes) + len(gate)
         self.prefixes = PrefixCache(backbone, slots.root, cache_bytes)
         self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
@@ -339,6 +340,8 @@ class _Trainee:
 
     def __enter__(self) -> _Trainee:
         learner, view = self._learner, self._view
+        if view.gate is not None:
+            learner._gate.load_state_dict(dict(view.gate))
         self._holding.__enter__()
         device = learner.backbone.device
         self._heads: dict[str, Tensor] = {
@@ -350,8 +353,6 @@ class _Trainee:
         heads = [self._heads[n].requires_grad_() for n in sorted(self._heads) if n in self._names]
         slots = [learner.slots.parameters[n] for n in sorted(self._names) if n not in self._heads]
         gate = list(learner._gate.parameters()) if view.gate is not None else []
-        if view.gate is not None:
-            learner._gate.load_state_dict(dict(view.gate))
         for parameter in (*slots, *gate):
             parameter.requires_grad_(True)
         self._optimiser = _optimiser(learner.training, [*slots, *heads], gate)

@@ -36,6 +36,7 @@ class SplitForward:
         blocks = backbone.model.get_submodule(root)
         assert isinstance(blocks, nn.ModuleList)
         self._blocks = blocks
+        self.blocks = len(blocks)
         self._wraps: bool | None = None
 
     def prefix(self, batch: Mapping[str, Tensor], boundary: int) -> Tensor:
@@ -142,7 +143,7 @@ class PrefixCache:
 
         Returns None, and computes nothing, where there is no prefix or no room.
         """
-        if boundary == 0 or not len(rows):
+        if not 0 < boundary < self.split.blocks or not len(rows):
             return None
         old = self._kept.pop(rows, None)
         if old and (old.boundary, old.below) == (boundary, below):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+_LONGEST_NAME = 200
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -57,16 +60,36 @@ def whole_folder(path: Path) -> Iterator[Path]:
     aside.chmod(0o755)
     try:
         yield aside
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(aside, path)
+        _put_in_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _put_in_place(new: Path, path: Path) -> None:
+    """Replace a folder by another; if that fails the old one is put back."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, old / "it")
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old / "it", path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def safe_name(name: str) -> str:
-    """A file name for any client id: percent-encoded, unable to leave its folder."""
-    encoded = quote(name, safe=" ()+,;=@")
+    """A file name for any client id, unable to leave its folder; other ids have other names.
+
+    Percent-encoded; a long one is cut and ends in a hash.
+    """
+    encoded = quote(name, safe=" ()+,;=@") or "%"
     if encoded.startswith("."):
         encoded = "%2E" + encoded[1:]
+    if len(encoded) > _LONGEST_NAME:
+        digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+        encoded = f"{encoded[: _LONGEST_NAME - 32]}%~{digest}"
     return encoded

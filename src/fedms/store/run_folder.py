@@ -67,7 +67,7 @@ class RunFolder:
             raise UserError(
                 f"got run folder {path}, which exists; try --out OTHER, or --force to replace it"
             )
-        if not (path / _MARK).is_file():
+        if not all((path / name).is_file() for name in (_MARK, "environment.json")):
             raise UserError(f"got --force for {path}, which is no run folder; it was left alone")
 
     @property

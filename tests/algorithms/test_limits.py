@@ -1,0 +1,190 @@
+"""Limiting cases, where a method must be another one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from fedms.algorithms import Options, Sal, Stage, fedavg, fedms, local
+from fedms.core.errors import UserError
+from fedms.core.rows import ClientData, Rows, shuffled_batches
+from fedms.core.seeds import derive_seed
+from fedms.core.tensors import fingerprint, part
+from fedms.models import Training
+from fedms.runtimes.rounds import run_rounds
+from fedms.runtimes.simulator import Simulator
+from fedms.store.states import ClientStates
+
+OPTIONS = Options(Stage(2), Stage(2), Sal("all"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Server states of all rounds, and the simulator with its clients' states."""
+
+    def go(algorithm, learner, clients, seed=0):
+        states = ClientStates(tmp_path / str(len(list(tmp_path.iterdir()))))
+        (tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
+        simulator = Simulator(algorithm, learner, clients, states)
+        start = algorithm.init(learner, seed)
+        servers = [state for state, _ in run_rounds(algorithm, simulator, start)]
+        return servers or [start], simulator, states
+
+    return go
+
+
+def plain_round(folder, learner, classes, clients, texts, training, seed):
+    """One round of FedAvg with transformers, PEFT and torch alone."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def pooled(model, texts):
+        batch = tokenizer(list(texts), padding=True, return_tensors="pt")
+        batch = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        mask = batch["attention_mask"][..., None]
+        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+    base = transformers.AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        prompts = F.normalize(pooled(base, classes), dim=-1)
+    lora = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"], lora_dropout=0.0)
+    model = peft.get_peft_model(base, lora).eval()
+    slots = {n.replace(".default", ""): p for n, p in model.named_parameters() if "lora_" in n}
+    start = learner.initial_expert(frozenset(slots), seed)
+    rows, sums = 0, {n: np.zeros(p.shape) for n, p in slots.items()}
+    for client in clients:
+        with torch.no_grad():
+            for name, parameter in slots.items():
+                parameter.copy_(start[name])
+        optimiser = torch.optim.AdamW(slots.values(), lr=training.learning_rate, weight_decay=0.0)
+        count, order = len(client.train), derive_seed(seed, "client", 0, client.id)
+        lengths = np.array([len(t.split()) for t in texts[client.id]])
+        size = training.batch_size
+        for index in shuffled_batches(count, size, derive_seed(order, "epoch", 0), lengths):
+            features = pooled(model, [texts[client.id][i] for i in index])
+            scores = 5.0 * F.normalize(features, dim=-1) @ prompts.T
+            optimiser.zero_grad()
+            F.cross_entropy(scores, torch.from_numpy(client.train.labels[index])).backward()
+            optimiser.step()
+        rows += count
+        for name, parameter in slots.items():
+            sums[name] += count * parameter.detach().numpy().astype(np.float64)
+    return {name: total / rows for name, total in sums.items()}
+
+
+def test_with_all_blocks_it_is_plain_lora_fedavg(run, make_learner, model_folder, inputs):
+    training = Training(batch_size=4, learning_rate=0.01)
+    learner = make_learner("sentence", training=training, cache_bytes=10**7)
+    empty = Rows({}, np.array([], dtype=np.int64))
+    clients, texts = [], {}
+    for name, count in {"a": 9, "b": 5}.items():
+        labels = np.arange(count) % 3
+        texts[name] = inputs("text", labels.tolist(), ord(name))
+        columns = learner.backbone.encode(texts[name])
+        clients.append(ClientData(name, Rows(columns, labels), empty, empty))
+    algorithm = fedavg(learner.layout, replace(OPTIONS, stage1=Stage(1)))
+    got = part("global", run(algorithm, learner, clients)[0][-1].tensors)
+    classes = ("red cat", "green dog", "blue bird")
+    expected = plain_round(
+        model_folder("sentence"), learner, classes, clients, texts, training, seed=0
+    )
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name].numpy(), value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["toy", "clip"])
+def test_fedavg_of_one_client_and_round_is_its_local_training(
+    run, toy, make_learner, make_client, make_toy_client, model
+):
+    learner = toy() if model == "toy" else make_learner(model)
+    client = make_toy_client("a") if model == "toy" else make_client(learner.backbone)
+    one = replace(OPTIONS, stage1=Stage(1, epochs=2), stage2=Stage(0), keep_best=False)
+    shared = run(fedavg(learner.layout, one), learner, [client])[0][-1]
+    own = run(local(learner.layout, one), learner, [client])[2].load("a")
+    assert fingerprint(part("global", shared.tensors)) == fingerprint(part("local", own.tensors))
+
+
+def test_without_rounds_of_stage_2_fedms_is_fedavg(run, toy, make_toy_client):
+    learner, clients = toy(), [make_toy_client(n, seed=ord(n)) for n in "ab"]
+    for options in (OPTIONS, replace(OPTIONS, sal=Sal("queue", queue=2, epsilon=1.0))):
+        alone = replace(options, stage2=Stage(0))
+        ours = run(fedms(learner.layout, alone), learner, clients)[0]
+        theirs = run(fedavg(learner.layout, options), learner, clients)[0]
+        assert [fingerprint(s.tensors) for s in ours] == [fingerprint(s.tensors) for s in theirs]
+
+
+@pytest.mark.parametrize("model", ["toy", "sentence", "clip"])
+def test_without_epochs_of_stage_2_everybody_has_the_global_expert(
+    run, toy, make_learner, make_client, make_toy_client, model
+):
+    learner = toy() if model == "toy" else make_learner(model)
+    clients = [
+        make_toy_client(n, seed=ord(n)) if model == "toy" else make_client(learner.backbone, n)
+        for n in "ab"
+    ]
+    algorithm = fedms(learner.layout, replace(OPTIONS, stage2=Stage(1, epochs=0)))
+    servers, simulator, _ = run(algorithm, learner, clients)
+    scores = simulator.evaluate(servers[-1], "test")
+    for client in "ab":
+        shared, own = scores["global"][client], scores["personal"][client]
+        assert scores["local"][client] == shared
+        assert (own.correct, own.rows) == (shared.correct, shared.rows)
+        assert own.loss == pytest.approx(shared.loss, rel=1e-5)
+        assert own.gate_weight == pytest.approx(own.rows / 2)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("init", ["global", "zero"])
+def test_what_a_local_expert_starts_from(run, toy, make_toy_client, init, linear):
+    """Capped at one block: the others come from the global expert, or are not there."""
+    learner, clients = toy(linear), [make_toy_client("a", cap=1), make_toy_client("b")]
+    options = replace(OPTIONS, stage2=Stage(1, epochs=0), local_init=init)
+    algorithm = fedms(learner.layout, options)
+    servers, _, states = run(algorithm, learner, clients, seed=4)
+    shared = part("global", servers[-1].tensors)
+    for client, depth in (("a", 1), ("b", 3)):
+        names = learner.layout.expert(depth)
+        fresh = learner.initial_expert(names, 4)
+        own = part("local", states.load(client).tensors)
+        start = {n: shared[n] for n in names} if init == "global" else fresh
+        assert fingerprint(own) == fingerprint(start)
+        view = algorithm.view(servers[-1], states.load(client), "local")
+        whole = {**shared, **own} if init == "global" else own
+        assert fingerprint(view.expert.tensors) == fingerprint(whole)
+
+
+def test_without_stage_1_the_partner_is_the_foundation_model(run, toy, make_toy_client):
+    learner, clients = toy(), [make_toy_client("a")]
+    algorithm = fedms(learner.layout, replace(OPTIONS, stage1=Stage(0)))
+    servers, _, states = run(algorithm, learner, clients)
+    assert dict(part("global", servers[-1].tensors)) == {}
+    view = algorithm.view(servers[-1], states.load("a"), "personal")
+    assert dict(view.partner.tensors) == {}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_local_trains_as_many_epochs_as_both_stages(run, toy, make_toy_client, epochs):
+    """One client: stage 1 of FedAvg with all rounds is the same training."""
+    learner, clients = toy(), [make_toy_client("a")]
+    both = replace(OPTIONS, stage1=Stage(2, epochs=epochs), stage2=Stage(1, epochs=epochs))
+    own = run(local(learner.layout, replace(both, keep_best=False)), learner, clients)[2].load("a")
+    shared = run(
+        fedavg(learner.layout, replace(both, stage1=Stage(3, epochs=epochs))), learner, clients
+    )[0][-1]
+    assert own.rounds == 3
+    assert fingerprint(part("local", own.tensors)) == fingerprint(part("global", shared.tensors))
+
+
+@pytest.mark.parametrize("method", [fedms, fedavg, local])
+def test_training_that_diverges_is_the_users_error(run, make_learner, make_client, method):
+    """NaN weights must end in the line that says what to try, whether or not they are uploaded."""
+    learner = make_learner("clip", training=Training(batch_size=4, learning_rate=1e30))
+    options = replace(OPTIONS, stage1=Stage(0 if method is fedms else 1))
+    with pytest.raises(UserError, match=r"training\.learning_rate"):
+        run(method(learner.layout, options), learner, [make_client(learner.backbone)])

@@ -1,0 +1,342 @@
+"""Every algorithm through the same invariants, on a toy and on real tiny models.
+
+One run is made for every pair of method and model, and another whose clients work in the opposite
+order; the tests read both. A new algorithm or option adds one row to `METHODS`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedms.algorithms import Options, Sal, Stage, fedavg, fedms, local
+from fedms.core.algorithm import Expert, View
+from fedms.core.tensors import fingerprint, part
+from fedms.runtimes.rounds import run_rounds
+from fedms.runtimes.simulator import Simulator
+from fedms.store.states import ClientStates
+
+DEFAULT = Options(Stage(2), Stage(2, epochs=2), Sal("schedule", every=1))
+METHODS = {
+    "fedms": (fedms, DEFAULT),
+    "fedms-zero": (fedms, replace(DEFAULT, local_init="zero")),
+    "fedms-share-all": (fedms, replace(DEFAULT, share="all")),
+    "fedms-share-none": (fedms, replace(DEFAULT, share="none")),
+    "fedms-restart-depth": (fedms, replace(DEFAULT, carry_depth=False)),
+    "fedms-last": (fedms, replace(DEFAULT, keep_best=False)),
+    "fedms-queue": (fedms, replace(DEFAULT, sal=Sal("queue", queue=2, epsilon=2.0))),
+    "fedms-all": (fedms, replace(DEFAULT, sal=Sal("all"))),
+    "fedms-no-stage1": (fedms, replace(DEFAULT, stage1=Stage(0))),
+    "fedms-cohort": (fedms, replace(DEFAULT, stage1=Stage(2, 2), stage2=Stage(2, 0.5))),
+    "fedavg": (fedavg, DEFAULT),
+    "local": (local, DEFAULT),
+}
+MODELS = {
+    "toy": tuple(METHODS),
+    "toy-linear": tuple(METHODS),
+    "sentence": tuple(METHODS),
+    "clip": ("fedms", "fedms-all", "fedavg", "local"),
+    "vit": ("fedms", "fedms-zero", "fedms-share-all", "fedms-all", "fedavg", "local"),
+}
+ROUNDS = {"fedavg": 2, "fedms-no-stage1": 2}
+PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
+TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith("fedms")]
+
+
+class Backwards(Simulator):
+    """The same clients, who work in the opposite order; answers come in cohort order."""
+
+    def train(self, plan, tensors, cohort):
+        yield from reversed(list(super().train(plan, tensors, cohort[::-1])))
+
+
+@dataclass
+class Trace:
+    """What a run did, and what it left."""
+
+    learner: object
+    algorithm: object
+    clients: list
+    plans: list = field(default_factory=list)
+    calls: list = field(default_factory=list)
+    states: list = field(default_factory=list)
+    records: list = field(default_factory=list)
+    kept: dict = field(default_factory=dict)
+    frozen: tuple = ()
+
+    def updates(self, stage: int) -> Iterator:
+        return ((c[0], c[-1], c[3]) for c in self.calls if c[0].stage == stage)
+
+
+def weights_of(learner) -> dict:
+    """The foundation model without its slots, the prompts and all constants."""
+    if hasattr(learner, "backbone"):
+        own = learner.backbone.model.state_dict()
+        return {n: t.clone() for n, t in own.items() if ".lora_" not in n}
+    return {"frozen": learner.frozen.clone(), "classes": learner.classes.clone()}
+
+
+def surroundings() -> tuple:
+    """All that belongs to the process and is none of a learner's business."""
+    numbers = np.random.get_state()[1].tobytes()  # noqa: NPY002
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    return random.getstate(), numbers, bytes(torch.get_rng_state()), threads, grad
+
+
+@pytest.fixture(scope="module")
+def world(toy, make_toy_client, make_learner, make_client):
+    """A learner and three clients: one alone, one with a cap of one block, one of other size."""
+    sizes = {"a": (9, None), "b": (6, 1), "c": (5, None)}
+
+    def make(model: str):
+        if model.startswith("toy"):
+            clients = [make_toy_client(n, r, ord(n), c) for n, (r, c) in sizes.items()]
+            return toy(linear=model == "toy-linear"), clients
+        learner = make_learner(model, cache_bytes=10**7)
+        return learner, [
+            make_client(learner.backbone, n, r, ord(n), c) for n, (r, c) in sizes.items()
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trace(world, tmp_path_factory):
+    done: dict = {}
+
+    def run(method: str, model: str, runtime=Simulator) -> Trace:
+        key = (method, model, runtime)
+        if key not in done:
+            learner, clients = world(model)
+            done[key] = record(method, learner, clients, runtime, tmp_path_factory.mktemp("run"))
+        return done[key]
+
+    return run
+
+
+def record(method, learner, clients, runtime, folder) -> Trace:
+    maker, options = METHODS[method]
+    algorithm = maker(learner.layout, options)
+    trace = Trace(learner, algorithm, clients)
+
+    def plan(state):
+        trace.plans.append(algorithm.plan(state))
+        return trace.plans[-1]
+
+    def client_update(learner, plan, broadcast, state, data, seed):
+        arrived = (
+            dict(broadcast),
+            fingerprint(broadcast),
+            fingerprint(state.tensors if state else {}),
+        )
+        update = algorithm.client_update(learner, plan, broadcast, state, data, seed)
+        left = dict(broadcast), fingerprint(broadcast), fingerprint(state.tensors if state else {})
+        trace.calls.append((plan, arrived, left, data, state, seed, update))
+        return update
+
+    states = ClientStates(folder)
+    spied = replace(algorithm, plan=plan, client_update=client_update)
+    simulator = runtime(spied, learner, clients[::-1], states)
+    weights, before = fingerprint(weights_of(learner)), surroundings()
+    trace.states.append(algorithm.init(learner, 3))
+    for state, line in run_rounds(spied, simulator, trace.states[0]):
+        if line.round == 1:  # between the stages, where it could disturb most
+            simulator.evaluate(state, "test")
+        trace.states.append(state)
+        trace.records.append(line)
+    trace.kept = {c.id: states.load(c.id) for c in clients}
+    trace.frozen = (weights, before), (fingerprint(weights_of(learner)), surroundings())
+    return trace
+
+
+def hashes(trace: Trace) -> tuple:
+    """The server after every round, and every client's state."""
+    server = [(fingerprint(s.tensors), s.round, s.depth, s.queue) for s in trace.states]
+    own = {
+        c: s and (fingerprint(s.tensors), s.depth, s.queue, s.rounds, s.kept)
+        for c, s in trace.kept.items()
+    }
+    return server, own
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_rounds_end_and_nobody_is_rejected(trace, method, model):
+    run = trace(method, model)
+    rounds = ROUNDS.get(method, 4)
+    assert [p and p.round for p in run.plans] == [*range(rounds), None]
+    assert [r.rejected for r in run.records] == [{}] * rounds
+    assert all(t.isfinite().all() for s in run.states for t in s.tensors.values())
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_uploads_are_exactly_what_is_expected(trace, method, model):
+    run = trace(method, model)
+    for plan, *_, data, _, _, update in run.calls:
+        expected = run.algorithm.expects(plan, data.cap)
+        assert {n: tuple(t.shape) for n, t in update.tensors.items()} == dict(expected)
+        assert update.tensors.keys() <= plan.upload
+        assert update.tensors.keys() == plan.upload or data.cap == 1
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_what_leaves_a_client(trace, method, model):
+    """Stage 1: active blocks and the expert's head. Stage 2: what is shared of the gate."""
+    run = trace(method, model)
+    layout = run.learner.layout
+    share = METHODS[method][1].share
+    gate = {"adapter": layout.gate_adapter, "none": ()}.get(
+        share, layout.gate_adapter + layout.gate_head
+    )
+    for plan, update, data in run.updates(stage=1):
+        depth = min(plan.depth, data.cap or plan.depth)
+        active = [name for block in layout.blocks[3 - depth :] for name in block]
+        assert set(update.tensors) == {f"global/{n}" for n in [*active, *layout.head]}
+        assert update.depth == depth
+        assert update.state is None
+    for _, update, _ in run.updates(stage=2):
+        wanted = set() if method == "local" else {f"gate/{n}" for n in gate}
+        assert set(update.tensors) == wanted
+        assert update.state is not None
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_order_of_work_changes_nothing(trace, method, model):
+    """To the bit, in a process of its own: so also the same seed gives the same run twice."""
+    assert hashes(trace(method, model)) == hashes(trace(method, model, Backwards))
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_nothing_is_left_behind_and_nothing_that_arrived_is_changed(trace, method, model):
+    run = trace(method, model)
+    before, after = run.frozen
+    assert after == before
+    for _, arrived, left, *_ in run.calls:
+        assert left[1:] == arrived[1:]
+        assert all(left[0][n] is t for n, t in arrived[0].items())
+    if hasattr(run.learner, "slots"):
+        model_ = run.learner.backbone.model
+        assert not any(p.requires_grad or p.grad is not None for p in model_.parameters())
+        assert not any(p.requires_grad for p in run.learner._gate.parameters())
+        assert all(layer.disable_adapters for b in run.learner.slots._layers for layer in b)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", ["fedms", "fedms-share-none", "fedavg", "local"])
+def test_an_update_alone_equals_the_update_after_others(world, method, model):
+    maker, options = METHODS[method]
+    learner, (a, b, c) = world(model)
+    algorithm = maker(learner.layout, replace(options, stage1=Stage(method == "fedavg")))
+    state = algorithm.init(learner, 0)
+    plan = algorithm.plan(state)
+    broadcast = {n: state.tensors[n] for n in plan.broadcast | plan.constant}
+
+    def update(data, seed):
+        return algorithm.client_update(learner, plan, broadcast, None, data, seed)
+
+    def facts(update):
+        private = fingerprint(update.state.tensors) if update.state else None
+        return fingerprint(update.tensors), private, update.score, update.rows
+
+    alone = facts(update(a, 1))
+    update(b, 2), update(c, 3)
+    assert facts(update(a, 1)) == alone
+
+
+@pytest.mark.parametrize(("method", "model"), TWO_STAGES)
+def test_the_global_expert_stands_still_in_stage_2(trace, method, model):
+    run = trace(method, model)
+    second = [fingerprint(part("global", s.tensors)) for s in run.states if s.stage == 2]
+    assert len(set(second)) == 1
+    heads = {f"gate/{n}" for n in run.learner.layout.gate_head}
+    if METHODS[method][1].share != "all":
+        assert all(not run.states[-1].tensors[n].any() for n in heads)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", ["fedms", "fedms-all"])
+def test_average_is_over_those_who_sent_the_key(trace, method, model):
+    """Client b can train one block only, so deeper keys are averaged over a and c."""
+    run = trace(method, model)
+    for number, after in enumerate(run.states[1:]):
+        updates = [c[-1] for c in run.calls if c[0].round == number]
+        for name in {n for u in updates for n in u.tensors}:
+            sent = [
+                (u.rows, u.tensors[name].double().numpy()) for u in updates if name in u.tensors
+            ]
+            mean = sum(rows * value for rows, value in sent) / sum(rows for rows, _ in sent)
+            np.testing.assert_allclose(after.tensors[name].numpy(), mean, rtol=1e-6, atol=1e-9)
+    depths = [r.client_depths for r in run.records if r.stage == 1]
+    assert depths == ([(3, 1, 3)] * 2 if method == "fedms-all" else [(1, 1, 1), (2, 1, 2)])
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_training_moves_every_tensor_of_the_expert(trace, method, model):
+    run = trace(method, model)
+    for _, arrived, _, _, _, _, update in run.calls:
+        moved = {**update.tensors, **(update.state.tensors if update.state else {})}
+        for name in (n for n in moved if n.startswith(("global/", "local/"))):
+            got = arrived[0].get(name, torch.zeros_like(moved[name]))
+            assert not torch.equal(moved[name], got)
+
+
+@pytest.mark.parametrize("method", ["fedms", "fedms-all", "local"])
+@pytest.mark.parametrize("model", ["toy", "sentence", "clip"])
+def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, model, tmp_path):
+    """To the bit, although what the first process had cached is gone."""
+    whole, stop = trace(method, model), 3
+    learner, clients = world(model)
+    algorithm = METHODS[method][0](learner.layout, METHODS[method][1])
+    states = ClientStates(tmp_path)
+    for plan, *_, data, _, _, update in whole.calls:
+        if plan.round < stop and update.state is not None:
+            states.save(data.id, update.state)
+    simulator = Simulator(algorithm, learner, clients, states)
+    *_, (last, _) = run_rounds(algorithm, simulator, whole.states[stop])
+    assert fingerprint(last.tensors) == fingerprint(whole.states[-1].tensors)
+    for client, state in whole.kept.items():
+        assert fingerprint(states.load(client).tensors) == fingerprint(state.tensors)
+
+
+@pytest.mark.parametrize("model", ["toy", "sentence"])
+@pytest.mark.parametrize("method", METHODS)
+def test_views(trace, method, model):
+    """A client without a state is served by what the method shares."""
+    run = trace(method, model)
+    view, last = run.algorithm.view, run.states[-1]
+    shared, own = view(last, None, "global"), view(last, run.kept["a"], "personal")
+    assert view(last, None, "local") is None
+    if method == "local":
+        assert shared is None
+        assert dict(view(last, None, "personal").expert.tensors) == {}
+        assert own.partner is None
+        return
+    assert fingerprint(shared.expert.tensors) == fingerprint(part("global", last.tensors))
+    assert view(last, None, "personal").expert.fingerprint == shared.expert.fingerprint
+    mixture = method != "fedavg" and run.kept["a"] is not None
+    assert (own.partner is not None) == (own.gate is not None) == mixture
+    assert isinstance(own, View)
+    assert isinstance(own.expert, Expert)
+
+
+@pytest.mark.parametrize("model", ["toy", "sentence"])
+def test_depth_of_clients_in_stage_2(trace, model):
+    """Carried: from the depth of stage 1 on. Restarted: from one block. Capped: one."""
+    carried, again = trace("fedms", model), trace("fedms-restart-depth", model)
+    assert [u.depth for _, u, d in carried.updates(2) if d.id == "a"] == [3, 3]
+    assert [u.depth for _, u, d in again.updates(2) if d.id == "a"] == [1, 2]
+    for run in (carried, again):
+        assert [u.depth for _, u, d in run.updates(2) if d.id == "b"] == [1, 1]
+
+
+@pytest.mark.parametrize("model", ["toy", "sentence"])
+def test_inactive_blocks_are_in_no_upload(trace, model):
+    run = trace("fedms-queue", model)
+    inactive = set(run.learner.layout.blocks[0])
+    sent = [set(part("global", u.tensors)) for _, u, _ in run.updates(1)]
+    assert sent
+    assert not any(names & inactive for names in sent)

@@ -1,0 +1,51 @@
+"""Ctrl-C in the middle of a run leaves a folder that can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+
+# a shell's background jobs ignore the signal, and their children inherit that
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from fedms.cli import main; main()"
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_interrupt_during_training(tmp_path):
+    run = tmp_path / "run"
+    words = ["run", "data.max_rows=120", "stage1.rounds=5000", "--out", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        rounds = run / "rounds.jsonl"
+        end = time.monotonic() + 60
+        while not (rounds.exists() and rounds.read_text().count("\n")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end, "no round within a minute"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert error == f"fedms: interrupted; what was done so far is in {run}\n"
+    assert tomllib.loads((run / "config.toml").read_text())["stage1"]["rounds"] == 5000
+    lines = [json.loads(line) for line in rounds.read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(len(lines))) != []
+    assert (run / "checkpoints" / "server.safetensors").is_file()
+    assert not (run / "summary.json").exists()
+    assert list(run.rglob(".*")) == []

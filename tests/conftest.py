@@ -1,0 +1,187 @@
+"""Tiny foundation models, written once a session to temporary folders, and clients for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from fedms.core.rows import ClientData, Rows
+from fedms.models import (
+    AdapterSlots,
+    LinearHead,
+    Mixing,
+    ModelLearner,
+    PromptHead,
+    Training,
+    load_backbone,
+)
+
+WORDS = ["a", "photo", "of", "the", "red", "green", "blue", "cat", "dog", "bird"]
+WORDS += ["pay", "card", "lost", "my", "is", "where", "not", "i"]
+CLASSES = ("red cat", "green dog", "blue bird")
+SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+SIZE["num_attention_heads"] = 2
+TEXT = {"vocab_size": 24, "max_position_embeddings": 20}
+VISION = {"image_size": 16, "patch_size": 8}
+
+
+def _configuration(kind: str) -> Any:
+    tf = transformers
+    if kind == "clip":
+        text = {**SIZE, **TEXT, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+        return tf.CLIPConfig(text_config=text, vision_config={**SIZE, **VISION}, projection_dim=12)
+    if kind in ("bert", "sentence", "sentence-cls"):
+        return tf.BertConfig(**SIZE, **TEXT)
+    if kind == "roberta":
+        return tf.RobertaConfig(**SIZE, **TEXT, pad_token_id=0, type_vocab_size=1)
+    if kind == "distilbert":
+        return tf.DistilBertConfig(**TEXT, dim=16, hidden_dim=24, n_layers=3, n_heads=2)
+    if kind == "vit":
+        return tf.ViTConfig(**SIZE, **VISION)
+    if kind == "dinov2":
+        return tf.Dinov2Config(
+            **VISION, hidden_size=16, mlp_ratio=2, num_hidden_layers=3, num_attention_heads=2
+        )
+    raise ValueError(kind)
+
+
+def _save_model(kind: str, folder: Path) -> None:
+    """Weights are larger than those of a new model, so that every block shows in the features."""
+    config = _configuration(kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.CLIPModel(config) if kind == "clip" else None
+        model = model or transformers.AutoModel.from_config(config)
+        for name, parameter in model.named_parameters():
+            if "norm" not in name.lower() and name != "logit_scale":
+                torch.nn.init.normal_(parameter, std=0.25)
+    model.save_pretrained(folder)
+
+
+def save_tokenizer(folder: Path, **special: Any) -> None:
+    """Whole words; `[CLS] … [SEP]` around every text."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", **special}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, model_max_length=16, **{k: v for k, v in names.items() if v}
+    ).save_pretrained(folder)
+
+
+def _save_processor(folder: Path, kind: str) -> None:
+    size = {"height": 16, "width": 16}
+    if kind == "clip":
+        processor = transformers.CLIPImageProcessorPil(size=size, do_center_crop=False)
+    else:
+        processor = transformers.ViTImageProcessorPil(size=size)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model: clip, vit, dinov2, bert, sentence, sentence-cls, …"""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            path = made[kind] = tmp_path_factory.mktemp(kind)
+            _save_model(kind, path)
+            if kind in ("clip", "vit", "dinov2"):
+                _save_processor(path, kind)
+            if kind not in ("vit", "dinov2"):
+                save_tokenizer(path)
+            if kind.startswith("sentence"):
+                pooling = {"pooling_mode_cls_token": kind == "sentence-cls"}
+                pooling["pooling_mode_mean_tokens"] = kind == "sentence"
+                (path / "1_Pooling").mkdir()
+                (path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_saver() -> Callable[..., None]:
+    return save_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLearner]:
+    """A learner over a fresh copy of a tiny model, with 3 classes."""
+
+    def make(
+        kind: str,
+        *,
+        training: Training | None = None,
+        mixing: Mixing | None = None,
+        cache_bytes: int = 0,
+        linear: bool = False,
+        rank: int = 2,
+    ) -> ModelLearner:
+        with torch.random.fork_rng(devices=[]):
+            backbone = load_backbone(str(model_folder(kind)))
+            if backbone.scores_prompts and not linear:
+                head: Any = PromptHead.encode(backbone, [CLASSES], temperature=5.0)
+            else:
+                head = LinearHead(backbone.width, len(CLASSES))
+            slots = AdapterSlots(backbone.model, backbone.blocks("qv"), rank, alpha=2 * rank)
+        training = training or Training(batch_size=4, learning_rate=0.05, gate_learning_rate=0.05)
+        return ModelLearner(backbone, slots, head, training, mixing or Mixing(), cache_bytes)
+
+    return make
+
+
+def raw_inputs(takes: str, labels: Sequence[int], seed: int) -> list[Any]:
+    """Images of a class colour with noise, or texts of 1 to 9 words that begin with the class."""
+    rng = np.random.default_rng(seed)
+    if takes == "text":
+        return [
+            " ".join([CLASSES[c].split()[0], *rng.choice(WORDS, rng.integers(0, 9))])
+            for c in labels
+        ]
+    pixels = rng.integers(0, 150, (len(labels), 16, 16, 3))
+    pixels[np.arange(len(labels)), :, :, list(labels)] += 100
+    return [Image.fromarray(p.astype(np.uint8)) for p in pixels]
+
+
+@pytest.fixture(scope="session")
+def inputs() -> Callable[..., list[Any]]:
+    return raw_inputs
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> Callable[..., Rows]:
+    """`count` rows for a backbone, whose classes repeat 0, 1, 2 or are given."""
+
+    def make(backbone: Any, count: int, seed: int = 0, labels: Sequence[int] | None = None) -> Rows:
+        classes = np.arange(count) % 3 if labels is None else np.asarray(labels)
+        columns = backbone.encode(raw_inputs(backbone.takes, classes.tolist(), seed))
+        return Rows(columns, classes.astype(np.int64))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_client(make_rows: Callable[..., Rows]) -> Callable[..., ClientData]:
+    """A client with `rows` training rows and 4 of validation and of test."""
+
+    def make(
+        backbone: Any, name: str = "a", rows: int = 9, seed: int = 0, cap: int | None = None
+    ) -> ClientData:
+        parts = [make_rows(backbone, n, 10 * seed + i) for i, n in enumerate((rows, 4, 4))]
+        return ClientData(name, *parts, cap)
+
+    return make

@@ -1,0 +1,247 @@
+"""The resident model under views: mixtures by hand, the gate at its ends, training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedms.core.algorithm import Expert, View
+from fedms.core.tensors import fingerprint
+from fedms.models import Mixing, Training
+
+MIXES = ["probabilities", "logits", "features"]
+
+
+def random_tensors(shapes, seed, scale=0.3):
+    rng = torch.Generator().manual_seed(seed)
+    return {n: scale * torch.randn(shapes[n], generator=rng) for n in sorted(shapes)}
+
+
+def random_view(learner, depth=2, own=False):
+    """Two experts and a gate, all different and none of them new."""
+    shapes = learner.layout.shapes
+    names = learner.layout.expert(depth)
+    one, two = (random_tensors({n: shapes[n] for n in names}, seed) for seed in (1, 2))
+    gate = {n: tuple(t.shape) for n, t in learner.initial_gate(0).items()}
+    return View(Expert(one), Expert(two), random_tensors(gate, 3), own=own)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def by_hand(learner, view, data, rows):
+    """Probabilities and gate weights from the three features, in NumPy."""
+    frozen, shared, own = (
+        learner.features(e, rows).double().numpy() for e in (Expert({}), view.partner, view.expert)
+    )
+    mixing = learner.mixing
+    counts = np.bincount(data.train.labels, minlength=3) + mixing.smoothing
+    prior = np.log(counts / counts.sum())
+    prior_shared = prior if mixing.prior != "none" else 0
+    prior_own = prior if mixing.prior == "both" and view.own else 0
+
+    def logits(features, expert):
+        if learner.layout.head:
+            weight, bias = sorted(
+                (expert.tensors[n] for n in learner.layout.head), key=lambda t: -t.ndim
+            )
+            return features @ weight.double().numpy().T + bias.double().numpy()
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        return 5.0 * unit @ learner.head.embeddings.double().numpy().T
+
+    gate = {n: t.double() for n, t in view.gate.items()}
+    h = torch.from_numpy(frozen / np.linalg.norm(frozen, axis=1, keepdims=True))
+    h = h * frozen.shape[1] ** 0.5
+    inner = h @ gate["down.weight"].T + gate["down.bias"]
+    inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+    h = h + inner @ gate["up.weight"].T + gate["up.bias"]
+    *_, weight, bias = (gate[n] for n in sorted(gate, key=lambda n: ("head" in n, "bias" in n)))
+    w = softmax((h @ weight.T + bias).numpy())[:, :1]
+    one = logits(shared, view.partner) + prior_shared
+    two = logits(own, view.expert) + prior_own
+    if mixing.mix == "probabilities":
+        return w * softmax(one) + (1 - w) * softmax(two), w[:, 0]
+    if mixing.mix == "logits":
+        return softmax(w * one + (1 - w) * two), w[:, 0]
+    return softmax(logits(w * shared + (1 - w) * own, view.expert) + prior_own), w[:, 0]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("prior", ["none", "client", "both"])
+@pytest.mark.parametrize("kind", ["clip", "sentence", "vit"])
+def test_a_mixture_by_hand(make_learner, make_client, kind, mix, prior):
+    learner = make_learner(kind, mixing=Mixing(mix, prior), cache_bytes=10**7)
+    client = make_client(learner.backbone, rows=7)
+    for own in (True, False):
+        view = random_view(learner, own=own)
+        expected, weights = by_hand(learner, view, client, client.test)
+        got = learner.predict(view, client, client.test)
+        np.testing.assert_allclose(got.log_probabilities.exp().numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(got.gate_weight.numpy(), weights, atol=1e-5)
+        score = learner.score(view, client, "test")
+        right = expected[np.arange(4), client.test.labels]
+        assert score.correct == (expected.argmax(1) == client.test.labels).sum()
+        assert score.loss == pytest.approx(-np.log(right).sum(), rel=1e-4)
+        assert score.gate_weight == pytest.approx(weights.sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("kind", ["clip", "sentence"])
+def test_a_gate_at_its_ends_is_one_expert(make_learner, make_client, kind, mix):
+    learner = make_learner(kind, mixing=Mixing(mix))
+    client = make_client(learner.backbone)
+    view = random_view(learner)
+    for bias, expert in (([50.0, -50.0], view.partner), ([-50.0, 50.0], view.expert)):
+        gate = {**learner.initial_gate(0), "head.bias": torch.tensor(bias)}
+        got = learner.predict(replace(view, gate=gate), client, client.test)
+        alone = learner.predict(View(expert), client, client.test)
+        torch.testing.assert_close(
+            got.log_probabilities, alone.log_probabilities, atol=1e-5, rtol=1e-5
+        )
+        assert alone.gate_weight is None
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_flat_prior_is_no_prior(make_learner, make_client, mix):
+    """Every class as often as the others, or smoothing that drowns the counts."""
+    plain = make_learner("clip", mixing=Mixing(mix))
+    client = make_client(plain.backbone, rows=9)
+    skewed = replace(client, train=client.train.take(np.array([0, 0, 0, 3, 1])))
+    view = random_view(plain, own=True)
+    expected = plain.predict(view, client, client.test).log_probabilities
+    for prior in ("client", "both"):
+        for data, smoothing in ((client, 0.5), (skewed, 1e7)):
+            learner = make_learner("clip", mixing=Mixing(mix, prior, smoothing))
+            got = learner.predict(view, data, client.test).log_probabilities
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["none", "client"])
+@pytest.mark.parametrize("kind", ["clip", "sentence", "vit"])
+def test_a_gate_that_learns_on_val_leaves_local_training_alone(
+    make_learner, make_client, kind, prior
+):
+    learner = make_learner(kind, mixing=Mixing(prior=prior, data="val"))
+    client = make_client(learner.backbone)
+    view, names = random_view(learner), learner.layout.expert(2)
+    mixed = learner.fit(view, names, client, epochs=3, seed=2)
+    alone = learner.fit(View(view.expert), names, client, epochs=3, seed=2)
+    assert fingerprint(mixed.expert.tensors) == fingerprint(alone.expert.tensors)
+    assert fingerprint(mixed.gate) != fingerprint(view.gate)
+
+
+def test_a_gate_that_learns_on_val_sees_no_training_rows(make_learner, make_client):
+    learner = make_learner("clip", mixing=Mixing(data="val"))
+    client = make_client(learner.backbone)
+    none = client.val.take(np.array([], dtype=np.int64))
+    view, names = random_view(learner), learner.layout.expert(1)
+    after = learner.fit(view, names, replace(client, val=none), epochs=1, seed=0)
+    assert fingerprint(after.gate) == fingerprint(view.gate)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(local_loss=0.5), Mixing("features")])
+def test_first_step_follows_the_gradient_of_the_loss(make_learner, make_client, mixing):
+    """AdamW's first step is the sign of the gradient, here by finite differences."""
+    rate = 1e-2
+    learner = make_learner("vit", mixing=mixing, training=Training(99, rate, rate))
+    client = make_client(learner.backbone, rows=6)
+    view, names = random_view(learner, depth=1), learner.layout.expert(1)
+    after = learner.fit(view, names, client, epochs=1, seed=0)
+
+    def loss(expert, gate):
+        both = learner.score(View(Expert(expert), view.partner, gate), client, "train").loss
+        alone = learner.score(View(Expert(expert)), client, "train").loss
+        return both + mixing.local_loss * alone
+
+    def slope(tensors, name, at, put):
+        values = []
+        for step in (1e-2, -1e-2):
+            moved = tensors[name].clone()
+            moved.view(-1)[at] += step
+            values.append(put({**tensors, name: moved}))
+        return (values[0] - values[1]) / 2e-2
+
+    sides = (
+        (view.expert.tensors, after.expert.tensors, sorted(names), lambda t: loss(t, view.gate)),
+        (view.gate, after.gate, sorted(view.gate), lambda t: loss(view.expert.tensors, t)),
+    )
+    checked = 0
+    for before, moved, group, put in sides:
+        for name in group:
+            gradient = slope(before, name, 0, put)
+            if abs(gradient) > 0.02:
+                step = (moved[name] - before[name]).view(-1)[0].item()
+                assert step == pytest.approx(-rate * np.sign(gradient), rel=0.02)
+                checked += 1
+    assert checked >= 5
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert", "clip", "sentence"])
+def test_training_learns(make_learner, make_client, kind):
+    """Colours and first words tell the class; a head of zeros must find that out."""
+    learner = make_learner(kind, linear=kind != "clip", cache_bytes=10**7)
+    client = make_client(learner.backbone, rows=24)
+    names = learner.layout.expert(1)
+    start = View(Expert(learner.initial_expert(names, 0)))
+    after = learner.fit(start, names, client, epochs=8, seed=0)
+    before, now = (learner.score(v, client, "train") for v in (start, after))
+    assert now.loss < 0.8 * before.loss
+    assert now.correct > before.correct
+    assert all(after.expert.tensors[n].any() for n in learner.layout.head)
+
+
+@pytest.mark.parametrize("kind", ["clip", "sentence", "vit"])
+def test_fit_changes_nothing_it_was_given(make_learner, make_client, kind):
+    learner = make_learner(kind, cache_bytes=10**7)
+    client = make_client(learner.backbone)
+    view = random_view(learner)
+    before = [fingerprint(t) for t in (view.expert.tensors, view.partner.tensors, view.gate)]
+    after = learner.fit(view, learner.layout.expert(1), client, epochs=2, seed=0)
+    assert before == [
+        fingerprint(t) for t in (view.expert.tensors, view.partner.tensors, view.gate)
+    ]
+    assert after.partner is view.partner
+    held = {*after.expert.tensors.values(), *after.gate.values()}
+    assert not any(t.requires_grad for t in held)
+    kept = fingerprint(after.expert.tensors)
+    learner.fit(view, learner.layout.expert(2), client, epochs=1, seed=9)
+    assert fingerprint(after.expert.tensors) == kept
+
+
+@pytest.mark.parametrize("kind", ["clip", "sentence"])
+def test_seeds_decide_the_batches(make_learner, make_client, kind):
+    learner = make_learner(kind)
+    client, names = make_client(learner.backbone), learner.layout.expert(1)
+    start = View(Expert(learner.initial_expert(names, 0)))
+
+    def fitted(seed):
+        return fingerprint(learner.fit(start, names, client, epochs=1, seed=seed).expert.tensors)
+
+    assert fitted(0) == fitted(0) != fitted(1)
+
+
+def test_weight_decay_and_learning_rates_reach_what_they_name(make_learner, make_client):
+    names = {}
+    for key, training in {
+        "plain": Training(4, 1e-3, 1e-3),
+        "decay": Training(4, 1e-3, 1e-3, weight_decay=5.0),
+        "gate": Training(4, 1e-3, 1e-2),
+        "still": Training(4, 0.0, 0.0),
+    }.items():
+        learner = make_learner("clip", training=training)
+        client, view = make_client(learner.backbone), random_view(learner)
+        after = learner.fit(view, learner.layout.expert(2), client, epochs=1, seed=0)
+        moves = [
+            sum(float((a[n] - b[n]).abs().sum()) for n in b)
+            for a, b in ((after.expert.tensors, view.expert.tensors), (after.gate, view.gate))
+        ]
+        names[key] = moves
+    assert names["still"] == [0.0, 0.0]
+    assert names["gate"][1] > 5 * names["plain"][1]
+    assert names["gate"][0] == pytest.approx(names["plain"][0], rel=0.5)
+    assert all(d != p for d, p in zip(names["decay"], names["plain"], strict=True))

@@ -1,0 +1,93 @@
+"""Tiny runs on real digits, each performed once for all tests that look at its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
+
+import pytest
+from safetensors.torch import load_file
+
+from fedms.config import load_config
+from fedms.run import run
+
+SMALL = (
+    "data.max_rows=120",
+    "partition.clients=3",
+    "partition.alpha=1.0",
+    "partition.test_fraction=0.4",
+    "stage1.rounds=2",
+    "stage2.rounds=2",
+    "training.learning_rate=3e-2",  # large, so that few rounds change something
+    # given, so that these tests do not depend on which defaults are best
+    "sal.trigger=queue",
+    "sal.start=1",
+    "sal.queue=3",
+    "gate.mix_prior=none",
+    "gate.share=adapter",
+)
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def strict(text: str) -> Any:
+    """JSON as its standard has it: without NaN and infinity."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run: its folder, read with nothing of fedms, and the summary it returned."""
+
+    path: Path
+    returned: dict[str, Any]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return strict((self.path / "summary.json").read_text())
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        text = (self.path / f"{name}.jsonl").read_text()
+        assert text.endswith("\n")
+        return [strict(line) for line in text.splitlines()]
+
+    def tensors(self, name: str = "adapters") -> dict[str, Any]:
+        """Every tensor below a folder, by file and name."""
+        files = sorted((self.path / name).rglob("*.safetensors"))
+        return {
+            f"{file.relative_to(self.path)}:{key}": tensor
+            for file in files
+            for key, tensor in load_file(file).items()
+        }
+
+    def bytes(self, name: str = "adapters") -> dict[str, bytes]:
+        """Every file below a folder."""
+        files = [p for p in sorted((self.path / name).rglob("*")) if p.is_file()]
+        return {p.relative_to(self.path).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Any]:
+    """The configuration of a tiny run, with overrides."""
+    return lambda *overrides: load_config(None, [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory, small) -> Callable[..., Done]:
+    """`done(*overrides)` is the finished tiny run; equal arguments share one."""
+
+    @cache
+    def perform(*overrides: str) -> Done:
+        path = tmp_path_factory.mktemp("runs") / "run"
+        return Done(path, run(small(*overrides), path))
+
+    return perform

@@ -1,0 +1,168 @@
+"""The models a run makes: what they depend on, that they differ, and that others load them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fedms import run as run_module
+from fedms.build import build
+from fedms.core.algorithm import View
+from fedms.core.errors import UserError
+from fedms.core.rows import Rows
+from fedms.models.backbone import EMBEDDED
+from fedms.runtimes.rounds import run_rounds
+from fedms.runtimes.simulator import Simulator
+from fedms.store.states import ClientStates, load_server_state
+
+METHODS = {
+    # roles with scores, whether anything is sent, whether the global expert and clients' are kept
+    "fedms": ({"zero_shot", "global", "local", "personal"}, True, True, True),
+    "fedavg": ({"zero_shot", "global", "personal"}, True, True, False),
+    "local": ({"zero_shot", "local", "personal"}, False, False, True),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(done, method):
+    roles, sends, shared, private = METHODS[method]
+    finished = done(f"method={method}")
+    test, cost = finished.summary["test"], finished.summary["cost"]
+    assert {role for role, scores in test.items() if scores is not None} == roles
+    assert (cost["upload_bytes"] > 0) == (cost["download_bytes"] > 0) == sends
+    assert finished.summary["rounds"] == (2 if method == "fedavg" else 4)
+    assert (finished.path / "adapters" / "global").is_dir() == shared
+    assert (finished.path / "adapters" / "clients").is_dir() == private
+    assert (finished.path / "checkpoints" / "clients").is_dir() == private
+
+
+def test_fedavg_is_stage_1_of_fedms(done):
+    first, second = done(), done("method=fedavg")
+    mine = {k: v for k, v in first.bytes().items() if k.startswith("adapters/global/")}
+    theirs = {k: v for k, v in second.bytes().items() if k.startswith("adapters/global/")}
+    assert mine == theirs != {}
+
+
+def test_fedavg_without_rounds_of_its_own_says_so(tmp_path, small):
+    """`fedavg` has stage 1 alone; with `stage1.rounds=0` there is nothing to do."""
+    with pytest.raises((UserError, ValueError), match=r"stage1\.rounds"):
+        run_module.run(small("method=fedavg", "stage1.rounds=0"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [(), ("method=local",), ("stage1.rounds=0",)], ids=str)
+def test_diverging_training_is_the_users_to_mend(tmp_path, small, options):
+    with pytest.raises(UserError, match=r"training\.learning_rate"):
+        run_module.run(small("training.learning_rate=1e20", *options), tmp_path / "run")
+
+
+def test_seeds_differ(done):
+    first, second = done().tensors(), done("seed=1").tensors()
+    name = next(n for n in sorted(first) if n.startswith("adapters/global/"))
+    assert not torch.equal(first[name], second[name])
+
+
+def test_local_experts_differ(done):
+    tensors = done().tensors("adapters")
+    name = next(n for n in tensors if n.startswith("adapters/global/") and "lora_B" in n)
+    path, key = name.split(":")
+    same = [tensors[f"adapters/clients/{c}/local/{path.split('/')[-1]}:{key}"] for c in "012"]
+    for i, one in enumerate([*same, tensors[name]]):
+        for other in [*same, tensors[name]][:i]:
+            assert not torch.allclose(one, other, atol=1e-6)
+
+
+def test_private_state_is_kept_with_the_client_alone(done):
+    for file, key in (name.split(":") for name in done().tensors("checkpoints")):
+        private = file.startswith("checkpoints/clients/")
+        assert private or not key.startswith(("local/", "kept/"))
+        assert not (private and key.startswith("global/"))
+
+
+def _with_rows(experiment, change):
+    return dataclasses.replace(experiment, clients=tuple(change(c) for c in experiment.clients))
+
+
+def _permuted(rows: Rows) -> Rows:
+    return Rows(rows.columns, (rows.labels + 3) % 10)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_test_rows_never_influence_training(done, small, tmp_path, monkeypatch, split):
+    def changed(config):
+        return _with_rows(
+            build(config),
+            lambda c: dataclasses.replace(c, **{split: _permuted(c.split(split))}),
+        )
+
+    monkeypatch.setattr(run_module, "build", changed)
+    summary = run_module.run(small(), tmp_path / "run")
+    finished = type(done())(tmp_path / "run", summary)
+    assert (finished.bytes() == done().bytes()) == (split == "test")
+    assert (finished.bytes("checkpoints") == done().bytes("checkpoints")) == (split == "test")
+    assert summary["test"]["personal"] != done().summary["test"]["personal"]
+
+
+def test_results_do_not_depend_on_the_order_of_clients(done, small, tmp_path):
+    experiment = build(small())
+    states = ClientStates(tmp_path / "states")
+    order = [experiment.clients[i] for i in (2, 0, 1)]
+    simulator = Simulator(experiment.algorithm, experiment.learner, order, states)
+    start = experiment.algorithm.init(experiment.learner, 0)
+    rounds = list(run_rounds(experiment.algorithm, simulator, start))
+    assert [record.cohort for _, record in rounds] == [("0", "1", "2")] * 4
+    state = rounds[-1][0]
+    expected = load_server_state(done().path / "checkpoints" / "server.safetensors")
+    assert expected.tensors.keys() == state.tensors.keys()
+    assert all(torch.equal(t, state.tensors[n]) for n, t in expected.tensors.items())
+    for client in "012":
+        mine = (tmp_path / "states" / f"{client}.safetensors").read_bytes()
+        assert mine == done().bytes("checkpoints")[f"checkpoints/clients/{client}.safetensors"]
+
+
+LOADED = [
+    (),
+    ("sal.trigger=schedule", "sal.every=1", "sal.caps.0=2"),  # experts of several blocks
+    ("stage2.local_init=zero", "lora.targets=qkvo", "lora.rank=3", "stage2.checkpoint=last"),
+]
+
+
+@pytest.mark.parametrize("overrides", LOADED, ids=["default", "growing", "other adapters"])
+def test_plain_peft_loads_every_local_expert(done, small, overrides):
+    finished, experiment = done(*overrides), build(small(*overrides))
+    states = ClientStates(finished.path / "checkpoints" / "clients")
+    server = load_server_state(finished.path / "checkpoints" / "server.safetensors")
+    for client in experiment.clients:
+        view = experiment.algorithm.view(server, states.load(client.id), "local")
+        ours = experiment.learner.predict(view, client, client.test).log_probabilities
+        zero = experiment.learner.predict(
+            View(dataclasses.replace(view.expert, tensors={})), client, client.test
+        )
+        folder = finished.path / "adapters" / "clients" / client.id / "local"
+        theirs = _logits(folder, client.test.columns["pixel_values"], finished).log_softmax(-1)
+        assert torch.allclose(ours, theirs, atol=1e-4)
+        assert not torch.allclose(zero.log_probabilities, theirs, atol=1e-2)
+
+
+def _logits(folder, pixels, finished):
+    """Logits from transformers and PEFT alone, given the prompts the run wrote down."""
+    import json
+
+    from peft import PeftModel
+    from PIL import Image
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    head = json.loads((finished.path / "adapters" / "head.json").read_text())
+    (prompts,) = head["prompts"]
+    tokens = AutoTokenizer.from_pretrained(EMBEDDED)(prompts, padding=True, return_tensors="pt")
+    images = [Image.fromarray(np.asarray(p).transpose(1, 2, 0)) for p in pixels]
+    processor = CLIPImageProcessor.from_pretrained(EMBEDDED)
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(EMBEDDED), folder).eval()
+    with torch.no_grad():
+        return model(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            pixel_values=processor(images=images, return_tensors="pt")["pixel_values"],
+        ).logits_per_image

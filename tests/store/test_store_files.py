@@ -1,0 +1,161 @@
+"""Files that are whole or not there, and names that cannot leave their folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fedms.store.files import (
+    append_json,
+    safe_name,
+    whole_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+
+def broken(*args: object, **kwargs: object) -> None:
+    raise OSError("no space left on device")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_write_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    write_bytes(path, b"old")
+    write_text(path, "né")
+    assert content(tmp_path) == {"a/b.txt": "né".encode()}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("old", [b"old", None], ids=["over a file", "a new file"])
+def test_failing_write_leaves_what_was(tmp_path, monkeypatch, step, old):
+    path = tmp_path / "a.txt"
+    if old is not None:
+        path.write_bytes(old)
+    before = content(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, broken)
+        with pytest.raises(OSError, match="no space"):
+            write_bytes(path, b"new")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), [1, {"x": -float("inf")}]])
+def test_json_has_no_nan(tmp_path, bad):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError):
+        write_json(path, bad)
+    with pytest.raises(ValueError):
+        append_json(path, {"x": bad})
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_append_adds_whole_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"a": 1}, {"b": "ü\nline two"}, {"c": None}]
+    for line in lines:
+        append_json(path, line)
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == lines
+
+
+def test_whole_folder_replaces_all_of_the_old(tmp_path):
+    path = tmp_path / "a" / "b"
+    for name in ("old", "new"):
+        with whole_folder(path) as folder:
+            (folder / name).write_text(name)
+            assert folder != path
+    assert content(tmp_path) == {"a/b/new": b"new"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def fill(path: Path) -> None:
+    with whole_folder(path) as folder:
+        (folder / "new").write_text("new")
+        (folder / "new").with_name("more").write_text("more")
+        if path.name == "fails":
+            raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("name", ["fails", "replace fails"])
+@pytest.mark.parametrize("existed", [True, False])
+def test_failing_folder_leaves_what_was(tmp_path, monkeypatch, name, existed):
+    path = tmp_path / name
+    if existed:
+        path.mkdir()
+        (path / "old").write_text("old")
+    before = content(tmp_path)
+    real = os.replace
+
+    def replace(source, target):
+        """Fail where the new folder is put in place; anything else works."""
+        if (Path(source) / "new").exists():
+            broken()
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="no space"):
+            fill(path)
+    assert content(tmp_path) == before
+    assert [p.name for p in tmp_path.iterdir()] == [name] * existed
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=24)
+
+
+@given(ids)
+@example("..")
+@example("../x")
+@example("a/b")
+@example("a\\b")
+@example("/etc/passwd")
+@example(".")
+@example(".hidden")
+@example("a\0b")
+@example("C:x")
+@example("line\nbreak")
+def test_name_is_one_visible_part_of_a_path(name):
+    encoded = safe_name(name)
+    assert Path(encoded).parts == (encoded,)
+    assert not encoded.startswith(".")
+    assert not set(encoded) & set('/\\:\0\n"<>|?*')
+    assert encoded.isascii()
+
+
+@given(ids, ids)
+@example("%2E", ".")
+@example("..", "%2E.")
+@example("a/b", "a%2Fb")
+@example("a b", "a+b")
+def test_distinct_ids_have_distinct_names(first, second):
+    assert (safe_name(first) == safe_name(second)) == (first == second)
+
+
+def test_plain_ids_stay_readable():
+    names = ["0", "17", "f0_12", "alt.atheism", "John Doe (2)", "a@b.c"]
+    assert [safe_name(name) for name in names] == names
+
+
+def test_empty_id_is_not_the_folder_itself(tmp_path):
+    assert tmp_path / safe_name("") != tmp_path
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "客" * 60, "%" * 120], ids=["long", "unicode", "%"])
+def test_long_ids_can_be_written(tmp_path, name):
+    other = name[:-1] + "y"
+    for who in (name, other):
+        write_text(tmp_path / f"{safe_name(who)}.safetensors", who)
+    files = [p.read_text() for p in tmp_path.iterdir()]
+    assert sorted(files) == sorted([name, other])
