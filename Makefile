@@ -24,7 +24,7 @@ demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 	$(BIN)/fedms run --force
 
 test: $(STAMP)  ## Run the tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -38,9 +38,10 @@ check: lint types test  ## Run every check: lint, types, tests
 results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
-glyphclip: $(STAMP)  ## Train the embedded foundation model again (see training/glyphclip)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[training]'
-	$(BIN)/python training/glyphclip/train.py
+glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fonts to install first)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training]'
+	$(BIN)/python training/glyphclip/render.py /usr/share/fonts --out build/glyphs.npz
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/glyphclip/train.py --bank build/glyphs.npz --out build/glyphclip --compile
 
 clean:  ## Remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

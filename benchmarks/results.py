@@ -23,6 +23,7 @@ from fedms.run import run
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "results"
 PAGE = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- begin {name} -->", "<!-- end {name} -->"
 
 
@@ -152,12 +153,32 @@ def _origin(study: Study) -> str:
     )
 
 
-def write(study: Study) -> None:
-    """Put a study's table between its markers."""
-    begin, end = BEGIN.format(name=study.name), END.format(name=study.name)
-    before, rest = PAGE.read_text(encoding="utf-8").split(begin)
+def overview(studies: Sequence[Study]) -> str:
+    """The README's table: means over clients and seeds, a line a study."""
+    columns = {
+        "zero-shot": ("fedms", "zero_shot"),
+        "global expert": ("fedms", "global"),
+        "local-only": ("local", "personal"),
+        "local-only + class prior": ("local-prior", "personal"),
+        "FedMS": ("fedms", "personal"),
+    }
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for study in studies:
+        cells = []
+        for variant, role in columns.values():
+            done = study.is_complete(variant)
+            means = _means(study.summaries(variant), role) if done else []
+            cells.append(f"{statistics.mean(means):.3f}" if done else "not run")
+        lines.append(f"| {study.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(page: Path, name: str, text: str) -> None:
+    """Put generated text between its markers."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    before, rest = page.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
-    PAGE.write_text(f"{before}{begin}\n{table(study)}\n{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -177,7 +198,10 @@ def main() -> None:
             if not words.tables and not study.is_done(variant, seed):
                 run(study.config(variant, seed), study.folder(variant, seed), force=True)
         if words.seed is None and words.variant is None:
-            write(study)
+            write(PAGE, study.name, table(study))
+    if words.seed is None and words.variant is None:
+        done = [study for study in STUDIES if study.is_complete("fedms")]
+        write(README, "results", overview(done))
 
 
 if __name__ == "__main__":

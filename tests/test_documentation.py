@@ -1,0 +1,94 @@
+"""What README and docs tell people to do is done here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedms.cli import main
+from fedms.config import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = [
+    "data.max_rows=3000",
+    "partition.clients=3",
+    "partition.min_rows=1",
+    "model.max_length=8",
+    "stage1.rounds=1",
+    "stage2.rounds=1",
+    "sal.start=1",
+]
+
+
+def test_the_python_example_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) <= 30
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'personal': 0.9" in done.stdout
+    assert done.stdout.count("stage") == 6
+
+
+def commands() -> list[str]:
+    return re.findall(r"^ {4}\.venv/bin/fedms (run .*)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_run(command, tmp_path, monkeypatch):
+    """Each as it stands, on few rows and for one round of each stage."""
+    _, recipe, *words = command.split("#")[0].split()
+    if "--out" in words:
+        del words[words.index("--out") :]
+    data = load_config(ROOT / recipe).data.path
+    if data and not (ROOT / data).exists():
+        pytest.skip(f"{data} is not beside the project")
+    out = tmp_path / "run"
+    monkeypatch.chdir(ROOT)
+    arguments = ["fedms", "run", recipe, *words, *SMALL, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert (out / "summary.json").exists()
+
+
+def test_there_are_commands_and_targets():
+    assert len(commands()) >= 2
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"\bmake ([a-z]+)\b", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_every_recipe_is_told_of():
+    for recipe in (ROOT / "recipes").glob("*.toml"):
+        assert f"`{recipe.name}`" in README
+
+
+def test_the_file_map_is_true():
+    for line in README.split("## Where things are")[1].splitlines():
+        found = re.match(r"^ {4,6}([a-z_]+/|[a-z_]+\.py)", line)
+        if found:
+            name = found.group(1)
+            assert (ROOT / name).exists() or (ROOT / "src/fedms" / name).exists(), name
