@@ -20,6 +20,7 @@ from fedms.run import run
 
 SMALL = (
     "data.max_rows=120",
+    "model.prompt=a neatly handwritten {label}",  # which the model knows badly: room to improve
     "partition.clients=3",
     "partition.alpha=1.0",
     "partition.test_fraction=0.4",
