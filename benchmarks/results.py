@@ -144,11 +144,14 @@ def _clients(ours: Summaries, theirs: Summaries) -> str:
 
 
 def _origin(study: Study) -> str:
-    facts = json.loads((study.folder("fedms", study.seeds[0]) / "environment.json").read_text())
+    folders = [study.folder(v, s) for v in VARIANTS if study.is_complete(v) for s in study.seeds]
+    all_facts = [json.loads((folder / "environment.json").read_text()) for folder in folders]
+    commits = sorted({str(facts["git_commit"])[:12] for facts in all_facts})
+    facts = all_facts[0]
     return (
         f"`python benchmarks/results.py --only {study.name}` on `recipes/{study.name}.toml`; seeds "
-        f"{', '.join(map(str, study.seeds))}, range in brackets; commit "
-        f"{str(facts['git_commit'])[:12]}; {facts['processor']}, {facts['cores']} cores, shared, "
+        f"{', '.join(map(str, study.seeds))}, range in brackets; runs at commits "
+        f"{', '.join(commits)}; {facts['processor']}, {facts['cores']} cores, shared, "
         f"one thread a run; torch {facts['packages']['torch']}, Python {facts['python']}."
     )
 
