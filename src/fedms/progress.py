@@ -37,7 +37,9 @@ class Progress:
             case Evaluated():
                 words = ", ".join(f"{_ROWS[r]} {a:.3f}" for r, a in event.test.items())
                 self._console.print(
-                    f"  test accuracy after round {event.round}: {words}", style="dim"
+                    f"  test accuracy after round {event.round}: {words}",
+                    style="dim",
+                    soft_wrap=True,
                 )
             case Finished():
                 self._finished(event.summary, str(event.folder))
@@ -91,7 +93,8 @@ class Progress:
         self._console.print(
             f"{_size(cost['upload_bytes'])} up and {_size(cost['download_bytes'])} down over all "
             f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters trained; "
-            f"{cost['wall_seconds']:.0f} s"
+            f"{cost['wall_seconds']:.0f} s",
+            soft_wrap=True,
         )
         self._console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
 
