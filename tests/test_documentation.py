@@ -40,7 +40,8 @@ def test_the_python_example_runs(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "'personal': 0.9" in done.stdout
+    (personal,) = re.findall(r"'personal': ([\d.]+)", done.stdout)
+    assert 0.9 < float(personal) <= 1
     assert done.stdout.count("stage") == 6
 
 
