@@ -106,8 +106,24 @@ def test_without_a_split_each_client_is_split_by_class():
         assert (len(client.train), len(client.val), len(client.test)) == (140, 20, 40)
         whole = np.concatenate([client.train, client.val, client.test])
         share = np.mean(whole < 600)
-        assert abs(np.sum(client.test < 600) - share * 40) < 1
-        assert abs(np.sum(client.val < 600) - share * 20) < 1
+        assert abs(np.sum(client.test < 600) - share * 40) <= 1
+        assert abs(np.sum(client.val < 600) - share * 20) <= 1
+
+
+def test_a_class_of_one_row_has_the_same_chance_of_validation_and_test():
+    """So that rows of a class which the client never trained on are found there, as in life."""
+    writers, often, rare = 30, 40, 20
+    labels = (["often"] * often + [f"rare {i}" for i in range(rare)]) * writers
+    groups = [f"writer {i}" for i in range(writers) for _ in range(often + rare)]
+    table = table_of(labels, groups=groups)
+    drawn = {"val": 0, "test": 0}
+    for seed in range(20):
+        for client in assign(table, Partitioning("column", 0), seed=seed).clients:
+            assert (len(client.test), len(client.val)) == (12, 6)
+            for name in drawn:
+                drawn[name] += sum(labels[i] != "often" for i in getattr(client, name))
+    chances = {name: n / (20 * writers * rare) for name, n in drawn.items()}
+    assert chances == pytest.approx({"val": 0.1, "test": 0.2}, rel=0.1)
 
 
 def test_every_class_keeps_a_training_row():

@@ -2,7 +2,7 @@
 
 Every client is tested on its own distribution: where the data give a split, the test rows of each
 class are dealt in the proportions in which its training rows were dealt; where they give none, each
-client's rows are split class by class. A row is in one split of one client.
+client's rows are split at random, each class in proportion. A row is in one split of one client.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def assign(
         table: the examples.
         how: who holds what.
         test_fraction: share of a client's rows for test where they are split, 0 or more. Rounded
-            half up per client, then by class with the largest remainder; but a client keeps a
-            training row, and so does every class in the federation.
+            half up per client; a systematic sample by class, in which every row has the same
+            chance; but a client keeps a training row, and so does every class in the federation.
         val_fraction: share for validation, likewise, of the same rows before the test rows are
             taken out; together below 1.
         unseen_clients: so many clients, chosen by the seed, go to `unseen`; fewer than all.
@@ -242,18 +242,29 @@ def _split(
     fractions: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[Index, Index, Index]:
-    """One client's rows as (train, test, val), by class; `keep` and one row at least are train."""
-    quota = np.bincount(labels[rows])
+    """One client's rows as (train, test, val); `keep` and one row at least are train."""
     train, parts = rows, []
     for fraction in fractions:
         wanted = min(round_half_up(fraction * len(rows)), len(train) - 1)
-        free = rng.permutation(train[~np.isin(train, keep)])
-        most = np.bincount(labels[free], minlength=len(quota))
-        take = apportion(wanted, quota, rng, most)
-        chosen = [free[labels[free] == label][:n] for label, n in enumerate(take) if n]
-        parts.append(np.sort(np.concatenate([_NONE, *chosen])))
+        parts.append(_systematic(labels, np.setdiff1d(train, keep), wanted, rng))
         train = np.setdiff1d(train, parts[-1])
     return train, parts[0], parts[1]
+
+
+def _systematic(labels: Index, rows: Index, wanted: int, rng: np.random.Generator) -> Index:
+    """A systematic sample: every k-th row from a random start, with rows of a class side by side.
+
+    Every row has the same chance, the only one of its class too, so that the sample misses what a
+    new row would miss; and a class gets its share, rounded up or down.
+    """
+    wanted = min(wanted, len(rows))
+    if not wanted:
+        return _NONE
+    shuffled = rng.permutation(rows)
+    rank = rng.permutation(int(labels.max()) + 1)
+    by_class = shuffled[np.argsort(rank[labels[shuffled]], kind="stable")]
+    at = (np.arange(wanted) + rng.random()) * (len(rows) / wanted)
+    return np.sort(by_class[at.astype(np.int64)])
 
 
 def _federation(
