@@ -2,18 +2,23 @@
 
     python benchmarks/results.py              # run what is missing, write the page
     python benchmarks/results.py --tables     # only write the page, from the runs that are there
+    python benchmarks/results.py --tune       # the learning rates, on validation rows
 
 A run that exists with the same configuration is used again. Between the markers of the page
 everything is generated; the words around it are not touched.
+
+Every variant has the learning rate of the least validation loss among `RATES`, on seed 0 and fewer
+rows or clients (`Study.tune`). `--tune` writes what it found, and says where a study uses another.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +32,48 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- begin {name} -->", "<!-- end {name} -->"
 
 
-PLAIN = "gate.mix_prior=none"
+RATES = (1e-3, 3e-3, 1e-2)
 VARIANTS: Mapping[str, Sequence[str]] = {
     "fedms": ["method=fedms"],
-    "local": ["method=local", PLAIN],
-    "local-prior": ["method=local"],
-    "fedms-plain": ["method=fedms", PLAIN],
+    "local": ["method=local", "gate.mix_prior=none"],
+    "local-prior": ["method=local", "gate.mix_prior=both"],
+    "fedms-plain": ["method=fedms", "gate.mix_prior=none", "stage1.prior=none"],
 }
 """Every run of a table: what is set on top of the recipe. The first two are needed for a table."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """One table: a recipe and its seeds."""
+    """One table: a recipe, what makes it small enough to tune, and its seeds.
+
+    `rates` are learning rates of variants that do not have the recipe's.
+    """
 
     name: str
+    tune: Sequence[str] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
     seeds: Sequence[int] = (0, 1, 2)
 
     def config(self, variant: str, seed: int) -> Config:
         """The configuration of one run."""
-        recipe = ROOT / "recipes" / f"{self.name}.toml"
-        return load_config(recipe, [*VARIANTS[variant], f"seed={seed}"])
+        rate = self.rates.get(variant)
+        rates = [] if rate is None else [f"training.learning_rate={rate}"]
+        return load_config(self.recipe, [*VARIANTS[variant], *rates, f"seed={seed}"])
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe's file."""
+        return ROOT / "recipes" / f"{self.name}.toml"
+
+    def trial(self, variant: str, rate: float) -> dict[str, Any]:
+        """Validation scores of a trial, run where it has not been."""
+        words = [*VARIANTS[variant], *self.tune, "seed=0", f"training.learning_rate={rate}"]
+        config = load_config(self.recipe, words)
+        folder = RUNS / f"{self.name}-{variant}-rate{rate}"
+        if not _is_done(folder, config):
+            run(config, folder, force=True)
+        summary = json.loads((folder / "summary.json").read_text())
+        return dict(summary["validation"]["personal"])
 
     def folder(self, variant: str, seed: int) -> Path:
         """Where a run is kept."""
@@ -55,10 +81,7 @@ class Study:
 
     def is_done(self, variant: str, seed: int) -> bool:
         """Whether a complete run with exactly this configuration is there."""
-        path = self.folder(variant, seed)
-        if not (path / "summary.json").exists():
-            return False
-        return load_config(path / "config.toml") == self.config(variant, seed)
+        return _is_done(self.folder(variant, seed), self.config(variant, seed))
 
     def is_complete(self, variant: str) -> bool:
         """Whether all runs of a variant are there."""
@@ -70,7 +93,33 @@ class Study:
         return [json.loads((folder / "summary.json").read_text()) for folder in folders]
 
 
-STUDIES = (Study("digits"), Study("banking77"), Study("femnist"))
+STUDIES = (
+    Study("digits"),
+    Study("banking77", tune=["data.max_rows=2000"]),
+    Study("femnist", tune=["partition.max_clients=30"]),
+)
+
+
+def _is_done(folder: Path, config: Config) -> bool:
+    """Whether a complete run with exactly this configuration is there."""
+    if not (folder / "summary.json").exists():
+        return False
+    return load_config(folder / "config.toml") == config
+
+
+def tuned(study: Study, variant: str) -> str:
+    """A row of the tuning table: validation loss (accuracy) at every rate, the least loss bold.
+
+    Raises:
+        SystemExit: if the study uses another rate than the best.
+    """
+    scores = {rate: study.trial(variant, rate) for rate in RATES}
+    best = min(RATES, key=lambda rate: scores[rate]["loss"])
+    cells = [f"{s['loss']:.3f} ({s['mean']:.3f})" for s in scores.values()]
+    cells[RATES.index(best)] = f"**{cells[RATES.index(best)]}**"
+    if study.config(variant, 0).training.learning_rate != best:
+        raise SystemExit(f"{study.name} {variant}: learning rate {best:g} is best: {cells}")
+    return f"| {study.name} | {variant} | {' | '.join(cells)} |"
 
 
 def table(study: Study) -> str:
@@ -184,25 +233,41 @@ def write(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
+def tune(studies: Sequence[Study]) -> str:
+    """The table of all trials."""
+    head = f"| | variant | {' | '.join(f'{rate:g}' for rate in RATES)} |"
+    rows = [tuned(study, variant) for study in studies for variant in VARIANTS]
+    words = [f"{study.name} with `{' '.join(study.tune)}`" for study in studies if study.tune]
+    said = f"`python benchmarks/results.py --tune`; seed 0; {', '.join(words)}."
+    return "\n".join([head, "|---" * (2 + len(RATES)) + "|", *rows, "", said])
+
+
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one study")
     parser.add_argument("--seed", type=int, help="only run this seed, write no table")
     parser.add_argument("--variant", choices=VARIANTS, help="only run this one, write no table")
+    parser.add_argument("--tune", action="store_true", help="learning rates, by validation")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
     words = parser.parse_args()
-    for study in STUDIES:
-        if words.only not in (None, study.name):
-            continue
-        seeds = study.seeds if words.seed is None else [words.seed]
-        variants = VARIANTS if words.variant is None else [words.variant]
-        for variant, seed in ((v, s) for v in variants for s in seeds):
-            if not words.tables and not study.is_done(variant, seed):
+    studies = [study for study in STUDIES if words.only in (None, study.name)]
+    variants = [variant for variant in VARIANTS if words.variant in (None, variant)]
+    whole = words.seed is None and words.variant is None
+    if words.tune:
+        for study, variant, rate in itertools.product(studies, variants, RATES):
+            study.trial(variant, rate)
+        if whole and not words.only:
+            write(PAGE, "rates", tune(studies))
+        return
+    for study in studies:
+        for variant, seed in itertools.product(variants, study.seeds):
+            wanted = words.seed in (None, seed) and not words.tables
+            if wanted and not study.is_done(variant, seed):
                 run(study.config(variant, seed), study.folder(variant, seed), force=True)
-        if words.seed is None and words.variant is None:
+        if whole:
             write(PAGE, study.name, table(study))
-    if words.seed is None and words.variant is None:
+    if whole:
         done = [study for study in STUDIES if study.is_complete("fedms")]
         write(README, "results", overview(done))
 

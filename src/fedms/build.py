@@ -121,7 +121,7 @@ def make_learner(
         )
     training = models.Training(**config.training.model_dump())
     gate = config.gate
-    mixing = models.Mixing(gate.mix, gate.mix_prior, gate.smoothing, gate.data, gate.local_loss)
+    mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss)
     cache = parse_size(config.runtime.cache_bytes)
     return models.ModelLearner(backbone, slots, head, training, mixing, cache), description
 
@@ -159,6 +159,9 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         carry_depth=sal.carry_depth,
         local_init=second.local_init,
         share=config.gate.share,
+        stage1_prior=first.prior == "client",
+        server_momentum=first.server_momentum,
+        mix_prior=config.gate.mix_prior,
         keep_best=second.checkpoint == "best",
     )
     if config.method == "local":

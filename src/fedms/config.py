@@ -133,6 +133,12 @@ class Stage1(Section):
     rounds: int = Field(10, ge=0)
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
     epochs: int = Field(1, ge=1)
+    prior: Literal["none", "client"] = Field(
+        "none", description="class frequencies added to a client's logits while it trains"
+    )
+    server_momentum: float = Field(
+        0.0, ge=0, lt=1, description="going on as in earlier rounds; 0: federated averaging"
+    )
 
 
 class Stage2(Section):
@@ -153,7 +159,7 @@ class Gate(Section):
     share: Literal["adapter", "all", "none"] = "adapter"
     mix: Literal["probabilities", "logits", "features"] = "probabilities"
     mix_prior: Literal["none", "client", "both"] = Field(
-        "both", description="whose logits get the log of the client's class frequencies"
+        "none", description="whose logits get the log of the client's class frequencies"
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
     data: Literal["train", "val"] = "train"

@@ -215,8 +215,7 @@ class _Run:
                 continue
             with whole_folder(self._folder.client_adapters(client.id)) as folder:
                 save_expert(folder / "local", learner, view.expert.tensors, base)
-                if self._config.gate.mix_prior != "none":
-                    save_prior(folder / "prior.json", learner, client)
+                save_prior(folder / "prior.json", learner, view, client)
                 if view.gate is not None:
                     save_gate(folder / "gate", learner, view.gate)
 

@@ -12,6 +12,7 @@ import transformers
 from torch.nn import functional as F
 
 from fedms.algorithms import Options, Sal, Stage, fedavg, fedms, local
+from fedms.core.algorithm import Aggregate, Score
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
@@ -188,3 +189,87 @@ def test_training_that_diverges_is_the_users_error(run, make_learner, make_clien
     options = replace(OPTIONS, stage1=Stage(0 if method is fedms else 1))
     with pytest.raises(UserError, match=r"training\.learning_rate"):
         run(method(learner.layout, options), learner, [make_client(learner.backbone)])
+
+
+@pytest.mark.parametrize("stage1_prior", [True, False])
+@pytest.mark.parametrize("mix_prior", ["none", "client", "both"])
+def test_who_gets_the_class_prior(run, toy, make_toy_client, monkeypatch, stage1_prior, mix_prior):
+    seen = []
+    learner = toy()
+    fit = learner.fit
+
+    def spy(view, *args, **options):
+        priors = (view.expert.prior, view.partner and view.partner.prior)
+        seen.append(priors)
+        return fit(view, *args, **options)
+
+    monkeypatch.setattr(learner, "fit", spy)
+    options = replace(
+        OPTIONS,
+        stage1=Stage(1),
+        stage2=Stage(1),
+        stage1_prior=stage1_prior,
+        mix_prior=mix_prior,
+    )
+    own, shared = mix_prior == "both", mix_prior != "none"
+    algorithm = fedms(learner.layout, options)
+    servers, _, states = run(algorithm, learner, [make_toy_client("a")])
+    assert seen == [(stage1_prior, None), (own, shared)]
+    views = {
+        role: algorithm.view(servers[-1], states.load("a"), role)
+        for role in ("global", "local", "personal")
+    }
+    assert not views["global"].expert.prior  # as anyone would use it
+    assert views["local"].expert.prior == views["personal"].expert.prior == own
+    assert views["personal"].partner.prior == shared
+    assert algorithm.view(servers[-1], None, "personal").expert.prior == shared
+    seen.clear()
+    alone = local(learner.layout, options)
+    servers, _, states = run(alone, learner, [make_toy_client("a")])
+    assert set(seen) == {(own, None)}
+    assert alone.view(servers[-1], states.load("a"), "personal").expert.prior == own
+
+
+def test_server_momentum_is_heavy_ball_over_the_averages(toy):
+    """Against NumPy: FedAvgM over keys of which some arrive later than others."""
+    learner, momentum = toy(), 0.7
+    options = replace(OPTIONS, stage1=Stage(4), server_momentum=momentum)
+    algorithm = fedms(learner.layout, options)
+    state = algorithm.init(learner, 5)
+    start = learner.initial_expert(learner.layout.expert(3), 5)
+    x = {n: t.numpy().astype(np.float64) for n, t in start.items()}
+    v = {n: np.zeros_like(a) for n, a in x.items()}
+    rng = np.random.default_rng(0)
+    for depth in (1, 1, 3):
+        plan = algorithm.plan(state)
+        assert {n.split("/")[0] for n in plan.broadcast} <= {"global"}
+        average = {n: rng.normal(size=x[n].shape) for n in sorted(learner.layout.expert(depth))}
+        for name, a in average.items():
+            v[name] = momentum * v[name] + (a - x[name])
+            x[name] = x[name] + v[name]
+        tensors = {f"global/{n}": torch.from_numpy(a).float() for n, a in average.items()}
+        state = algorithm.server_update(state, plan, Aggregate(tensors, 9, 2, Score(1, 2)))
+        got = part("global", state.tensors)
+        for name in average:
+            np.testing.assert_allclose(got[name].numpy(), x[name], atol=1e-5)
+    assert {n.split("/")[0] for n in state.tensors} == {"start", "velocity", "global", "gate"}
+    plan = algorithm.plan(state)
+    state = algorithm.server_update(state, plan, Aggregate({}, 9, 2, Score(1, 2)))
+    assert state.stage == 2
+    assert {n.split("/")[0] for n in state.tensors} == {"global", "gate"}
+
+
+def test_a_still_average_stays_where_it_is_under_momentum(run, toy, make_toy_client):
+    """Without epochs nobody moves, and a first round is the same with and without momentum."""
+    learner, client = toy(), make_toy_client("a")
+    still = replace(OPTIONS, stage1=Stage(3, epochs=0), stage2=Stage(0), server_momentum=0.9)
+    servers = run(fedms(learner.layout, still), learner, [client])[0]
+    start = learner.initial_expert(learner.layout.expert(3), 0)
+    assert fingerprint(part("global", servers[-1].tensors)) == fingerprint(start)
+    first = replace(OPTIONS, stage1=Stage(1), stage2=Stage(0))
+    plain, moved = (
+        part("global", run(fedms(learner.layout, o), learner, [client])[0][-1].tensors)
+        for o in (first, replace(first, server_momentum=0.9))
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(moved[name], value)

@@ -47,3 +47,8 @@ def test_scores_add():
     assert Score(1, 2, 0.5, 1.0) + Score(2, 3, 1.0, 0.5) == Score(3, 5, 1.5, 1.5)
     assert Score().accuracy is None
     assert Score(1, 4).accuracy == 0.25
+
+
+def test_loss_is_the_mean_over_clients_of_their_mean():
+    scores = {"a": Score(0, 2, loss=3.0), "b": Score(0, 8, loss=4.0), "empty": Score()}
+    assert summarise(scores).loss == pytest.approx((1.5 + 0.5) / 2)

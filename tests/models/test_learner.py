@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from fedms.core.algorithm import Expert, View
 from fedms.core.tensors import fingerprint
 from fedms.models import Mixing, Training
+from fedms.models.mixture import log_prior
 
 MIXES = ["probabilities", "logits", "features"]
 
@@ -20,13 +22,13 @@ def random_tensors(shapes, seed, scale=0.3):
     return {n: scale * torch.randn(shapes[n], generator=rng) for n in sorted(shapes)}
 
 
-def random_view(learner, depth=2, own=False):
+def random_view(learner, depth=2, own=False, shared=False):
     """Two experts and a gate, all different and none of them new."""
     shapes = learner.layout.shapes
     names = learner.layout.expert(depth)
     one, two = (random_tensors({n: shapes[n] for n in names}, seed) for seed in (1, 2))
     gate = {n: tuple(t.shape) for n, t in learner.initial_gate(0).items()}
-    return View(Expert(one), Expert(two), random_tensors(gate, 3), own=own)
+    return View(Expert(one, own), Expert(two, shared), random_tensors(gate, 3))
 
 
 def softmax(x):
@@ -40,10 +42,9 @@ def by_hand(learner, view, data, rows):
         learner.features(e, rows).double().numpy() for e in (Expert({}), view.partner, view.expert)
     )
     mixing = learner.mixing
-    counts = np.bincount(data.train.labels, minlength=3) + mixing.smoothing
-    prior = np.log(counts / counts.sum())
-    prior_shared = prior if mixing.prior != "none" else 0
-    prior_own = prior if mixing.prior == "both" and view.own else 0
+    prior = log_prior(data.train.labels, 3, mixing.smoothing).double().numpy()
+    prior_shared = prior if view.partner.prior else 0
+    prior_own = prior if view.expert.prior else 0
 
     def logits(features, expert):
         if learner.layout.head:
@@ -72,13 +73,13 @@ def by_hand(learner, view, data, rows):
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("prior", ["none", "client", "both"])
+@pytest.mark.parametrize("smoothing", [0.1, 2.0])
 @pytest.mark.parametrize("kind", ["clip", "sentence", "vit"])
-def test_a_mixture_by_hand(make_learner, make_client, kind, mix, prior):
-    learner = make_learner(kind, mixing=Mixing(mix, prior), cache_bytes=10**7)
+def test_a_mixture_by_hand(make_learner, make_client, kind, mix, smoothing):
+    learner = make_learner(kind, mixing=Mixing(mix, smoothing), cache_bytes=10**7)
     client = make_client(learner.backbone, rows=7)
-    for own in (True, False):
-        view = random_view(learner, own=own)
+    for own, shared in itertools.product((True, False), repeat=2):
+        view = random_view(learner, own=own, shared=shared)
         expected, weights = by_hand(learner, view, client, client.test)
         got = learner.predict(view, client, client.test)
         np.testing.assert_allclose(got.log_probabilities.exp().numpy(), expected, atol=1e-5)
@@ -108,27 +109,26 @@ def test_a_gate_at_its_ends_is_one_expert(make_learner, make_client, kind, mix):
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_flat_prior_is_no_prior(make_learner, make_client, mix):
-    """Every class as often as the others, or smoothing that drowns the counts."""
+    """Smoothing drowns the counts, or every class is as often as the others."""
     plain = make_learner("clip", mixing=Mixing(mix))
     client = make_client(plain.backbone, rows=9)
     skewed = replace(client, train=client.train.take(np.array([0, 0, 0, 3, 1])))
-    view = random_view(plain, own=True)
-    expected = plain.predict(view, client, client.test).log_probabilities
-    for prior in ("client", "both"):
-        for data, smoothing in ((client, 0.5), (skewed, 1e7)):
-            learner = make_learner("clip", mixing=Mixing(mix, prior, smoothing))
-            got = learner.predict(view, data, client.test).log_probabilities
-            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    expected = plain.predict(random_view(plain), client, client.test).log_probabilities
+    view = random_view(plain, own=True, shared=True)
+    for data, smoothing in ((client, 0.5), (skewed, 1e7)):
+        learner = make_learner("clip", mixing=Mixing(mix, smoothing))
+        got = learner.predict(view, data, client.test).log_probabilities
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prior", ["none", "client"])
+@pytest.mark.parametrize("prior", [True, False])
 @pytest.mark.parametrize("kind", ["clip", "sentence", "vit"])
 def test_a_gate_that_learns_on_val_leaves_local_training_alone(
     make_learner, make_client, kind, prior
 ):
-    learner = make_learner(kind, mixing=Mixing(prior=prior, data="val"))
+    learner = make_learner(kind, mixing=Mixing(data="val"))
     client = make_client(learner.backbone)
-    view, names = random_view(learner), learner.layout.expert(2)
+    view, names = random_view(learner, own=prior, shared=prior), learner.layout.expert(2)
     mixed = learner.fit(view, names, client, epochs=3, seed=2)
     alone = learner.fit(View(view.expert), names, client, epochs=3, seed=2)
     assert fingerprint(mixed.expert.tensors) == fingerprint(alone.expert.tensors)

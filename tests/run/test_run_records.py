@@ -73,7 +73,7 @@ def _without_seconds(costs):
 
 def test_config_is_resolved(done, small):
     config = tomllib.loads((done().path / "config.toml").read_text())
-    assert config["stage1"] == {"rounds": 2, "cohort": 1.0, "epochs": 1}
+    assert config["stage1"] == small().stage1.model_dump()
     assert config["lora"]["rank"] == small().lora.rank  # a default, written out
 
 
@@ -85,9 +85,10 @@ def test_summary_has_these_keys(done):
     assert summary["test"]["unseen"] is None  # no client was kept out
     for role in ROLES[:-1]:
         scores = summary["test"][role]
-        assert set(scores) == {"mean", "weighted", "worst_decile", "std", "per_client"}
+        assert set(scores) == {"mean", "weighted", "worst_decile", "std", "loss", "per_client"}
         assert set(scores["per_client"]) == {"0", "1", "2"}
-        numbers = [v for k, v in scores.items() if k != "per_client"]
+        assert scores["loss"] > 0
+        numbers = [v for k, v in scores.items() if k not in ("loss", "per_client")]
         assert all(0 <= number <= 1 for number in [*numbers, *scores["per_client"].values()])
 
 

@@ -36,6 +36,7 @@ from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 LocalInit = Literal["global", "zero"]
 Share = Literal["adapter", "all", "none"]
+MixPrior = Literal["none", "client", "both"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Options:
         carry_depth: stage 2 begins at the depth that stage 1 reached, instead of at `sal.start`.
         local_init: the local expert starts from the global one, or from zero.
         share: which part of the gate is averaged: its adapter, all of it, or none.
+        stage1_prior: the client's class prior is added to the logits while it trains the global
+            expert, which then need not learn the class frequencies of one client after the other
+            (logit calibration, arXiv 2209.00189, with the client's prior).
+        server_momentum: of the global expert's average, 0 to below 1 (FedAvgM, arXiv 1909.06335):
+            the server goes on in the direction of earlier rounds. 0 is federated averaging.
+        mix_prior: whose logits get the client's class prior in stage 2: nobody's, the global
+            expert's in the mixture (`client`), or also the local one's (`both`).
         keep_best: a client's model is its checkpoint with the best score on its validation rows
             (ties: the lower loss), instead of the last one.
     """
@@ -67,6 +75,9 @@ class Options:
     carry_depth: bool = True
     local_init: LocalInit = "global"
     share: Share = "adapter"
+    stage1_prior: bool = False
+    server_momentum: float = 0.0
+    mix_prior: MixPrior = "none"
     keep_best: bool = True
 
 
@@ -110,14 +121,22 @@ class _FedMS:
         }
         return frozenset(f"gate/{name}" for name in names[self.options.share])
 
+    def mixture(self, own: Tensors, shared: Tensors, gate: Tensors) -> View:
+        prior = self.options.mix_prior
+        return View(Expert(own, prior == "both"), Expert(shared, prior != "none"), gate)
+
 
 def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
+    tensors = under("gate", learner.initial_gate(seed) if method.options.stage2.rounds else {})
+    if method.options.server_momentum:
+        start = learner.initial_expert(method.layout.expert(method.blocks), seed)
+        tensors |= under("start", start)
     return ServerState(
         seed=seed,
         round=0,
         stage=1 if method.options.stage1.rounds else 2,
         depth=method.options.sal.first_depth(method.blocks),
-        tensors=under("gate", learner.initial_gate(seed) if method.options.stage2.rounds else {}),
+        tensors=tensors,
     )
 
 
@@ -171,7 +190,8 @@ def _train_global(
     depth = data.depth(plan.depth)
     names = method.layout.expert(depth)
     start = {**learner.initial_expert(names, plan.seed), **received}
-    view = learner.fit(View(Expert(start)), names, data, epochs=plan.epochs, seed=seed)
+    expert = Expert(start, prior=method.options.stage1_prior)
+    view = learner.fit(View(expert), names, data, epochs=plan.epochs, seed=seed)
     tensors = under("global", pick(view.expert.tensors, names))
     size = method.layout.size(names)
     return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size, state)
@@ -195,7 +215,7 @@ def _train_local(
     received = part("gate", pick(broadcast, plan.broadcast))
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
     view = learner.fit(
-        View(Expert(start), Expert(part("global", broadcast)), gate, own=True),
+        method.mixture(start, part("global", broadcast), gate),
         names,
         data,
         epochs=plan.epochs,
@@ -233,9 +253,8 @@ def _server_update(
     method: _FedMS, state: ServerState, plan: RoundPlan, aggregate: Aggregate
 ) -> ServerState:
     rounds = state.round + 1
-    moved = replace(state, round=rounds, tensors={**state.tensors, **aggregate.tensors})
     if state.stage == 2:
-        return moved
+        return replace(state, round=rounds, tensors={**state.tensors, **aggregate.tensors})
     depth, queue = method.options.sal.grow(
         state.depth,
         state.queue,
@@ -244,7 +263,26 @@ def _server_update(
         blocks=method.blocks,
     )
     stage = 1 if rounds < method.options.stage1.rounds else 2
-    return replace(moved, stage=stage, depth=depth, queue=queue)
+    tensors = _averaged(method, state.tensors, part("global", aggregate.tensors))
+    if stage == 2:
+        tensors = {n: t for n, t in tensors.items() if n.startswith(("global/", "gate/"))}
+    return replace(state, round=rounds, tensors=tensors, stage=stage, depth=depth, queue=queue)
+
+
+def _averaged(method: _FedMS, state: Tensors, average: Tensors) -> Tensors:
+    """Server tensors with the global expert moved to the clients' average, and beyond it.
+
+    With momentum `m`, `v ← m·v + (average - expert)` and `expert ← expert + v` for every tensor
+    that arrived; the velocities `v` are kept until the stage ends.
+    """
+    momentum = method.options.server_momentum
+    if not momentum:
+        return {**state, **under("global", average)}
+    before = {**part("start", state), **part("global", state)}
+    velocity = part("velocity", state)
+    moved = {n: momentum * velocity.get(n, 0.0) + (t - before[n]) for n, t in average.items()}
+    expert = {n: before[n] + v for n, v in moved.items()}
+    return {**state, **under("global", expert), **under("velocity", moved)}
 
 
 def _view(
@@ -252,15 +290,16 @@ def _view(
 ) -> View | None:
     """Models of a client: the global expert, its local expert alone, the mixture of both.
 
-    A client that has no local expert (yet) has the global expert as its personal model.
+    The global expert is scored as anyone would use it. A client that has no local expert (yet) has
+    the global expert, with its class prior where mixtures have that, as its personal model.
     """
-    shared = View(Expert(part("global", state.tensors)))
+    shared = part("global", state.tensors)
     if role == "global":
-        return shared
+        return View(Expert(shared))
     if client is None:
-        return shared if role == "personal" else None
+        prior = method.options.mix_prior != "none"
+        return View(Expert(shared, prior)) if role == "personal" else None
     own = chosen(client)
-    expert = Expert({**_inherited(method, state.tensors), **part("local", own)})
-    if role == "local":
-        return View(expert, own=True)
-    return View(expert, shared.expert, part("gate", own), own=True)
+    expert = {**_inherited(method, state.tensors), **part("local", own)}
+    mixture = method.mixture(expert, shared, part("gate", own))
+    return View(mixture.expert) if role == "local" else mixture

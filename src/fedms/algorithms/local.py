@@ -29,6 +29,7 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
     federated method with the same options; nothing is broadcast or uploaded.
     """
     blocks = len(layout.blocks)
+    prior = options.mix_prior == "both"
 
     def stage(round: int) -> Stage:
         return options.stage1 if round < options.stage1.rounds else options.stage2
@@ -57,9 +58,8 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         state = state or ClientState({}, depth)
         names = layout.expert(depth)
         start = {**learner.initial_expert(names, plan.seed), **part("local", state.tensors)}
-        view = learner.fit(
-            View(Expert(start), own=True), names, data, epochs=plan.epochs, seed=seed
-        )
+        expert = Expert(start, prior)
+        view = learner.fit(View(expert), names, data, epochs=plan.epochs, seed=seed)
         tensors = under("local", pick(view.expert.tensors, names))
         score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
         after = remember(state, tensors, score, depth=depth, keep_best=options.keep_best)
@@ -73,7 +73,7 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         if role == "global":
             return None
         if client is None:
-            return View(Expert({}), own=True) if role == "personal" else None
-        return View(Expert(part("local", chosen(client))), own=True)
+            return View(Expert({}, prior)) if role == "personal" else None
+        return View(Expert(part("local", chosen(client)), prior))
 
     return FederatedAlgorithm("local", init, plan, expects, client_update, server_update, view)

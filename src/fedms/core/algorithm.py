@@ -36,9 +36,14 @@ class Expert:
 
     A block without tensors is inactive (its LoRA product is zero), so `Expert({})` is the
     foundation model itself. Names are PEFT's, without a role.
+
+    Args:
+        tensors: by name.
+        prior: whether the log of the client's own class frequencies is added to its logits.
     """
 
     tensors: Tensors
+    prior: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,13 +58,11 @@ class View:
         expert: the only expert, or the local one of a mixture.
         partner: the frozen global expert of a mixture, or None.
         gate: the gate's tensors (adapter and head), or None without a partner.
-        own: whether `expert` is the client's own, to which its class prior may be added.
     """
 
     expert: Expert
     partner: Expert | None = None
     gate: Tensors | None = None
-    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class ClientSummary:
         weighted: every row counts the same.
         worst_decile: mean of the worst tenth of the clients, at least one.
         std: population standard deviation over clients.
+        loss: mean over clients of their mean negative log-likelihood, in nats.
         per_client: accuracy by client; clients without rows are missing.
     """
 
@@ -27,6 +28,7 @@ class ClientSummary:
     weighted: float
     worst_decile: float
     std: float
+    loss: float
     per_client: Mapping[str, float]
 
 
@@ -43,5 +45,6 @@ def summarise(scores: Mapping[str, Score]) -> ClientSummary | None:
         weighted=total.correct / total.rows,
         worst_decile=float(worst.mean()),
         std=float(accuracies.std()),
+        loss=float(np.mean([s.loss / s.rows for s in counted.values()])),
         per_client={c: float(a) for c, a in zip(counted, accuracies, strict=True)},
     )

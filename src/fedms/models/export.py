@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from fedms.core.algorithm import View
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, serialise
 from fedms.models.learner import ModelLearner
@@ -36,10 +37,17 @@ def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str
         (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
 
 
-def save_prior(path: Path, learner: ModelLearner, data: ClientData) -> None:
-    """Write the client's log class frequencies, and to whose logits they are added, as JSON."""
+def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
+    """Write the client's log class frequencies, and to whose logits they are added, as JSON.
+
+    Nothing is written where they are added to nobody's.
+    """
+    experts = {"global": view.partner, "local": view.expert}
+    added_to = [name for name, expert in experts.items() if expert and expert.prior]
+    if not added_to:
+        return
     prior = log_prior(data.train.labels, learner.head.classes, learner.mixing.smoothing)
-    facts = {"added_to": learner.mixing.prior, "log_prior": prior.tolist()}
+    facts = {"added_to": added_to, "log_prior": prior.tolist()}
     path.write_text(json.dumps(facts) + "\n")
 
 

@@ -55,10 +55,8 @@ class Mixing:
 
     Args:
         mix: see `models.mixture`.
-        prior: `client` adds the log of the client's own class frequencies to the global logits;
-            `both` also to the local expert's, in training and prediction, so that its adapters
-            need not learn what counting tells.
-        smoothing: added to every class count of that prior, greater than 0.
+        smoothing: of the class prior, for experts that have it: added to every class count,
+            greater than 0.
         data: rows the gate learns on. `train`: together with the local expert, on the loss of the
             mixture. `val`: on validation rows, after each epoch in which the local expert learned
             alone; a gate that sees the rows the expert was fitted to over-trusts it.
@@ -66,7 +64,6 @@ class Mixing:
     """
 
     mix: Mix = "probabilities"
-    prior: Literal["none", "client", "both"] = "none"
     smoothing: float = 0.5
     data: Literal["train", "val"] = "train"
     local_loss: float = 0.0
@@ -166,7 +163,7 @@ class ModelLearner:
         """Predict `rows` with a client's model; `data` gives the client's class frequencies."""
         features = self.features(view.expert, rows)
         constants = self._constants(view, data, rows)
-        own = _Own(view.expert.tensors, self._own_prior(view, data))
+        own = _Own(view.expert.tensors, self._prior(view.expert, data))
         if constants is None:
             return Prediction(F.log_softmax(self._logits(features, own), -1).cpu(), None)
         assert view.gate is not None
@@ -234,16 +231,15 @@ class ModelLearner:
         features = self._remembered(view.partner, view.partner, rows)
         frozen = self._remembered(FROZEN, view.partner, rows)
         logits = self.head(features, view.partner.tensors)
-        if self.mixing.prior != "none":
-            logits = logits + self._prior(data)
-        return _Constants(frozen, features, logits)
+        prior = self._prior(view.partner, data)
+        return _Constants(frozen, features, logits if prior is None else logits + prior)
 
-    def _prior(self, data: ClientData) -> Tensor:
+    def _prior(self, expert: Expert, data: ClientData) -> Tensor | None:
+        """`(classes,)`: what is added to the expert's logits; None: nothing."""
+        if not expert.prior:
+            return None
         prior = log_prior(data.train.labels, self.head.classes, self.mixing.smoothing)
         return prior.to(self.backbone.device)
-
-    def _own_prior(self, view: View, data: ClientData) -> Tensor | None:
-        return self._prior(data) if view.own and self.mixing.prior == "both" else None
 
     def _logits(self, features: Tensor, own: _Own) -> Tensor:
         """Logits of the expert that trains or predicts, with its class prior where it has one."""
@@ -349,7 +345,7 @@ class _Trainee:
             for name, tensor in view.expert.tensors.items()
             if name in learner.head.shapes
         }
-        self.own = _Own(self._heads, learner._own_prior(view, self._data))
+        self.own = _Own(self._heads, learner._prior(view.expert, self._data))
         heads = [self._heads[n].requires_grad_() for n in sorted(self._heads) if n in self._names]
         slots = [learner.slots.parameters[n] for n in sorted(self._names) if n not in self._heads]
         gate = list(learner._gate.parameters()) if view.gate is not None else []
@@ -381,7 +377,8 @@ class _Trainee:
         """The view with what was trained, as copies on the CPU."""
         heads = {n: t.detach().to("cpu", copy=True) for n, t in self._heads.items()}
         slots = self._learner.slots.read(self._names - self._heads.keys())
-        expert = Expert({**self._view.expert.tensors, **heads, **slots})
+        tensors = {**self._view.expert.tensors, **heads, **slots}
+        expert = replace(self._view.expert, tensors=tensors)
         gate = None
         if self._view.gate is not None:
             state = self._learner._gate.state_dict()
