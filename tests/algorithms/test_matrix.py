@@ -32,6 +32,8 @@ METHODS = {
     "fedms-queue": (fedms, replace(DEFAULT, sal=Sal("queue", queue=2, epsilon=2.0))),
     "fedms-all": (fedms, replace(DEFAULT, sal=Sal("all"))),
     "fedms-no-stage1": (fedms, replace(DEFAULT, stage1=Stage(0))),
+    "fedms-momentum": (fedms, replace(DEFAULT, server_momentum=0.5)),
+    "fedms-prior": (fedms, replace(DEFAULT, stage1_prior=True, mix_prior="both")),
     "fedms-cohort": (fedms, replace(DEFAULT, stage1=Stage(2, 2), stage2=Stage(2, 0.5))),
     "fedavg": (fedavg, DEFAULT),
     "local": (local, DEFAULT),
@@ -40,8 +42,16 @@ MODELS = {
     "toy": tuple(METHODS),
     "toy-linear": tuple(METHODS),
     "sentence": tuple(METHODS),
-    "clip": ("fedms", "fedms-all", "fedavg", "local"),
-    "vit": ("fedms", "fedms-zero", "fedms-share-all", "fedms-all", "fedavg", "local"),
+    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "local"),
+    "vit": (
+        "fedms",
+        "fedms-zero",
+        "fedms-momentum",
+        "fedms-share-all",
+        "fedms-all",
+        "fedavg",
+        "local",
+    ),
 }
 ROUNDS = {"fedavg": 2, "fedms-no-stage1": 2}
 PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
