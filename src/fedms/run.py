@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedms.build import Experiment, build
 from fedms.config import Config, dump_config
 from fedms.core.algorithm import Score, ServerState, View
+from fedms.core.costs import Costs
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
@@ -132,7 +133,8 @@ class _Run:
             save_state(self._folder.server_state, state)
             due = stage_ended or self._is_due(state.round)
             scores = self._evaluate(state, record) if due else {}
-            self._record(record, scores)
+            costs = record.costs + self._experiment.learner.spent()
+            self._record(replace(record, costs=costs), scores)
         self._save_adapters(state)
         unseen = self._simulator.evaluate(state, "test", self._experiment.unseen)
         summary = self._summary(zero_shot, scores, unseen)
@@ -239,17 +241,20 @@ class _Run:
         }
 
     def _cost(self) -> dict[str, Any]:
-        """Counted costs; FLOPs and activation memory are not measured yet and therefore null."""
+        """What the whole run cost."""
         model = self._experiment.learner.backbone.model
         adapters = self._experiment.learner.slots.parameters.values()
         frozen = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in adapters)
+        costs = sum((r.costs for r in self._records), Costs())
         return {
             "upload_bytes": sum(r.upload_bytes for r in self._records),
             "download_bytes": sum(r.download_bytes for r in self._records),
-            "train_flops": None,
+            "train_flops": costs.flops,
             "train_seconds": sum(r.seconds for r in self._records),
+            "phase_seconds": dict(costs.seconds),
             "wall_seconds": time.perf_counter() - self._began,
-            "peak_activation_bytes": None,
+            "peak_activation_bytes": costs.peak_activation_bytes,
+            "cache_bytes": costs.cache_bytes,
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,
         }

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from fedms.core.algorithm import Expert, Layout, Score, View
+from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
 
@@ -74,6 +75,9 @@ class Toy:
                             tensor.sub_(0.3 * gradient)
         tensors = {n: t.detach() for n, t in expert.items()}
         return View(Expert(tensors), view.partner, {n: t.detach() for n, t in gate.items()} or None)
+
+    def spent(self) -> Costs:
+        return Costs()
 
     @torch.no_grad()
     def score(self, view: View, data: ClientData, split) -> Score:

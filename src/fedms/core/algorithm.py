@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
 from fedms.core.tensors import Tensors, fingerprint
 
@@ -147,13 +148,17 @@ class Learner(Protocol):
         """How well `view` predicts the client's rows of one split."""
         ...
 
+    def spent(self) -> Costs:
+        """What all work since the last call cost."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ServerState:
     """What the server knows after `round` complete rounds.
 
-    `tensors` holds only what was ever trained and shared; whatever is missing is as
-    `Learner.initial_expert(names, seed)` gives it.
+    `tensors` holds only what was ever trained and shared, and what an algorithm's server keeps to
+    itself; whatever is missing is as `Learner.initial_expert(names, seed)` gives it.
     """
 
     seed: int

@@ -8,7 +8,7 @@ computed once per example and kept.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedms.core.algorithm import Expert, Layout, Score, View
+from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Index, Rows, Split, shuffled_batches
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, fingerprint, pick
@@ -25,6 +26,7 @@ from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.gate import ADAPTER, HEAD, Gate, initial_gate
 from fedms.models.heads import Head
+from fedms.models.meter import Meter, shapes
 from fedms.models.mixture import Mix, log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache
 
@@ -110,7 +112,8 @@ class ModelLearner:
             shapes={**slots.shapes, **head.shapes, **gate},
         )
         assert len(self.layout.shapes) == len(slots.shapes) + len(head.shapes) + len(gate)
-        self.prefixes = PrefixCache(backbone, slots.root, cache_bytes)
+        self.meter = Meter(backbone.model.parameters)
+        self.prefixes = PrefixCache(backbone, slots.root, cache_bytes, self.meter)
         self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -130,8 +133,9 @@ class ModelLearner:
         self, view: View, names: frozenset[str], data: ClientData, *, epochs: int, seed: int
     ) -> View:
         """See `Learner.fit`. The gate trains whenever the view has one."""
-        train = self._constants(view, data, data.train)
-        val = self._constants(view, data, data.val)
+        with self.meter.phase("cache"):
+            train = self._constants(view, data, data.train)
+            val = self._constants(view, data, data.val)
         with _Trainee(self, view, names, data) as trainee:
             on_val = self.mixing.data == "val"
             for epoch in range(epochs):
@@ -141,12 +145,17 @@ class ModelLearner:
                     self._gate_epoch(trainee, data.val, val, order)
             return trainee.view()
 
+    def spent(self) -> Costs:
+        """See `Learner.spent`."""
+        return replace(self.meter.take(), cache_bytes=self.prefixes.bytes)
+
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         """See `Learner.score`."""
         rows = data.split(split)
         if not len(rows):
             return Score()
-        prediction = self.predict(view, data, rows)
+        with self.meter.phase("evaluate"):
+            prediction = self.predict(view, data, rows)
         labels = torch.from_numpy(rows.labels)
         chosen = prediction.log_probabilities.gather(1, labels[:, None])
         correct = prediction.log_probabilities.argmax(1) == labels
@@ -204,12 +213,14 @@ class ModelLearner:
         out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
         for start in range(0, len(rows), _PREDICT_BATCH):
             index = order[start : start + _PREDICT_BATCH]
-            out[torch.from_numpy(index).to(out.device)] = self._batch(rows, index, kept)
+            batch = self.backbone.collate(rows.take(index))
+            with self.meter.step(("features", kept and kept.boundary, *shapes(batch))):
+                features = self._batch(batch, index, kept)
+            out[torch.from_numpy(index).to(out.device)] = features
         return out
 
-    def _batch(self, rows: Rows, index: Index, kept: Kept | None) -> Tensor:
+    def _batch(self, batch: Mapping[str, Tensor], index: Index, kept: Kept | None) -> Tensor:
         """`(batch, width)` features of some rows, from the kept prefix where there is one."""
-        batch = self.backbone.collate(rows.take(index))
         if kept is None:
             return self.backbone.features(batch)
         return self.prefixes.split.suffix(batch, kept.take(index), kept.boundary)
@@ -262,11 +273,15 @@ class ModelLearner:
     ) -> None:
         """One pass of the expert over `rows`, with the gate where there are constants."""
         size, lengths = self.training.batch_size, self.backbone.lengths(rows)
-        kept = trainee.prefix(rows)
-        for index in shuffled_batches(len(rows), size, seed, lengths):
-            labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
-            features = self._batch(rows, index, kept)
-            trainee.step(self._loss(features, trainee.own, constants, index, labels))
+        with self.meter.phase("cache"):
+            kept = trainee.prefix(rows)
+        with self.meter.phase("train"):
+            for index in shuffled_batches(len(rows), size, seed, lengths):
+                labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
+                batch = self.backbone.collate(rows.take(index))
+                with self.meter.step((trainee.kind, kept and kept.boundary, *shapes(batch))):
+                    features = self._batch(batch, index, kept)
+                    trainee.step(self._loss(features, trainee.own, constants, index, labels))
 
     def _loss(
         self,
@@ -287,14 +302,17 @@ class ModelLearner:
 
     def _gate_epoch(self, trainee: _Trainee, rows: Rows, constants: _Constants, seed: int) -> None:
         """One pass of the gate alone over `rows`; both experts stand still."""
-        with torch.no_grad():
+        with torch.no_grad(), self.meter.phase("cache"):
             features = self._forward(rows, trainee.prefix(rows))
         heads = {name: t.detach() for name, t in trainee.own.tensors.items()}
         own = _Own(heads, trainee.own.prior)
-        for index in shuffled_batches(len(rows), self.training.batch_size, seed):
-            labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
-            mixed, _ = self._mix(features[torch.from_numpy(index)], own, constants.take(index))
-            trainee.step(F.nll_loss(mixed, labels))
+        with self.meter.phase("train"):
+            for index in shuffled_batches(len(rows), self.training.batch_size, seed):
+                labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
+                with self.meter.step(("gate", len(index))):
+                    at = torch.from_numpy(index)
+                    mixed, _ = self._mix(features[at], own, constants.take(index))
+                    trainee.step(F.nll_loss(mixed, labels))
 
     def _adapters(self, tensors: Tensors) -> dict[str, Tensor]:
         return {name: t for name, t in tensors.items() if name not in self.head.shapes}
@@ -332,6 +350,8 @@ class _Trainee:
     ) -> None:
         self._data = data
         self._learner, self._view, self._names = learner, view, names
+        self.kind = (names, view.partner is None)
+        """What its steps cost depends on, beside the batch."""
         self._holding = learner.slots.holding(learner._adapters(view.expert.tensors))
 
     def __enter__(self) -> _Trainee:

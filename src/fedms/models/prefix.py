@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedms.core.rows import Index, Rows
 from fedms.models.backbone import Backbone
+from fedms.models.meter import Meter, shapes
 
 _BATCH = 128
 
@@ -121,12 +122,16 @@ class PrefixCache:
         backbone: whose prefix.
         root: module path of its blocks.
         budget: bytes; 0 switches the cache off.
+        meter: counts what filling it costs.
     """
 
-    def __init__(self, backbone: Backbone, root: str, budget: int) -> None:
+    def __init__(self, backbone: Backbone, root: str, budget: int, meter: Meter) -> None:
+        self._meter = meter
         self.split = SplitForward(backbone, root)
         self._backbone, self._budget = backbone, budget
         self._kept: weakref.WeakKeyDictionary[Rows, Kept] = weakref.WeakKeyDictionary()
+        self._state: tuple[int, int] | None = None
+        """Tokens (of rows that have all the same number) and width of a state, once seen."""
 
     @property
     def bytes(self) -> int:
@@ -168,14 +173,18 @@ class PrefixCache:
         order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         starts = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
         states: Tensor | None = None
+        if not self._fits(len(rows), starts, room):
+            return None
         for at in range(0, len(rows), _BATCH):
             index = order[at : at + _BATCH]
             batch = self._backbone.collate(rows.take(index))
-            part = self.split.prefix(batch, boundary)
+            with self._meter.step(("prefix", boundary, *shapes(batch))):
+                part = self.split.prefix(batch, boundary)
             if states is None:
-                shape = (len(rows), part.shape[1]) if starts is None else (int(starts[-1]),)
-                if 4 * int(np.prod(shape)) * part.shape[-1] > room:
+                self._state = (part.shape[1], part.shape[2])
+                if not self._fits(len(rows), starts, room):
                     return None
+                shape = (len(rows), part.shape[1]) if starts is None else (int(starts[-1]),)
                 states = torch.empty(*shape, part.shape[-1], device=part.device)
             if starts is None or lengths is None:
                 states[torch.from_numpy(index)] = part.float()
@@ -184,3 +193,10 @@ class PrefixCache:
                 states[starts[i] : starts[i + 1]] = part[row, : lengths[i]]
         assert states is not None
         return Kept(boundary, below, states, starts)
+
+    def _fits(self, rows: int, starts: Index | None, room: int) -> bool:
+        """Whether states of so many rows have room, as far as their size is known by now."""
+        if self._state is None:
+            return room > 0
+        tokens, hidden = self._state
+        return 4 * hidden * (rows * tokens if starts is None else int(starts[-1])) <= room

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedms.core.aggregation import Averager
-from fedms.core.algorithm import ClientUpdate, FederatedAlgorithm, RoundPlan, ServerState
+from fedms.core.algorithm import (
+    Aggregate,
+    ClientUpdate,
+    FederatedAlgorithm,
+    RoundPlan,
+    ServerState,
+)
+from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.screening import reason_to_reject
 from fedms.core.seeds import draw_cohort
@@ -25,11 +32,12 @@ class ClientInfo:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A client's update and the bytes that crossed the wire for it, both ways."""
+    """A client's update, the bytes that crossed the wire for it both ways, and its work."""
 
     update: ClientUpdate
     download_bytes: int
     upload_bytes: int
+    costs: Costs
 
 
 class Clients(Protocol):
@@ -60,6 +68,7 @@ class RoundRecord:
     upload_bytes: int
     download_bytes: int
     trainable_parameters: int
+    costs: Costs
     seconds: float
 
 
@@ -80,39 +89,69 @@ def run_rounds(
     while (plan := algorithm.plan(state)) is not None:
         began = time.perf_counter()
         cohort = draw_cohort(names, plan.cohort, plan.seed, plan.round)
-        averager, rejected, up, down, trained = Averager(), {}, 0, 0, 0
+        intake = _Intake(algorithm, plan, clients.declared)
         for answer in clients.train(plan, state.tensors, cohort):
-            up, down = up + answer.upload_bytes, down + answer.download_bytes
-            update = answer.update
-            info = clients.declared[update.client]
-            expected = algorithm.expects(plan, info.cap)
-            reason = reason_to_reject(update, plan, expected, info.rows)
-            if reason:
-                rejected[update.client] = reason
-                continue
-            averager.add(update)
-            trained = max(trained, update.trained_parameters)
-        aggregate = averager.result()
+            intake.add(answer)
+        state, aggregate = intake.close(state)
+        yield state, intake.record(cohort, aggregate, time.perf_counter() - began)
+
+
+class _Intake:
+    """The answers of one round: screened, averaged, and what they cost."""
+
+    def __init__(
+        self, algorithm: FederatedAlgorithm, plan: RoundPlan, declared: Mapping[str, ClientInfo]
+    ) -> None:
+        self._algorithm, self._plan, self._declared = algorithm, plan, declared
+        self._averager = Averager()
+        self._rejected: dict[str, str] = {}
+        self._up = self._down = self._trained = 0
+        self._costs = Costs()
+
+    def add(self, answer: Answer) -> None:
+        began = time.perf_counter()
+        update = answer.update
+        self._up, self._down = self._up + answer.upload_bytes, self._down + answer.download_bytes
+        info = self._declared[update.client]
+        expected = self._algorithm.expects(self._plan, info.cap)
+        reason = reason_to_reject(update, self._plan, expected, info.rows)
+        if reason:
+            self._rejected[update.client] = reason
+        else:
+            self._averager.add(update)
+            self._trained = max(self._trained, update.trained_parameters)
+        self._costs += answer.costs + _aggregation(began)
+
+    def close(self, state: ServerState) -> tuple[ServerState, Aggregate]:
+        """The server's state after the round, and the average behind it."""
+        began = time.perf_counter()
+        aggregate = self._averager.result()
         if not aggregate.clients:
-            first = next(iter(rejected.items()))
+            client, reason = next(iter(self._rejected.items()))
             raise UserError(
-                f"got no usable update in round {plan.round + 1}; all {len(rejected)} were "
-                f"rejected (client {first[0]}: {first[1]}); try a lower training.learning_rate"
+                f"got no usable update in round {self._plan.round + 1}; all {len(self._rejected)} "
+                f"were rejected (client {client}: {reason}); try a lower training.learning_rate"
             )
-        state = algorithm.server_update(state, plan, aggregate)
-        yield (
-            state,
-            RoundRecord(
-                round=plan.round,
-                stage=plan.stage,
-                depth=plan.depth,
-                client_depths=aggregate.depths,
-                cohort=cohort,
-                rejected=rejected,
-                validation=aggregate.score.accuracy,
-                upload_bytes=up,
-                download_bytes=down,
-                trainable_parameters=trained,
-                seconds=time.perf_counter() - began,
-            ),
+        state = self._algorithm.server_update(state, self._plan, aggregate)
+        self._costs += _aggregation(began)
+        return state, aggregate
+
+    def record(self, cohort: tuple[str, ...], aggregate: Aggregate, seconds: float) -> RoundRecord:
+        return RoundRecord(
+            round=self._plan.round,
+            stage=self._plan.stage,
+            depth=self._plan.depth,
+            client_depths=aggregate.depths,
+            cohort=cohort,
+            rejected=self._rejected,
+            validation=aggregate.score.accuracy,
+            upload_bytes=self._up,
+            download_bytes=self._down,
+            trainable_parameters=self._trained,
+            costs=self._costs,
+            seconds=seconds,
         )
+
+
+def _aggregation(began: float) -> Costs:
+    return Costs(seconds={"aggregate": time.perf_counter() - began})

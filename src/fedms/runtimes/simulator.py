@@ -57,7 +57,7 @@ class Simulator:
             if update.state is not None:
                 self._states.save(client, update.state)
             down = sent + (sent_once if first else 0)
-            yield Answer(update, down, _wire_bytes(update.tensors))
+            yield Answer(update, down, _wire_bytes(update.tensors), self._learner.spent())
 
     def evaluate(
         self, state: ServerState, split: Split, clients: Sequence[ClientData] | None = None

@@ -1,0 +1,37 @@
+"""What work cost, in sums that add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Phase = Literal["cache", "train", "evaluate", "aggregate"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of some work; adding keeps the greater of what is bytes.
+
+    Args:
+        flops: floating point operations of training, a multiplication and an addition being two;
+            the filling of the cache included, evaluation left out.
+        peak_activation_bytes: the most that one step kept for its backward pass.
+        cache_bytes: what the prefix cache held.
+        seconds: wall clock by phase: filling caches, training steps, evaluation, and the server's
+            screening and averaging.
+    """
+
+    flops: int = 0
+    peak_activation_bytes: int = 0
+    cache_bytes: int = 0
+    seconds: Mapping[Phase, float] = field(default_factory=dict)
+
+    def __add__(self, other: Costs) -> Costs:
+        phases = {**self.seconds, **other.seconds}
+        return Costs(
+            self.flops + other.flops,
+            max(self.peak_activation_bytes, other.peak_activation_bytes),
+            max(self.cache_bytes, other.cache_bytes),
+            {p: self.seconds.get(p, 0.0) + other.seconds.get(p, 0.0) for p in phases},
+        )

@@ -1,0 +1,124 @@
+"""Costs of training against numbers by hand, and what is not counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fedms.core.algorithm import Expert, View
+from fedms.core.costs import Costs
+from fedms.models import Training
+from fedms.models.meter import Meter
+
+
+def test_a_linear_step_by_hand():
+    weight = torch.randn(16, 32)
+    x = torch.randn(8, 16, requires_grad=True)
+    meter = Meter(lambda: [weight])
+    for _ in range(3):
+        with meter.step("linear"):
+            F.gelu(x @ weight).sum().backward()
+    costs = meter.take()
+    assert costs.flops == 3 * 2 * (2 * 8 * 16 * 32)  # forward, and the gradient of x
+    assert costs.peak_activation_bytes == 8 * 32 * 4  # what gelu saw; the weight is no activation
+    assert meter.take() == Costs()
+
+
+def test_attention_is_counted_on_this_machine():
+    batch, heads, tokens, width = 2, 4, 10, 8
+    q, k, v = (torch.randn(batch, heads, tokens, width, requires_grad=True) for _ in range(3))
+    meter = Meter(list)
+    with meter.step("attention"):
+        F.scaled_dot_product_attention(q, k, v).sum().backward()
+    product = 2 * batch * heads * tokens * tokens * width
+    # two products forward; backward those of four gradients, and the scores once more
+    assert meter.take().flops == 2 * product + 5 * product
+
+
+def test_only_the_first_step_of_a_kind_is_looked_at():
+    meter = Meter(list)
+    x = torch.randn(4, 4)
+    with meter.step("a"):
+        x @ x
+    with meter.step("a"):
+        pass
+    with meter.step("b"):
+        pass
+    assert meter.take().flops == 2 * (2 * 4 * 4 * 4)
+
+
+def test_a_step_that_fails_is_not_known():
+    meter = Meter(list)
+    for _ in range(2):
+        try:
+            with meter.step("a"):
+                raise ValueError
+        except ValueError:
+            pass
+    assert meter.take() == Costs()
+
+
+def test_evaluation_costs_seconds_alone():
+    meter = Meter(list)
+    x = torch.randn(4, 4)
+    with meter.phase("train"), meter.phase("evaluate"), meter.step("a"):
+        x @ x
+    with meter.phase("train"), meter.step("a"):
+        x @ x
+    costs = meter.take()
+    assert costs.flops == 2 * 4 * 4 * 4
+    assert set(costs.seconds) == {"train", "evaluate"}
+
+
+def step_by_hand(config, rank, classes, rows, tokens, depth):
+    """FLOPs of a training step of a sentence encoder, forward in all blocks, backward in `depth`.
+
+    A product of sizes m, k and n costs 2·m·k·n. Backward, what is frozen costs its size once for
+    the gradient of its input; the lowest active block needs no gradient of its own input.
+    """
+    width, inner, all_tokens = config.hidden_size, config.intermediate_size, rows * tokens
+    square, mlp = 2 * all_tokens * width * width, 2 * all_tokens * width * inner
+    attention = 2 * rows * tokens * tokens * width  # one of the two products, over all heads
+    low = 2 * all_tokens * width * rank  # A or B of one projection
+    score = 2 * rows * width * classes
+    forward = config.num_hidden_layers * (4 * square + 2 * mlp + 2 * attention)
+    forward += depth * 2 * 2 * low + score
+    lowest = square + 2 * mlp + 5 * attention + 2 * 3 * low  # A, B and what comes to A's output
+    above = lowest + 3 * square + 2 * low  # and the gradient of the input
+    return forward + lowest + (depth - 1) * above + score
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_one_step_of_a_sentence_encoder_by_hand(make_learner, make_client, depth):
+    learner = make_learner("sentence", training=Training(batch_size=99))
+    client = make_client(learner.backbone, rows=6)
+    words = client.train.columns["input_ids"]
+    same = np.flatnonzero([len(row) == len(words[0]) for row in words])
+    client = replace(client, train=client.train.take(same))
+    names = learner.layout.expert(depth)
+    rank = learner.slots.parameters[sorted(names)[0]].shape[0]
+    learner.spent()
+    learner.fit(View(Expert(learner.initial_expert(names, 0))), names, client, epochs=1, seed=0)
+    config = learner.backbone.model.config
+    expected = step_by_hand(config, rank, learner.head.classes, len(same), len(words[0]), depth)
+    assert learner.spent().flops == expected
+
+
+def test_costs_of_fit_add_up_over_epochs(make_learner, make_client):
+    learner = make_learner("clip")
+    client = make_client(learner.backbone)
+    names = learner.layout.expert(1)
+    view = View(Expert(learner.initial_expert(names, 0)))
+    learner.spent()
+    learner.fit(view, names, client, epochs=1, seed=0)
+    once = learner.spent()
+    learner.fit(view, names, client, epochs=3, seed=0)
+    thrice = learner.spent()
+    assert thrice.flops == 3 * once.flops > 0
+    assert thrice.peak_activation_bytes == once.peak_activation_bytes > 0
+    learner.score(view, client, "test")
+    assert learner.spent().flops == 0
