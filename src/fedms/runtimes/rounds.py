@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedms.core.aggregation import Averager
@@ -68,8 +68,8 @@ class RoundRecord:
     upload_bytes: int
     download_bytes: int
     trainable_parameters: int
-    costs: Costs
     seconds: float
+    costs: Costs = field(default_factory=Costs)
 
 
 def run_rounds(
