@@ -65,6 +65,13 @@ class Study:
         """The recipe's file."""
         return ROOT / "recipes" / f"{self.name}.toml"
 
+    @property
+    def variants(self) -> list[str]:
+        """The variants that differ from each other: a recipe may do without a prior already."""
+        configs = {variant: self.config(variant, 0) for variant in VARIANTS}
+        names, known = list(configs), list(configs.values())
+        return [name for i, name in enumerate(names) if known[i] not in known[:i]]
+
     def trial(self, variant: str, rate: float) -> dict[str, Any]:
         """Validation scores of a trial, run where it has not been."""
         words = [*VARIANTS[variant], *self.tune, "seed=0", f"training.learning_rate={rate}"]
@@ -124,7 +131,7 @@ def tuned(study: Study, variant: str) -> str:
 
 def table(study: Study) -> str:
     """The study's table in markdown, with margins, and the commit and machine behind it."""
-    runs = {v: study.summaries(v) for v in VARIANTS if study.is_complete(v)}
+    runs = {v: study.summaries(v) for v in study.variants if study.is_complete(v)}
     ours = runs["fedms"]
     named = {
         "local": "local-only LoRA, all blocks",
@@ -193,7 +200,8 @@ def _clients(ours: Summaries, theirs: Summaries) -> str:
 
 
 def _origin(study: Study) -> str:
-    folders = [study.folder(v, s) for v in VARIANTS if study.is_complete(v) for s in study.seeds]
+    variants = [v for v in study.variants if study.is_complete(v)]
+    folders = [study.folder(v, s) for v in variants for s in study.seeds]
     all_facts = [json.loads((folder / "environment.json").read_text()) for folder in folders]
     commits = sorted({str(facts["git_commit"])[:12] for facts in all_facts})
     facts = all_facts[0]
@@ -236,7 +244,7 @@ def write(page: Path, name: str, text: str) -> None:
 def tune(studies: Sequence[Study]) -> str:
     """The table of all trials."""
     head = f"| | variant | {' | '.join(f'{rate:g}' for rate in RATES)} |"
-    rows = [tuned(study, variant) for study in studies for variant in VARIANTS]
+    rows = [tuned(study, variant) for study in studies for variant in study.variants]
     words = [f"{study.name} with `{' '.join(study.tune)}`" for study in studies if study.tune]
     said = f"`python benchmarks/results.py --tune`; seed 0; {', '.join(words)}."
     return "\n".join([head, "|---" * (2 + len(RATES)) + "|", *rows, "", said])
@@ -252,16 +260,20 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
     words = parser.parse_args()
     studies = [study for study in STUDIES if words.only in (None, study.name)]
-    variants = [variant for variant in VARIANTS if words.variant in (None, variant)]
+
+    def wanted_of(study: Study) -> list[str]:
+        return [variant for variant in study.variants if words.variant in (None, variant)]
+
     whole = words.seed is None and words.variant is None
     if words.tune:
-        for study, variant, rate in itertools.product(studies, variants, RATES):
-            study.trial(variant, rate)
+        for study in studies:
+            for variant, rate in itertools.product(wanted_of(study), RATES):
+                study.trial(variant, rate)
         if whole and not words.only:
             write(PAGE, "rates", tune(studies))
         return
     for study in studies:
-        for variant, seed in itertools.product(variants, study.seeds):
+        for variant, seed in itertools.product(wanted_of(study), study.seeds):
             wanted = words.seed in (None, seed) and not words.tables
             if wanted and not study.is_done(variant, seed):
                 run(study.config(variant, seed), study.folder(variant, seed), force=True)
