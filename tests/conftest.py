@@ -21,6 +21,7 @@ from fedms.models import (
     Mixing,
     ModelLearner,
     PromptHead,
+    Room,
     Training,
     load_backbone,
 )
@@ -139,7 +140,7 @@ def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLear
                 head = LinearHead(backbone.width, len(CLASSES))
             slots = AdapterSlots(backbone.model, backbone.blocks("qv"), rank, alpha=2 * rank)
         training = training or Training(batch_size=4, learning_rate=0.05, gate_learning_rate=0.05)
-        return ModelLearner(backbone, slots, head, training, mixing or Mixing(), cache_bytes)
+        return ModelLearner(backbone, slots, head, training, mixing or Mixing(), Room(cache_bytes))
 
     return make
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, Column, Rows
 
 _CHUNK = 1024
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WIDE = 256
+"""Features from which bfloat16 pays on a CPU with AMX (docs/performance.md)."""
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -34,15 +38,19 @@ class Experiment:
     head: Mapping[str, Any]
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, scratch: Path | None = None) -> Experiment:
     """Load data and foundation model, deal rows to clients, make learner and algorithm.
+
+    Args:
+        config: what to build.
+        scratch: folder for files of the prefix cache; None for none. It may be made later.
 
     Raises:
         UserError: if data, model and configuration do not fit together.
     """
     table = load_table(config)
     federation = deal(config, table)
-    learner, head = make_learner(config, table.kind, federation.classes)
+    learner, head = make_learner(config, table.kind, federation.classes, scratch)
     columns = encode(learner.backbone, table)
     labels = _class_indices(table, federation.classes)
     caps = _caps(config.sal.caps, learner.layout, [c.id for c in federation.clients])
@@ -56,6 +64,22 @@ def build(config: Config) -> Experiment:
         unseen=tuple(_client(c, columns, labels, None) for c in federation.unseen),
         head=head,
     )
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """Makes what a worker process needs beside its clients: called there with its number.
+
+    Workers share the cache's budgets equally, and take turns with CUDA devices.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    scratch: Path
+
+    def __call__(self, worker: int) -> tuple[FederatedAlgorithm, models.ModelLearner]:
+        learner, _ = make_learner(self.config, None, self.classes, self.scratch, worker)
+        return make_algorithm(self.config, learner.layout), learner
 
 
 def load_table(config: Config) -> data.Table:
@@ -99,20 +123,29 @@ def deal(config: Config, table: data.Table) -> data.Federation:
 
 
 def make_learner(
-    config: Config, kind: str, classes: tuple[str, ...]
+    config: Config,
+    kind: str | None,
+    classes: tuple[str, ...],
+    scratch: Path | None = None,
+    worker: int = 0,
 ) -> tuple[models.ModelLearner, dict[str, Any]]:
-    """The resident model with empty adapter slots, and a description of its head for later use."""
-    wanted = config.model
+    """The resident model with empty adapter slots, and a description of its head for later use.
+
+    Raises:
+        UserError: if it does not take data of this kind (None: of whatever kind it takes).
+    """
+    wanted, runtime = config.model, config.runtime
     with torch.random.fork_rng(devices=[]):
         backbone = models.load_backbone(
-            wanted.name, max_length=wanted.max_length, device=pick_device(config.runtime.device)
+            wanted.name, max_length=wanted.max_length, device=pick_device(runtime.device, worker)
         )
-        if backbone.takes != kind:
+        if kind not in (None, backbone.takes):
             raise UserError(
                 f"got data of {kind}s for model.name = {wanted.name!r}, which takes "
                 f"{backbone.takes}s; expected both alike; try another model, or data.input"
             )
         head, description = _head(config, backbone, classes)
+        backbone.compute_in(pick_precision(runtime.precision, backbone))
         slots = models.AdapterSlots(
             backbone.model,
             backbone.blocks(config.lora.targets),
@@ -122,8 +155,13 @@ def make_learner(
     training = models.Training(**config.training.model_dump())
     gate = config.gate
     mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss)
-    cache = parse_size(config.runtime.cache_bytes)
-    return models.ModelLearner(backbone, slots, head, training, mixing, cache), description
+    room = models.Room(
+        parse_size(runtime.cache_bytes) // runtime.workers,
+        parse_size(runtime.cache_disk_bytes) // runtime.workers,
+        scratch,
+        None if runtime.cache_dtype == "auto" else _DTYPES[runtime.cache_dtype],
+    )
+    return models.ModelLearner(backbone, slots, head, training, mixing, room), description
 
 
 def _head(
@@ -181,14 +219,14 @@ def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def pick_device(wanted: str) -> str:
-    """`auto` takes CUDA where there is one, else the CPU.
+def pick_device(wanted: str, worker: int = 0) -> str:
+    """`auto` takes CUDA where there is one, else the CPU; workers take turns with CUDA devices.
 
     Raises:
         UserError: if the device is not there.
     """
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -196,7 +234,22 @@ def pick_device(wanted: str) -> str:
     }
     if not there[wanted.split(":", maxsplit=1)[0]]:
         raise UserError(f"got runtime.device = {wanted!r}, which is not there; try device=auto")
-    return wanted
+    return f"cuda:{worker % torch.cuda.device_count()}" if wanted == "cuda" else wanted
+
+
+def pick_precision(wanted: str, backbone: models.Backbone) -> torch.dtype:
+    """`auto` takes bfloat16 where the hardware has it and the model is wide enough to gain.
+
+    Hardware is CUDA from compute capability 8.0, or a CPU with AMX tiles. Elsewhere bfloat16 is
+    emulated, or as slow as float32.
+    """
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    if backbone.device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = backbone.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has and backbone.width >= _WIDE else torch.float32
 
 
 def _class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:

@@ -188,7 +188,20 @@ class Runtime(Section):
 
     name: Literal["simulator"] = "simulator"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    cache_bytes: Size = Field("2GB", description="memory of the prefix cache; 0B: none")
+    workers: int = Field(1, ge=1, le=1024, description="processes that share the clients")
+    threads: int | None = Field(
+        None, ge=1, description="of torch in every worker; unset: its own choice, shared out"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the frozen model; auto: bfloat16 where the hardware gains by it"
+    )
+    cache_bytes: Size = Field("2GB", description="memory of the prefix cache; 0B: no cache")
+    cache_disk_bytes: Size = Field(
+        "20GB", description="files of the prefix cache in the run folder, when memory is full"
+    )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of what the cache keeps; auto: as computed, without loss"
+    )
 
 
 class Config(Section):

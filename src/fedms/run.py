@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedms.build import Experiment, build
+import torch
+
+from fedms.build import Experiment, WorkerParts, build
 from fedms.config import Config, dump_config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
@@ -19,6 +22,7 @@ from fedms.models import save_expert, save_gate, save_prior
 from fedms.models.learner import FROZEN
 from fedms.runtimes.rounds import RoundRecord, run_rounds
 from fedms.runtimes.simulator import Simulator
+from fedms.runtimes.workers import Workers
 from fedms.store.files import whole_folder, write_json
 from fedms.store.run_folder import RunFolder
 from fedms.store.states import save_state
@@ -92,9 +96,40 @@ def run(
     """
     path = out or default_folder(config)
     RunFolder.check(path, force=force)
-    experiment = build(config)
+    experiment = build(config, path)
     folder = RunFolder.create(path, dump_config(config), seed=config.seed, force=force)
-    return _Run(config, experiment, folder, watch).perform()
+    with ExitStack() as resources:
+        simulator = _simulator(config, experiment, folder, resources)
+        return _Run(config, experiment, folder, watch, simulator).perform()
+
+
+def _simulator(
+    config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
+) -> Simulator | Workers:
+    """The clients, in this process or on several; what that takes is released with `resources`."""
+    runtime, clients = config.runtime, experiment.clients
+    workers = min(runtime.workers, len(clients))
+    if workers == 1:
+        if runtime.threads is not None:
+            resources.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(runtime.threads)
+        return Simulator(
+            experiment.algorithm,
+            experiment.learner,
+            clients,
+            folder.client_states,
+            experiment.unseen,
+        )
+    return resources.enter_context(
+        Workers(
+            WorkerParts(config, experiment.federation.classes, folder.path),
+            clients,
+            folder.client_states,
+            experiment.unseen,
+            workers=workers,
+            threads=runtime.threads,
+        )
+    )
 
 
 class _Run:
@@ -106,12 +141,10 @@ class _Run:
         experiment: Experiment,
         folder: RunFolder,
         watch: Callable[[Event], None],
+        simulator: Simulator | Workers,
     ) -> None:
         self._config, self._experiment, self._folder = config, experiment, folder
-        self._watch = watch
-        self._simulator = Simulator(
-            experiment.algorithm, experiment.learner, experiment.clients, folder.client_states
-        )
+        self._watch, self._simulator = watch, simulator
         self._began = time.perf_counter()
         self._records: list[RoundRecord] = []
         self._rounds = config.stage1.rounds
@@ -133,10 +166,10 @@ class _Run:
             save_state(self._folder.server_state, state)
             due = stage_ended or self._is_due(state.round)
             scores = self._evaluate(state, record) if due else {}
-            costs = record.costs + self._experiment.learner.spent()
+            costs = record.costs + self._simulator.spent()
             self._record(replace(record, costs=costs), scores)
         self._save_adapters(state)
-        unseen = self._simulator.evaluate(state, "test", self._experiment.unseen)
+        unseen = self._simulator.evaluate(state, "test", unseen=True)
         summary = self._summary(zero_shot, scores, unseen)
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from fedms.core.algorithm import Expert, View
 from fedms.core.tensors import fingerprint
-from fedms.models import Training
+from fedms.models import Room, Training
+from fedms.models.prefix import PrefixCache
 
 MODELS = ["clip", "sentence", "vit", "roberta", "distilbert", "dinov2"]
 PLENTY = 10**7
@@ -258,3 +260,107 @@ def test_rows_that_are_empty_are_no_reason_to_fail(make_learner, make_client):
     view = View(expert, expert, learner.initial_gate(0))
     after = learner.fit(view, learner.layout.expert(1), client, epochs=1, seed=0)
     assert learner.score(after, client, "val").rows == 0
+
+
+def room_on_disk(learner, folder, disk=PLENTY, memory=1, dtype=None):
+    room = Room(memory, disk, folder, dtype)
+    learner.prefixes = PrefixCache(learner.backbone, learner.slots.root, room, learner.meter)
+    return learner
+
+
+def fitted(learner, client):
+    names = learner.layout.expert(1)
+    view = View(Expert(learner.initial_expert(names, 0)))
+    return learner.fit(view, names, client, epochs=2, seed=5).expert.tensors
+
+
+@pytest.mark.parametrize("kind", ["clip", "sentence"])
+def test_what_memory_has_no_room_for_goes_to_nameless_files(
+    make_learner, make_client, tmp_path, kind
+):
+    memory = make_learner(kind, cache_bytes=PLENTY)
+    disk = room_on_disk(make_learner(kind), tmp_path)
+    client = make_client(memory.backbone)
+    expected = fitted(memory, client)
+    got = fitted(disk, client)
+    assert fingerprint(got) == fingerprint(expected)
+    assert {kept.on_disk for kept in disk.prefixes._kept.values()} == {True}
+    assert disk.prefixes.bytes == memory.prefixes.bytes > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_filled_before_files_and_files_not_beyond_their_budget(
+    make_learner, make_rows, tmp_path
+):
+    learner = make_learner("clip", cache_bytes=PLENTY)
+    some = [make_rows(learner.backbone, 6, seed) for seed in range(4)]
+    expert = Expert(random_expert(learner, 1))
+    learner.features(expert, some[0])
+    one = learner.prefixes.bytes
+    room_on_disk(learner, tmp_path, disk=2 * one, memory=one)
+    for rows in some:
+        learner.features(expert, rows)
+    kept = [learner.prefixes._kept.get(rows) for rows in some]
+    assert [k and k.on_disk for k in kept] == [False, True, True, None]
+    assert learner.prefixes.bytes == 3 * one
+
+
+@contextmanager
+def files_no_larger_than(count):
+    """As on a full disk: reserving more fails, by the kernel's own limit."""
+    resource = pytest.importorskip("resource", reason="this system has no limits on file sizes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("trouble", ["full", "gone"])
+def test_a_full_disk_is_said_once_and_nothing_is_lost(
+    make_learner, make_client, tmp_path, caplog, trouble
+):
+    folder = tmp_path if trouble == "full" else tmp_path / "gone"
+    disk = room_on_disk(make_learner("clip"), folder)
+    client = make_client(disk.backbone)
+    expected = fitted(make_learner("clip"), client)
+    with files_no_larger_than(64 if trouble == "full" else PLENTY):
+        got = fitted(disk, client)
+    assert fingerprint(got) == fingerprint(expected)
+    assert disk.prefixes.bytes == 0
+    assert list(tmp_path.iterdir()) == []
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert str(folder) in record.getMessage()
+    assert "no room" in record.getMessage()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_half_precision_storage_rounds_as_stated(make_learner, make_rows, dtype, error):
+    learner = make_learner("clip", cache_bytes=PLENTY)
+    half = make_learner("clip")
+    room_on_disk(half, None, memory=PLENTY, dtype=dtype)
+    rows = make_rows(learner.backbone, 6)
+    exact, rounded = (m.prefixes.keep(rows, 2, "") for m in (learner, half))
+    assert rounded.states.dtype == dtype
+    assert 2 * rounded.bytes == exact.bytes
+    assert ((rounded.states.float() - exact.states).abs() <= error * exact.states.abs()).all()
+    assert not torch.equal(rounded.states.float(), exact.states)
+    expert = Expert(random_expert(learner, 1))
+    got, expected = half.features(expert, rows), learner.features(expert, rows)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
+
+
+def test_a_random_prefix_is_not_kept_and_said_so(make_learner, make_rows, caplog):
+    learner = make_learner("sentence", cache_bytes=PLENTY)
+    rows = make_rows(learner.backbone, 6)
+    dropout = learner.backbone.model.get_submodule(learner.slots.root)[0].output.dropout
+    dropout.p = 0.1
+    assert learner.prefixes.keep(rows, 1, "") is not None
+    dropout.train()
+    for _ in range(2):
+        assert learner.prefixes.keep(rows, 2, "") is None
+    (record,) = caplog.records
+    assert "dropout" in record.getMessage()

@@ -91,9 +91,9 @@ def _permuted(rows: Rows) -> Rows:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_test_rows_never_influence_training(done, small, tmp_path, monkeypatch, split):
-    def changed(config):
+    def changed(config, scratch):
         return _with_rows(
-            build(config),
+            build(config, scratch),
             lambda c: dataclasses.replace(c, **{split: _permuted(c.split(split))}),
         )
 

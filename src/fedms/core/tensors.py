@@ -42,6 +42,11 @@ def serialise(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> by
     return safetensors.torch.save(contiguous, dict(metadata) if metadata else None)
 
 
+def deserialise(data: bytes) -> dict[str, Tensor]:
+    """What `serialise` made."""
+    return safetensors.torch.load(data)
+
+
 def fingerprint(tensors: Tensors) -> str:
     """A hash of names, shapes, types and values: equal for equal tensors, in any order."""
     return hashlib.blake2b(serialise(tensors), digest_size=16).hexdigest()

@@ -5,6 +5,7 @@ from fedms.models.backbone import Backbone, class_prompts, load_backbone
 from fedms.models.export import save_expert, save_gate, save_prior
 from fedms.models.heads import Head, LinearHead, PromptHead
 from fedms.models.learner import Mixing, ModelLearner, Prediction, Training
+from fedms.models.prefix import Room
 
 __all__ = [
     "AdapterSlots",
@@ -15,6 +16,7 @@ __all__ = [
     "ModelLearner",
     "Prediction",
     "PromptHead",
+    "Room",
     "Training",
     "class_prompts",
     "load_backbone",

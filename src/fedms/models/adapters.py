@@ -28,7 +28,7 @@ _PREFIX = "base_model.model."
 
 
 class AdapterSlots:
-    """The LoRA slots of one model.
+    """The LoRA slots of one model, float32 whatever the model computes in.
 
     Args:
         model: the frozen foundation model; it is changed in place, once.
@@ -41,6 +41,9 @@ class AdapterSlots:
         self._blocks, self._rank, self._alpha = blocks, rank, alpha
         self.root = blocks.root
         inject_adapter_in_model(self.config(range(blocks.count)), model, adapter_name=_SLOT)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
         model.requires_grad_(False)
         layers = dict(model.named_modules())
         self._layers: list[list[LoraLayer]] = []

@@ -86,6 +86,21 @@ class Backbone:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+        return next(self.model.parameters()).dtype
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Hold the frozen weights, and compute, in `dtype`; features stay float32.
+
+        On the CPU the backward pass of torch's fused attention is ten times slower in bfloat16
+        than in float32, so that the plain one is used there.
+        """
+        if dtype != torch.float32 and self.device.type == "cpu":
+            self.model.set_attn_implementation("eager")  # type: ignore[operator]
+        self.model.to(dtype)
+
     def blocks(self, targets: str) -> Blocks:
         """The blocks that `features` passes through, with the projections in `targets` ("qv")."""
         tower = "vision_model" if self.kind == "clip" else ""
@@ -115,18 +130,19 @@ class Backbone:
         mean = torch.tensor(self.processor.image_mean, device=self.device).view(shape)
         std = torch.tensor(self.processor.image_std, device=self.device).view(shape)
         scale = self.processor.rescale_factor
-        return {"pixel_values": (pixels.to(torch.float32) * scale - mean) / std}
+        values = (pixels.to(torch.float32) * scale - mean) / std
+        return {"pixel_values": values.to(self.dtype)}
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """`(batch, width)` features under whatever adapters are in the model."""
+        """`(batch, width)` float32 features under whatever adapters are in the model."""
         if self.kind == "clip":
             pooled = self.model.vision_model(**batch).pooler_output  # type: ignore[operator]
-            return self.model.visual_projection(pooled)  # type: ignore[operator,no-any-return]
+            return self.model.visual_projection(pooled).float()  # type: ignore[operator,no-any-return]
         hidden = self.model(**batch).last_hidden_state
         if self.pooling == "cls":
-            return hidden[:, 0]  # type: ignore[no-any-return]
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1)  # type: ignore[no-any-return]
+            return hidden[:, 0].float()  # type: ignore[no-any-return]
+        mask = batch["attention_mask"].unsqueeze(-1).float()
+        return (hidden.float() * mask).sum(1) / mask.sum(1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:

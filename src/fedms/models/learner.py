@@ -28,9 +28,11 @@ from fedms.models.gate import ADAPTER, HEAD, Gate, initial_gate
 from fedms.models.heads import Head
 from fedms.models.meter import Meter, shapes
 from fedms.models.mixture import Mix, log_prior, mix_linear, mix_probabilities
-from fedms.models.prefix import Kept, PrefixCache
+from fedms.models.prefix import Kept, PrefixCache, Room
 
 _PREDICT_BATCH = 128
+_FUSED = ("cuda",)
+"""Where torch updates all tensors in one pass."""
 FROZEN = Expert({})
 
 
@@ -87,7 +89,7 @@ class ModelLearner:
         slots: its adapter slots.
         head: from features to logits.
         training, mixing: see there.
-        cache_bytes: budget of the prefix cache; 0 for none.
+        room: of the prefix cache; None for no cache.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class ModelLearner:
         head: Head,
         training: Training,
         mixing: Mixing,
-        cache_bytes: int = 0,
+        room: Room | None = None,
     ) -> None:
         self.backbone, self.slots, self.head = backbone, slots, head
         self.training, self.mixing = training, mixing
@@ -113,7 +115,7 @@ class ModelLearner:
         )
         assert len(self.layout.shapes) == len(slots.shapes) + len(head.shapes) + len(gate)
         self.meter = Meter(backbone.model.parameters)
-        self.prefixes = PrefixCache(backbone, slots.root, cache_bytes, self.meter)
+        self.prefixes = PrefixCache(backbone, slots.root, room or Room(0), self.meter)
         self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -413,4 +415,8 @@ def _optimiser(
         {"params": list(expert), "lr": training.learning_rate},
         {"params": list(gate), "lr": training.gate_learning_rate},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        weight_decay=training.weight_decay,
+        fused=all(t.device.type in _FUSED for t in (*expert, *gate)),
+    )

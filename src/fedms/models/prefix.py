@@ -1,17 +1,20 @@
 """The prefix cache: what lies below the lowest active block is computed once per example.
 
 While the adapters below the boundary stand still, the hidden states that enter the boundary block
-are constants of the example. They are kept in memory, up to a budget, and a training step costs
-the suffix alone. The model's own forward code runs both parts: blocks that are not needed are
-passed through, and the boundary block is given the kept states.
+are constants of the example. They are kept, in memory up to a budget and then in memory-mapped
+files, and a training step costs the suffix alone. The model's own forward code runs both parts:
+blocks that are not needed are passed through, and the boundary block is given the kept states.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,12 @@ from torch import Tensor, nn
 
 from fedms.core.rows import Index, Rows
 from fedms.models.backbone import Backbone
+from fedms.models.mapped import mapped
 from fedms.models.meter import Meter, shapes
 
 _BATCH = 128
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_log = logging.getLogger(__name__)
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error: it ends the prefix
@@ -66,8 +72,13 @@ class SplitForward:
 
     def suffix(self, batch: Mapping[str, Tensor], states: Tensor, boundary: int) -> Tensor:
         """`(batch, width)` features from kept states."""
-        with self._passed_through(boundary, states):
+        with self._passed_through(boundary, states.to(self._backbone.device, self._backbone.dtype)):
             return self._backbone.features(batch)
+
+    def is_random(self, boundary: int) -> bool:
+        """Whether dropout is on in a block below the boundary."""
+        modules = (m for block in self._blocks[:boundary] for m in block.modules())
+        return any(isinstance(m, _DROPOUT) and m.training and m.p > 0 for m in modules)
 
     @contextmanager
     def _passed_through(self, boundary: int, states: Tensor) -> Iterator[None]:
@@ -92,13 +103,14 @@ class Kept:
     """States of all examples of some rows, at one boundary, under the adapters hashed in `below`.
 
     `states` is `(rows, tokens, hidden)`, or `(all tokens, hidden)` with `starts` `(rows + 1,)`
-    where rows differ in length.
+    where rows differ in length; `on_disk` says whether its memory is a file.
     """
 
     boundary: int
     below: str
     states: Tensor
     starts: Index | None
+    on_disk: bool
 
     def take(self, index: Index) -> Tensor:
         """`(batch, longest, hidden)` states of some rows; beyond a row's end they are zero."""
@@ -112,30 +124,53 @@ class Kept:
         return self.states.numel() * self.states.element_size()
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where kept prefixes may lie.
+
+    Args:
+        memory: bytes on the model's device; 0 switches the cache off.
+        disk: bytes in files, when memory is full.
+        folder: where files are made; None for none.
+        dtype: in which states are stored; None for the one they are computed in, which loses
+            nothing. bfloat16 rounds a state by at most 2^-8 of it; float16 by 2^-11, but it ends
+            at 65504.
+    """
+
+    memory: int
+    disk: int = 0
+    folder: Path | None = None
+    dtype: torch.dtype | None = None
+
+
 class PrefixCache:
     """At most one `Kept` for every rows object, within a budget for all.
 
     A kept prefix is found again only for the same rows and equal adapters below its boundary, so a
-    stale one cannot be used. When the budget is spent, what comes later is not kept.
+    stale one cannot be used. When the budget is spent, what comes later is not kept. Where the
+    prefix is random (dropout in a block below the boundary is on) nothing is kept, and a warning
+    says so.
 
     Args:
         backbone: whose prefix.
         root: module path of its blocks.
-        budget: bytes; 0 switches the cache off.
+        room: how much may be kept, and where.
         meter: counts what filling it costs.
     """
 
-    def __init__(self, backbone: Backbone, root: str, budget: int, meter: Meter) -> None:
+    def __init__(self, backbone: Backbone, root: str, room: Room, meter: Meter) -> None:
         self._meter = meter
         self.split = SplitForward(backbone, root)
-        self._backbone, self._budget = backbone, budget
+        self._backbone, self._room = backbone, room
+        self._disk = room.disk if room.folder else 0
         self._kept: weakref.WeakKeyDictionary[Rows, Kept] = weakref.WeakKeyDictionary()
         self._state: tuple[int, int] | None = None
         """Tokens (of rows that have all the same number) and width of a state, once seen."""
+        self._said = False
 
     @property
     def bytes(self) -> int:
-        """Bytes in use."""
+        """Bytes in use, in memory and in files."""
         return sum(kept.bytes for kept in self._kept.values())
 
     def find(self, rows: Rows, below: Callable[[int], str]) -> Kept | None:
@@ -148,55 +183,74 @@ class PrefixCache:
 
         Returns None, and computes nothing, where there is no prefix or no room.
         """
-        if not 0 < boundary < self.split.blocks or not len(rows):
+        if not 0 < boundary < self.split.blocks or not len(rows) or not self._room.memory:
+            return None
+        if self.split.is_random(boundary):
+            self._say("dropout is on in the foundation model, so its prefix is not kept")
             return None
         old = self._kept.pop(rows, None)
         if old and (old.boundary, old.below) == (boundary, below):
             self._kept[rows] = old
             return old
-        lengths = self._backbone.lengths(rows)
-        room = self._budget - self.bytes
-        kept = self._compute(rows, boundary, below, lengths, room)
+        kept = self._compute(rows, boundary, below, self._backbone.lengths(rows))
         if kept:
             self._kept[rows] = kept
         return kept
 
     @torch.no_grad()
     def _compute(
-        self,
-        rows: Rows,
-        boundary: int,
-        below: str,
-        lengths: np.ndarray[Any, Any] | None,
-        room: int,
+        self, rows: Rows, boundary: int, below: str, lengths: np.ndarray[Any, Any] | None
     ) -> Kept | None:
         order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         starts = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
-        states: Tensor | None = None
-        if not self._fits(len(rows), starts, room):
+        place: tuple[Tensor, bool] | None = None
+        if self._state and not (place := self._place(len(rows), starts)):
             return None
         for at in range(0, len(rows), _BATCH):
             index = order[at : at + _BATCH]
             batch = self._backbone.collate(rows.take(index))
             with self._meter.step(("prefix", boundary, *shapes(batch))):
                 part = self.split.prefix(batch, boundary)
-            if states is None:
+            if place is None:
                 self._state = (part.shape[1], part.shape[2])
-                if not self._fits(len(rows), starts, room):
+                if not (place := self._place(len(rows), starts)):
                     return None
-                shape = (len(rows), part.shape[1]) if starts is None else (int(starts[-1]),)
-                states = torch.empty(*shape, part.shape[-1], device=part.device)
+            states = place[0]
+            part = part.to(states.device, states.dtype)
             if starts is None or lengths is None:
-                states[torch.from_numpy(index)] = part.float()
+                states[torch.from_numpy(index)] = part
                 continue
             for row, i in enumerate(index):
                 states[starts[i] : starts[i + 1]] = part[row, : lengths[i]]
-        assert states is not None
-        return Kept(boundary, below, states, starts)
+        assert place is not None
+        return Kept(boundary, below, place[0], starts, place[1])
 
-    def _fits(self, rows: int, starts: Index | None, room: int) -> bool:
-        """Whether states of so many rows have room, as far as their size is known by now."""
-        if self._state is None:
-            return room > 0
+    def _place(self, rows: int, starts: Index | None) -> tuple[Tensor, bool] | None:
+        """Room for the states of so many rows, and whether it is on disk; None if there is none."""
+        assert self._state is not None
         tokens, hidden = self._state
-        return 4 * hidden * (rows * tokens if starts is None else int(starts[-1])) <= room
+        shape = (rows, tokens, hidden) if starts is None else (int(starts[-1]), hidden)
+        dtype = self._room.dtype or self._backbone.dtype
+        wanted = math.prod(shape) * dtype.itemsize
+        if wanted <= self._room.memory - self._used(on_disk=False):
+            return torch.empty(shape, dtype=dtype, device=self._backbone.device), False
+        if self._room.folder is None or wanted > self._disk - self._used(on_disk=True):
+            return None
+        try:
+            return mapped(self._room.folder, shape, dtype), True
+        except OSError as error:
+            self._disk = 0
+            self._say(
+                f"the prefix cache has no room for {wanted:,} bytes in {self._room.folder} "
+                f"({error.strerror or error}); what is not kept yet is computed again every time"
+            )
+            return None
+
+    def _used(self, *, on_disk: bool) -> int:
+        return sum(kept.bytes for kept in self._kept.values() if kept.on_disk == on_disk)
+
+    def _say(self, words: str) -> None:
+        """Warn, once."""
+        if not self._said:
+            _log.warning(words)
+        self._said = True

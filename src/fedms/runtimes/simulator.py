@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from fedms.core.algorithm import (
     FederatedAlgorithm,
@@ -13,11 +14,25 @@ from fedms.core.algorithm import (
     ServerState,
     View,
 )
+from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, pick, serialise
 from fedms.runtimes.rounds import Answer, ClientInfo
 from fedms.store.states import ClientStates
+
+Scores = dict[str, dict[str, Score]]
+"""By role, then client."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """What goes to every client of a round, and its bytes: each round, and those sent only once."""
+
+    plan: RoundPlan
+    tensors: Tensors
+    bytes: int
+    bytes_once: int
 
 
 class Simulator:
@@ -25,6 +40,12 @@ class Simulator:
 
     A client's update depends on its own data, its own state and what is sent to it, and on nothing
     that another client left in the model.
+
+    Args:
+        algorithm, learner: what every client runs, one after the other.
+        clients: those that train.
+        states: where their private states are kept.
+        unseen: clients that never train, to be scored.
     """
 
     def __init__(
@@ -33,42 +54,45 @@ class Simulator:
         learner: Learner,
         clients: Sequence[ClientData],
         states: ClientStates,
+        unseen: Sequence[ClientData] = (),
     ) -> None:
         self._algorithm, self._learner, self._states = algorithm, learner, states
         self._clients = {client.id: client for client in clients}
-        self.declared = {c.id: ClientInfo(len(c.train), c.cap) for c in clients}
+        self._unseen = tuple(unseen)
+        self.declared = declare(clients)
         self._constant_at: dict[str, frozenset[str]] = {}
 
     def train(self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]) -> Iterator[Answer]:
-        broadcast = pick(tensors, plan.broadcast)
-        constant = pick(tensors, plan.constant)
-        sent, sent_once = _wire_bytes(broadcast), _wire_bytes(constant)
+        sent = send(plan, tensors)
         for client in cohort:
-            first = self._constant_at.get(client) != plan.constant
-            self._constant_at[client] = plan.constant
-            update = self._algorithm.client_update(
-                self._learner,
-                plan,
-                {**broadcast, **constant},
-                self._states.load(client),
-                self._clients[client],
-                derive_seed(plan.seed, "client", plan.round, client),
-            )
-            if update.state is not None:
-                self._states.save(client, update.state)
-            down = sent + (sent_once if first else 0)
-            yield Answer(update, down, _wire_bytes(update.tensors), self._learner.spent())
+            yield self.answer(sent, client)
 
-    def evaluate(
-        self, state: ServerState, split: Split, clients: Sequence[ClientData] | None = None
-    ) -> dict[str, dict[str, Score]]:
-        """Scores of clients (None: those that train) by role.
+    def answer(self, sent: Sent, client: str) -> Answer:
+        """One client's round."""
+        plan = sent.plan
+        first = self._constant_at.get(client) != plan.constant
+        self._constant_at[client] = plan.constant
+        update = self._algorithm.client_update(
+            self._learner,
+            plan,
+            sent.tensors,
+            self._states.load(client),
+            self._clients[client],
+            derive_seed(plan.seed, "client", plan.round, client),
+        )
+        if update.state is not None:
+            self._states.save(client, update.state)
+        down = sent.bytes + (sent.bytes_once if first else 0)
+        return Answer(update, down, _wire_bytes(update.tensors), self._learner.spent())
+
+    def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
+        """Scores by role of clients: those that train, or those that never do.
 
         A role that the method does not have is missing.
         """
-        scores: dict[str, dict[str, Score]] = {}
+        scores: Scores = {}
         roles: tuple[Role, ...] = ("global", "local", "personal")
-        for data in self._clients.values() if clients is None else clients:
+        for data in self._unseen if unseen else self._clients.values():
             own = self._states.load(data.id)
             for role in roles:
                 view = self._algorithm.view(state, own, role)
@@ -77,9 +101,24 @@ class Simulator:
                     scores.setdefault(role, {})[data.id] = score
         return scores
 
-    def score_all(self, view: View, split: Split) -> Mapping[str, Score]:
+    def score_all(self, view: View, split: Split) -> dict[str, Score]:
         """Every client's score under the same view."""
         return {c: self._learner.score(view, d, split) for c, d in self._clients.items()}
+
+    def spent(self) -> Costs:
+        """What evaluation since the last call cost."""
+        return self._learner.spent()
+
+
+def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:
+    """What clients say of themselves at the start."""
+    return {client.id: ClientInfo(len(client.train), client.cap) for client in clients}
+
+
+def send(plan: RoundPlan, tensors: Tensors) -> Sent:
+    """What the plan sends, of the server's tensors."""
+    broadcast, constant = pick(tensors, plan.broadcast), pick(tensors, plan.constant)
+    return Sent(plan, {**broadcast, **constant}, _wire_bytes(broadcast), _wire_bytes(constant))
 
 
 def _wire_bytes(tensors: Tensors) -> int:
