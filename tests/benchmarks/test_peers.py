@@ -183,7 +183,7 @@ def test_frameworks_train_as_plain_peft_does(program: str, package: str, whole: 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
 def test_memory_of_a_whole_tree_is_measured(module: Any) -> None:
-    hold = "import time; held = bytearray(b'x' * 100_000_000); time.sleep(1.5)"
+    hold = "import time; held = bytearray(b'x') * 100_000_000; time.sleep(1.5)"
     child = f"import subprocess, sys; {hold.replace('time.sleep(1.5)', 'child()')}"
     child = child.replace("child()", f"subprocess.run([sys.executable, '-c', {hold!r}])")
     seconds, peak = module("memory").run_measured([sys.executable, "-c", child])
