@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types results glyphclip clean
+.PHONY: help install demo test check lint types results bench performance glyphclip clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Make the environment and install fedms in it
 
@@ -38,10 +38,21 @@ check: lint types test  ## Run every check: lint, types, tests
 results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
+bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)
+	$(BIN)/fedms bench
+
+performance: $(STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(PYTHON) -m venv .venv-pfl
+	.venv-pfl/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-pfl/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements-pfl.txt
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python .venv-pfl/bin/python
+
 glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fonts to install first)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training]'
 	$(BIN)/python training/glyphclip/render.py /usr/share/fonts --out build/glyphs.npz
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/glyphclip/train.py --bank build/glyphs.npz --out build/glyphclip --compile
 
 clean:  ## Remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-pfl .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -73,8 +73,9 @@ ALLOWED = {
     "runtimes": {"core", "store"},
     "build": {"config", "core", "data", "models", "algorithms"},
     "run": {"build", "config", "core", "models", "runtimes", "store"},
-    "progress": {"config", "run"},
-    "cli": {"config", "core", "build", "run", "progress", "report", "store"},
+    "bench": {"build", "config", "core", "models", "run", "runtimes", "store"},
+    "progress": {"bench", "config", "run"},
+    "cli": {"bench", "config", "core", "build", "run", "progress", "report", "store"},
     "fedms": set(),
 }
 
@@ -91,8 +92,8 @@ def test_core_needs_torch_numpy_and_safetensors_alone(module):
 
 
 ONE_IMPORTER = {
-    "transformers": {"fedms.models.backbone"},
-    "peft": {"fedms.models.adapters"},
+    "transformers": {"fedms.models.backbone", "fedms.bench.plain"},  # the second is a peer
+    "peft": {"fedms.models.adapters", "fedms.bench.plain"},
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {"fedms.config"},
     "typer": {"fedms.cli"},
@@ -110,7 +111,8 @@ def test_nobody_imports_flower_yet():
 
 
 def test_only_run_and_cli_build():
-    assert {m for m in FILES if "build" in inner(m)} <= {"fedms.run", "fedms.cli"}
+    users = {m for m in FILES if "build" in inner(m) and package(m) != "bench"}
+    assert users <= {"fedms.run", "fedms.cli"}
 
 
 def test_nobody_imports_the_root_package():
@@ -222,9 +224,13 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
+MAY = {"fedms.runtimes.workers": "torch.set_num_threads()"}  # as the user says, and put back
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_nothing_unsafe_or_global(module):
-    assert unsafe(TREES[module]) == []
+    allowed = MAY.get(module, "nothing")
+    assert [entry for entry in unsafe(TREES[module]) if not entry.endswith(allowed)] == []
 
 
 UNSAFE = [

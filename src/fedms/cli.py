@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,37 @@ def run(
         _fail(f"interrupted; {kept}")
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **summary}, indent=2))
+
+
+@app.command()
+def bench(
+    only: Annotated[str | None, typer.Option(help="Only this measure.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print rows as JSON only, with the machine.")
+    ] = False,
+) -> None:
+    """Measure fedms beside plain transformers and PEFT, on this machine, in a few minutes.
+
+    Example: fedms bench --only text
+    """
+    import torch
+
+    from fedms.bench import MEASURES, measure
+    from fedms.progress import bench_table
+    from fedms.store.run_folder import environment
+
+    if only is not None and only not in MEASURES:
+        _fail(f"got --only {only}; expected one of {', '.join(MEASURES)}")
+    machine = {**environment(0), "threads": torch.get_num_threads()}
+    rows = []
+    for row in measure(only):
+        rows.append(row)
+        if not as_json:
+            typer.echo(f"measured: {row.measure}", err=True)
+    if as_json:
+        typer.echo(json.dumps([{**asdict(row), "machine": machine} for row in rows], indent=2))
+    else:
+        bench_table(rows, machine)
 
 
 def _config(words: list[str]) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedms.bench import Row
 from fedms.config import Config
 from fedms.run import Evaluated, Event, Finished, RoundDone, Started
 
@@ -97,6 +99,40 @@ class Progress:
             soft_wrap=True,
         )
         self._console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+
+
+def bench_table(
+    rows: Sequence[Row], machine: Mapping[str, Any], console: Console | None = None
+) -> None:
+    """Print what was measured, and where."""
+    console = console or Console(highlight=False)
+    table = Table("measure")
+    for name in ("fedms", "peer", "fedms / peer"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ours, peer = figure(row.ours, row.unit), figure(row.peer, row.unit)
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(escape(row.measure), ours, peer, ratio)
+    console.print(table)
+    peers = sorted({row.peer_name for row in rows if row.peer_name})
+    for name in peers:
+        console.print(f"peer: {name}", markup=False, soft_wrap=True)
+    packages = machine["packages"]
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; torch "
+        f"{packages['torch']}, Python {machine['python']}; commit {machine['git_commit']}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A figure as people read it; a dash for none."""
+    if value is None or math.isnan(value):
+        return "–"
+    if unit == "s":
+        return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
+    return _size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"
 
 
 def _size(count: int) -> str:

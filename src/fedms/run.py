@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedms.build import Experiment, WorkerParts, build
 from fedms.config import Config, dump_config
 from fedms.core.algorithm import Score, ServerState, View
@@ -22,7 +20,7 @@ from fedms.models import save_expert, save_gate, save_prior
 from fedms.models.learner import FROZEN
 from fedms.runtimes.rounds import RoundRecord, run_rounds
 from fedms.runtimes.simulator import Simulator
-from fedms.runtimes.workers import Workers
+from fedms.runtimes.workers import Workers, on_threads
 from fedms.store.files import whole_folder, write_json
 from fedms.store.run_folder import RunFolder
 from fedms.store.states import save_state
@@ -110,9 +108,7 @@ def _simulator(
     runtime, clients = config.runtime, experiment.clients
     workers = min(runtime.workers, len(clients))
     if workers == 1:
-        if runtime.threads is not None:
-            resources.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(runtime.threads)
+        resources.enter_context(on_threads(runtime.threads))
         return Simulator(
             experiment.algorithm,
             experiment.learner,
@@ -287,6 +283,7 @@ class _Run:
             "phase_seconds": dict(costs.seconds),
             "wall_seconds": time.perf_counter() - self._began,
             "peak_activation_bytes": costs.peak_activation_bytes,
+            "peak_device_bytes": costs.peak_device_bytes,
             "cache_bytes": costs.cache_bytes,
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,

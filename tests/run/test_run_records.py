@@ -22,6 +22,7 @@ COSTS = {
     "phase_seconds",
     "wall_seconds",
     "peak_activation_bytes",
+    "peak_device_bytes",
     "cache_bytes",
     "trainable_parameters",
     "total_parameters",

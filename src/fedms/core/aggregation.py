@@ -32,12 +32,11 @@ class Averager:
     def add(self, update: ClientUpdate) -> None:
         """Count one accepted update with the weight `update.rows`."""
         for name, tensor in update.tensors.items():
-            weighted = tensor.to(torch.float64) * update.rows
             if name in self._sums:
-                self._sums[name] += weighted
+                self._sums[name].add_(tensor, alpha=update.rows)
                 self._weights[name] += update.rows
             else:
-                self._sums[name] = weighted
+                self._sums[name] = tensor.to(torch.float64) * update.rows
                 self._weights[name] = update.rows
         self._score += update.score
         self._rows += update.rows

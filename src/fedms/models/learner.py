@@ -26,7 +26,7 @@ from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.gate import ADAPTER, HEAD, Gate, initial_gate
 from fedms.models.heads import Head
-from fedms.models.meter import Meter, shapes
+from fedms.models.meter import Meter, peak_bytes, shapes
 from fedms.models.mixture import Mix, log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache, Room
 
@@ -149,7 +149,8 @@ class ModelLearner:
 
     def spent(self) -> Costs:
         """See `Learner.spent`."""
-        return replace(self.meter.take(), cache_bytes=self.prefixes.bytes)
+        peak = peak_bytes(self.backbone.device)
+        return replace(self.meter.take(), cache_bytes=self.prefixes.bytes, peak_device_bytes=peak)
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         """See `Learner.score`."""

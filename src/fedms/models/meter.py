@@ -73,6 +73,15 @@ class Meter:
         self._spent += self._known[kind]
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that was allocated on a CUDA device since the last call; None for other devices."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
 def shapes(batch: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
     """Shapes of a batch's tensors: steps of equal shapes cost the same."""
     return tuple(tuple(tensor.shape) for tensor in batch.values())

@@ -17,7 +17,7 @@ from fedms.core.algorithm import (
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
 from fedms.core.seeds import derive_seed
-from fedms.core.tensors import Tensors, pick, serialise
+from fedms.core.tensors import Tensors, pick, wire_bytes
 from fedms.runtimes.rounds import Answer, ClientInfo
 from fedms.store.states import ClientStates
 
@@ -83,7 +83,7 @@ class Simulator:
         if update.state is not None:
             self._states.save(client, update.state)
         down = sent.bytes + (sent.bytes_once if first else 0)
-        return Answer(update, down, _wire_bytes(update.tensors), self._learner.spent())
+        return Answer(update, down, wire_bytes(update.tensors), self._learner.spent())
 
     def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
         """Scores by role of clients: those that train, or those that never do.
@@ -118,9 +118,4 @@ def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:
 def send(plan: RoundPlan, tensors: Tensors) -> Sent:
     """What the plan sends, of the server's tensors."""
     broadcast, constant = pick(tensors, plan.broadcast), pick(tensors, plan.constant)
-    return Sent(plan, {**broadcast, **constant}, _wire_bytes(broadcast), _wire_bytes(constant))
-
-
-def _wire_bytes(tensors: Tensors) -> int:
-    """Bytes of the tensors as they would cross the wire; 0 for none."""
-    return len(serialise(tensors)) if tensors else 0
+    return Sent(plan, {**broadcast, **constant}, wire_bytes(broadcast), wire_bytes(constant))

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
@@ -146,6 +146,17 @@ class Workers:
         """In the order in which clients were given."""
         known = [client for client in self.declared if client in scores]
         return {client: scores[client] for client in (*known, *sorted(scores.keys() - {*known}))}
+
+
+@contextmanager
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Compute on so many threads here (None: as many as before), and then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def share(clients: Sequence[ClientData], workers: int) -> dict[str, int]:

@@ -1,0 +1,227 @@
+"""fedms beside what users would run otherwise: plain PEFT, Flower's simulation, pfl-research.
+
+    python benchmarks/peers/compare.py            # all, writes the table of docs/performance.md
+    python benchmarks/peers/compare.py --only accuracy --set data.max_rows=4000
+
+Needs the extra `bench`; pfl-research has an environment of its own (`--pfl-python`, see
+`benchmarks/peers/README.md`). fedms and peers run one after another on one thread each, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from memory import run_measured
+from write_job import write_job
+
+from fedms.bench import Row
+from fedms.config import load_config
+from fedms.progress import figure
+from fedms.store.run_folder import environment
+
+PEERS = Path(__file__).parent
+ROOT = PEERS.parents[1]
+RECIPE = ROOT / "recipes" / "banking77.toml"
+PAGE = ROOT / "docs" / "performance.md"
+PLAIN = "plain transformers and PEFT: FedAvg, then local fine-tuning, all blocks"
+FEDAVG = [
+    "method=fedavg",
+    "sal.trigger=all",
+    "stage1.prior=none",
+    "stage1.server_momentum=0",
+    "gate.mix_prior=none",
+    "evaluate_every=0",
+]
+"""fedms' own federated averaging of all blocks, as the peers do it."""
+
+
+class Bench:
+    """A folder for jobs and runs, and what all of them have in common."""
+
+    def __init__(self, folder: Path, settings: Sequence[str], pfl_python: str) -> None:
+        self.folder, self.settings, self.pfl_python = folder, settings, pfl_python
+        self._count = 0
+
+    def new(self, name: str) -> Path:
+        """A path that nothing is at yet."""
+        self._count += 1
+        return self.folder / f"{self._count:03d}-{name}"
+
+    def job(self, *settings: str, shuffle: bool = False) -> Path:
+        """The peers' job for the recipe with these settings."""
+        path = self.new("job")
+        config = load_config(RECIPE, [*self.settings, *settings])
+        write_job(path, config, threads=1, group_by_length=not shuffle)
+        return path
+
+    def peer(self, program: str, job: Path, python: str = sys.executable) -> dict[str, Any]:
+        """A peer's result."""
+        out = self.new(f"{program}.json")
+        command = [python, str(PEERS / f"{program}.py"), str(job), "--out", str(out)]
+        run_measured(command)
+        return dict(json.loads(out.read_text()))
+
+    def fedms(self, *settings: str) -> dict[str, Any]:
+        """Summary of a run, with its folder, wall seconds and peak memory."""
+        out = self.new("run")
+        words = [*self.settings, *settings, "runtime.threads=1"]
+        command = [sys.executable, "-m", "fedms.cli", "run", str(RECIPE), *words]
+        seconds, peak = run_measured([*command, "--out", str(out), "--json"])
+        summary = json.loads((out / "summary.json").read_text())
+        return {**summary, "folder": out, "seconds": seconds, "peak_pss_bytes": peak}
+
+
+def accuracy_rows(bench: Bench) -> Iterator[Row]:
+    """Training seconds and bytes until the peer's best validation accuracy."""
+    for shuffle in (False, True):
+        peer = bench.peer("plain_peft", bench.job(shuffle=shuffle))
+        ours = bench.fedms("evaluate_every=1")
+        theirs = personal_curve(peer)
+        target = max(point["validation"] for point in theirs)
+        reached = next(p for p in theirs if p["validation"] >= target)
+        mine = first(run_curve(ours["folder"]), target)
+        name = f"{PLAIN}, {'shuffled' if shuffle else 'length-grouped'} batches"
+        for key, unit in (("train_seconds", "s"), ("bytes", "bytes")):
+            yield Row.of(
+                f"{unit} until validation accuracy {target:.3f}, FedMS",
+                mine[key] if mine else float("nan"),
+                unit,
+                1,
+                (name, reached[key]),
+            )
+
+
+def personal_curve(result: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The peer's curve with every client's best round so far, as fedms keeps it too."""
+    best: dict[str, float] = {}
+    points = []
+    for point in result["curve"]:
+        for client, scores in point["clients"].items():
+            if scores["validation"] is not None:
+                best[client] = max(best.get(client, 0.0), scores["validation"])
+        points.append({**point, "validation": mean(best.values())})
+    return points
+
+
+def run_curve(folder: Path) -> list[dict[str, float]]:
+    """Personal validation accuracy after every round, with seconds and bytes so far."""
+    lines = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    points, seconds, sent = [], 0.0, 0
+    for number, record in enumerate(rounds, start=1):
+        seconds += record["seconds"]
+        sent += record["upload_bytes"] + record["download_bytes"]
+        scores = [line["validation"]["personal"] for line in lines if line["round"] == number]
+        known = [score for score in scores if score is not None]
+        points.append({"validation": mean(known), "train_seconds": seconds, "bytes": sent})
+    return points
+
+
+def first(points: Sequence[Mapping[str, float]], target: float) -> Mapping[str, float] | None:
+    """The first point that reaches the target."""
+    return next((point for point in points if point["validation"] >= target), None)
+
+
+def flower_rows(bench: Bench) -> Iterator[Row]:
+    """FedAvg of all blocks: whole seconds and memory, beside Flower's simulation on Ray."""
+    job = bench.job()
+    pairs = [(bench.fedms(*FEDAVG), bench.peer("flower_sim", job)) for _ in range(2)]
+    name = "Flower's simulation (Ray, one worker)"
+    for key, unit in (("seconds", "s"), ("peak_pss_bytes", "bytes")):
+        ours, peer = (median(side[key] for side in sides) for sides in zip(*pairs, strict=True))
+        what = {"s": "seconds of FedAvg, all blocks", "bytes": "memory of all its processes"}[unit]
+        yield Row.of(what, ours, unit, 2, (name, peer))
+
+
+def pfl_rows(bench: Bench) -> Iterator[Row]:
+    """FedAvg of all blocks, seconds a round, beside pfl-research in one process."""
+    job = bench.job()
+    plain = ["runtime.precision=float32", "runtime.cache_bytes=0B"]
+    kinds = {
+        "all blocks, float32, no cache": [*FEDAVG, *plain],
+        "all blocks, as fedms runs": FEDAVG,
+        "SAL from one block, as fedms runs": [
+            *(word for word in FEDAVG if not word.startswith("sal")),
+            "sal.start=1",
+        ],
+    }
+    ours = {kind: bench.fedms(*words) for kind, words in kinds.items()}
+    peer = bench.peer("pfl_fedavg", job, bench.pfl_python)
+    theirs = median(peer["round_seconds"])
+    for kind, summary in ours.items():
+        lines = (summary["folder"] / "rounds.jsonl").read_text().splitlines()
+        seconds = [json.loads(line)["seconds"] for line in lines]
+        yield Row.of(
+            f"seconds a round of FedAvg, {kind}",
+            median(seconds),
+            "s",
+            len(seconds),
+            ("pfl-research 0.6, one process", theirs),
+        )
+
+
+MEASURES = {"accuracy": accuracy_rows, "flower": flower_rows, "pfl": pfl_rows}
+
+
+def table(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
+    """Rows in markdown, with where they are from."""
+    lines = ["| measure | fedms | peer | fedms / peer | peer is |", "|---|---|---|---|---|"]
+    for row in rows:
+        ours, peer = figure(row.ours, row.unit), figure(row.peer, row.unit)
+        lines.append(f"| {row.measure} | {ours} | {peer} | {row.ratio:.2f} | {row.peer_name} |")
+    packages = facts["packages"]
+    lines += [
+        "",
+        f"`{command}`; commit {str(facts['git_commit'])[:12]}; {facts['processor']}, "
+        f"{facts['cores']} cores, shared, one thread each; torch {packages['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=MEASURES, help="one measure")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value")
+    parser.add_argument("--pfl-python", default=sys.executable, help="python that has pfl")
+    parser.add_argument("--json", type=Path, help="also write rows there")
+    words = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    facts = environment(0)
+    for name, rows_of in MEASURES.items():
+        if words.only not in (None, name):
+            continue
+        with tempfile.TemporaryDirectory(prefix="fedms-peers-") as folder:
+            rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python)))
+        settings = "".join(f" --set {setting}" for setting in words.set)
+        text = table(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
+        sys.stdout.write(text + "\n")
+        if words.json:
+            known = json.loads(words.json.read_text()) if words.json.exists() else []
+            words.json.write_text(json.dumps([*known, *(asdict(row) for row in rows)], indent=1))
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        if begin in page:
+            before, rest = page.split(begin)
+            after = rest.split(end)[1]
+            PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"a program failed: {error}")

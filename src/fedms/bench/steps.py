@@ -1,0 +1,166 @@
+"""Training steps at every depth, with the prefix kept, beside full depth without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.bench import plain
+from fedms.bench.rows import Row, alternate
+from fedms.build import pick_precision
+from fedms.core.algorithm import Expert, View
+from fedms.core.rows import ClientData, Rows
+from fedms.models import AdapterSlots, Backbone, Mixing, ModelLearner, PromptHead, Room, Training
+from fedms.models.meter import Meter
+
+_PEER = "plain transformers and PEFT, all blocks, float32, no cache"
+_CLASSES = 77
+_PLENTY = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and its batches.
+
+    Args:
+        tower: `text`, `vision` or `small` (glyphclip's tower).
+        rows: a batch.
+        length: tokens a text.
+        depths: at which it is measured.
+        repeats: measurements.
+    """
+
+    tower: Literal["text", "vision", "small"]
+    rows: int
+    length: int = 0
+    depths: tuple[int, ...] = ()
+    repeats: int = 5
+
+
+CASES = {
+    "text-16": Case("text", 32, 16, (1, 2, 3), 15),
+    "text-64": Case("text", 32, 64, (1, 2, 3), 5),
+    "vision": Case("vision", 16, 0, (1, 3, 6), 3),
+}
+
+
+def step_rows(*names: str) -> Iterator[Row]:
+    """Seconds and activation bytes of a step by depth, in float32 and as `auto` computes."""
+    for name in names:
+        yield from _step_rows(name, CASES[name])
+
+
+def _step_rows(name: str, case: Case) -> Iterator[Row]:
+    peer, saved = _peer(case)
+    works: dict[str, Callable[[], object]] = {"peer": peer}
+    learners: dict[str, ModelLearner] = {}
+    for precision in _precisions(case):
+        learner = _learner(case, precision)
+        for depth in case.depths:
+            kind = f"{name} depth {depth}/{len(learner.slots.groups)} {precision}"
+            works[kind], learners[kind] = _ours(learner, case, depth), learner
+    activations = {}
+    for kind, learner in learners.items():
+        learner.spent()
+        works[kind]()
+        activations[kind] = learner.spent().peak_activation_bytes
+    seconds = alternate(works, case.repeats)
+    for kind in learners:
+        yield Row.of(f"step {kind}", seconds[kind], "s", case.repeats, (_PEER, seconds["peer"]))
+    for kind, count in activations.items():
+        yield Row.of(f"activations {kind}", count, "bytes", 1, (_PEER, saved))
+
+
+def stack_rows() -> Iterator[Row]:
+    """One step of four clients' rows, as if they had one adapter, beside four steps.
+
+    Stacked clients could not take less: their adapters differ, which is work on top.
+    """
+    for tower, rows, length in (
+        ("small", 8, 0),
+        ("small", 32, 0),
+        ("text", 8, 16),
+        ("text", 32, 16),
+    ):
+        one, four = (Case(tower, rows * k, length) for k in (1, 4))  # type: ignore[arg-type]
+        works = {k: _ours(_learner(c, "float32"), c, 1) for k, c in (("1", one), ("4", four))}
+        seconds = alternate(works, 15)
+        yield Row.of(
+            f"stack of 4, {tower} tower, batch {rows}, depth 1",
+            seconds["4"],
+            "s",
+            15,
+            ("four steps one after another", 4 * seconds["1"]),
+        )
+
+
+def _precisions(case: Case) -> list[str]:
+    """float32, and what `runtime.precision = "auto"` would take, where it is another."""
+    auto = pick_precision("auto", _backbone(case))
+    return ["float32", *(["bfloat16"] if auto == torch.bfloat16 else [])]
+
+
+def _backbone(case: Case) -> Backbone:
+    """The frozen model with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        if case.tower == "text":
+            tokens = SimpleNamespace(pad_token_id=0)
+            return Backbone("", "sentence", plain.text_model(), tokens, "mean", 384, case.length)
+        shape, width = (plain.VISION, 512) if case.tower == "vision" else (plain.SMALL, 128)
+        pixels = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255)
+        return Backbone("", "clip", plain.clip_model(shape, width), pixels, "cls", width, 0)
+
+
+def _rows(case: Case) -> Rows:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, _CLASSES, case.rows)
+    if case.tower == "text":
+        ids = rng.integers(1000, 30000, (case.rows, case.length)).astype(np.int32)
+        return Rows({"input_ids": list(ids)}, labels)
+    side = 224 if case.tower == "vision" else 32
+    pixels = rng.integers(0, 256, (case.rows, 3, side, side)).astype(np.uint8)
+    return Rows({"pixel_values": pixels}, labels)
+
+
+def _classes(width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn(_CLASSES, width, generator=generator), dim=-1)
+
+
+def _learner(case: Case, precision: str) -> ModelLearner:
+    backbone = _backbone(case)
+    backbone.compute_in(getattr(torch, precision))
+    slots = AdapterSlots(backbone.model, backbone.blocks("qv"), 8, 16)
+    head = PromptHead(_classes(backbone.width), 20.0)
+    return ModelLearner(
+        backbone, slots, head, Training(batch_size=case.rows), Mixing(), Room(_PLENTY)
+    )
+
+
+def _ours(learner: ModelLearner, case: Case, depth: int) -> Callable[[], object]:
+    """A client's whole epoch of one step: adapters in, prefix found, step, adapters out."""
+    rows = _rows(case)
+    none = rows.take(np.array([], dtype=np.int64))
+    client = ClientData("client", rows, none, none)
+    names = learner.layout.expert(depth)
+    view = View(Expert(learner.initial_expert(names, 0)))
+    return lambda: learner.fit(view, names, client, epochs=1, seed=0)
+
+
+def _peer(case: Case) -> tuple[Callable[[], object], int]:
+    """The peer's step on the same batch, and the activation bytes it saves."""
+    backbone, rows = _backbone(case), _rows(case)
+    batch: dict[str, Any] = backbone.collate(rows)
+    labels = torch.from_numpy(rows.labels)
+    step = plain.plain_step(backbone.model, _classes(backbone.width), batch, labels)
+    meter = Meter(backbone.model.parameters)
+    with meter.phase("train"), meter.step("peer"):
+        step()
+    return step, meter.take().peak_activation_bytes

@@ -1,0 +1,99 @@
+"""`fedms bench`: figures and ratios from one run, rows a program can read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedms import bench
+from fedms.bench import MEASURES, Row
+from fedms.bench import rounds as bench_rounds
+from fedms.bench import rows as bench_rows
+from fedms.bench import steps as bench_steps
+from fedms.cli import app
+
+FIELDS = ["measure", "ours", "peer", "peer_name", "ratio", "unit", "repeats"]
+
+
+def test_rows_have_their_ratio():
+    row = Row.of("m", 2.0, "s", 3, ("other", 8.0))
+    assert (row.ours, row.peer, row.peer_name, row.ratio) == (2.0, 8.0, "other", 0.25)
+    alone = Row.of("m", 2.0, "s", 3)
+    assert (alone.peer, alone.peer_name, alone.ratio) == (None, None, None)
+
+
+def test_works_take_turns_and_medians_count(monkeypatch):
+    clock = itertools.chain([0, 1, 0, 10], [0, 3, 0, 20], [0, 2, 0, 90])
+    monkeypatch.setattr(bench_rows.time, "perf_counter", lambda: next(clock))
+    done = []
+    works = {"a": lambda: done.append("a"), "b": lambda: done.append("b")}
+    assert bench_rows.alternate(works, 3) == {"a": 2, "b": 20}
+    assert done == ["a", "b"] * 4
+
+
+def test_a_step_is_measured_beside_the_peer_on_the_same_rows(monkeypatch):
+    """With a tiny case: shallower is cheaper in saved activations, and below the peer's."""
+    case = bench_steps.Case("small", 4, 0, (1, 3, 6), 1)
+    monkeypatch.setitem(bench_steps.CASES, "tiny", case)
+    rows = {row.measure: row for row in bench_steps.step_rows("tiny")}
+    saved = [rows[f"activations tiny depth {d}/6 float32"] for d in case.depths]
+    assert saved[0].ours < saved[1].ours < saved[2].ours
+    assert all(row.ratio == row.ours / row.peer for row in saved)
+    for row, depth in zip(saved, case.depths, strict=True):
+        assert row.ratio <= 1.1 * depth / 6
+    assert all(rows[f"step tiny depth {d}/6 float32"].ours > 0 for d in case.depths)
+
+
+def test_the_peer_learns_what_ours_learns():
+    """The peer's step is a real one: its loss falls on the batch it repeats."""
+    case = bench_steps.Case("small", 4)
+    step, _ = bench_steps._peer(case)
+    losses = [float(step().detach()) for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
+def test_idle_rounds_send_what_real_rounds_send():
+    assert len(bench_rounds.idle_rounds(4, 2, 3, stage=1)) == 3
+    layout = bench_rounds.Idle().layout
+    count = layout.size(layout.expert(6))
+    assert len(layout.expert(6)) == 24
+    assert count * 4 == pytest.approx(0.6e6, rel=0.02)
+
+
+def test_json_is_a_list_of_rows_with_the_machine(monkeypatch):
+    monkeypatch.setattr(bench_rounds, "idle_rounds", lambda *args, **kwargs: [1.0, 0.5, 0.5])
+    done = CliRunner().invoke(app, ["bench", "--only", "overhead", "--json"])
+    assert done.exit_code == 0
+    rows = json.loads(done.stdout)
+    assert len(rows) == 2
+    for row in rows:
+        assert list(row) == [*FIELDS, "machine"]
+        assert row["ours"] == 10.0
+        assert row["machine"]["cores"] >= 1
+
+
+def test_the_table_shows_every_row(monkeypatch):
+    rows = [Row.of("fast thing", 0.002, "s", 3, ("slow thing", 0.5)), Row.of("alone", 3, "ms", 1)]
+    monkeypatch.setattr(bench, "measure", lambda only: iter(rows))
+    done = CliRunner().invoke(app, ["bench"], env={"COLUMNS": "120"})
+    assert done.exit_code == 0
+    for words in (
+        "fast thing",
+        "2.0 ms",
+        "500.0 ms",
+        "0.00",
+        "peer: slow thing",
+        "3.00 ms",
+        "cores",
+    ):
+        assert words in done.stdout
+
+
+def test_an_unknown_measure_is_an_error_in_one_line():
+    done = CliRunner().invoke(app, ["bench", "--only", "tetx"])
+    assert done.exit_code == 2
+    assert "tetx" in done.stderr
+    assert all(name in done.stderr for name in MEASURES)
