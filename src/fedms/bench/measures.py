@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from fedms.bench.kernels import kernel_rows
 from fedms.bench.rounds import growth_rows, overhead_rows, workers_rows
 from fedms.bench.rows import Row
 from fedms.bench.steps import stack_rows, step_rows
@@ -12,6 +13,7 @@ from fedms.bench.steps import stack_rows, step_rows
 MEASURES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "text": partial(step_rows, "text-16", "text-64"),
     "vision": partial(step_rows, "vision"),
+    "kernels": kernel_rows,
     "stack": stack_rows,
     "overhead": overhead_rows,
     "clients": growth_rows,

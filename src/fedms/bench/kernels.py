@@ -1,0 +1,67 @@
+"""The kernels behind a step on this machine: why `auto` takes the precision it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.bench.rows import Row, alternate
+
+_REPEATS = 15
+_ROWS, _WIDTH, _INNER = 1024, 384, 1536
+_HEADS = (32, 12, 32, 32)
+"""Batch, heads, tokens and width of a head."""
+
+
+def kernel_rows() -> Iterator[Row]:
+    """Matrix products and attention in both precisions, and AdamW fused and not."""
+    products = {dtype: _product(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = alternate({str(dtype): work for dtype, work in products.items()}, _REPEATS)
+    exact, half = (seconds[str(dtype)] for dtype in products)
+    name = f"{_ROWS} × {_WIDTH} × {_INNER}"
+    yield Row.of(f"matrix product {name}, bfloat16", half, "s", _REPEATS, ("float32", exact))
+    rate = 2e-9 * _ROWS * _WIDTH * _INNER / exact
+    yield Row.of("matrix product, float32", rate, "GFLOP/s", _REPEATS)
+
+    kinds = [(kind, dtype) for kind in (_fused, _plain) for dtype in products]
+    attention = {f"{k.__name__} {d}": _attention(k, d) for k, d in kinds}
+    seconds = alternate(attention, _REPEATS)
+    for kind, dtype in kinds[1:]:
+        label = f"attention and its backward pass,{kind.__name__.replace('_', ' ')}, {dtype}"
+        mine, theirs = seconds[f"{kind.__name__} {dtype}"], seconds["_fused torch.float32"]
+        yield Row.of(label.replace("torch.", ""), mine, "s", _REPEATS, ("fused, float32", theirs))
+
+    seconds = alternate({"fused": _adamw(fused=True), "loop": _adamw(fused=False)}, _REPEATS)
+    loop = ("one tensor after another", seconds["loop"])
+    yield Row.of("AdamW on 12 adapter tensors, fused", seconds["fused"], "s", _REPEATS, loop)
+
+
+def _product(dtype: torch.dtype) -> Callable[[], Tensor]:
+    rows, weight = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_INNER, _WIDTH, dtype=dtype)
+    return lambda: F.linear(rows, weight)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    mask = torch.zeros(_HEADS[0], 1, _HEADS[2], _HEADS[2], dtype=query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.softmax(query @ key.transpose(2, 3) * _HEADS[3] ** -0.5, -1) @ value
+
+
+def _attention(
+    kind: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> Callable[[], object]:
+    parts = [torch.ones(_HEADS, dtype=dtype, requires_grad=True) for _ in range(3)]
+    return lambda: torch.autograd.grad(kind(*parts).sum(), parts)
+
+
+def _adamw(*, fused: bool) -> Callable[[], object]:
+    tensors = [torch.ones(8, _WIDTH, requires_grad=True) for _ in range(12)]
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    return torch.optim.AdamW(tensors, fused=fused).step
