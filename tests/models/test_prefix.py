@@ -68,7 +68,7 @@ def test_fit_and_score_are_the_same_with_and_without(make_learner, make_client, 
         results.append((view.expert.tensors, score, again))
     (cached, one, two), (plain, *others) = results
     for name, tensor in plain.items():
-        torch.testing.assert_close(cached[name], tensor, atol=2e-4, rtol=0)
+        torch.testing.assert_close(cached[name], tensor, atol=1e-5, rtol=0)
     for got, expected in zip((one, two), others, strict=True):
         assert (got.correct, got.rows) == (expected.correct, expected.rows)
         assert got.loss == pytest.approx(expected.loss, rel=1e-4)
@@ -248,7 +248,7 @@ def test_training_no_block_at_all(make_learner, make_client, kind):
         view = learner.fit(start, names, client, epochs=1, seed=0)
         results.append({**view.expert.tensors, **view.gate})
     for name, tensor in results[1].items():
-        torch.testing.assert_close(results[0][name], tensor, atol=2e-4, rtol=0)
+        torch.testing.assert_close(results[0][name], tensor, atol=1e-5, rtol=0)
 
 
 def test_rows_that_are_empty_are_no_reason_to_fail(make_learner, make_client):
