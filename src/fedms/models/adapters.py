@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
-from fedms.models.backbone import Blocks
+from fedms.models.blocks import Blocks
 
 _SLOT = "expert"
 _PREFIX = "base_model.model."

@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,50 +26,14 @@ from fedms.models.backbone import Backbone
 from fedms.models.gate import ADAPTER, HEAD, Gate, initial_gate
 from fedms.models.heads import Head
 from fedms.models.meter import Meter, peak_bytes, shapes
-from fedms.models.mixture import Mix, log_prior, mix_linear, mix_probabilities
+from fedms.models.mixture import log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache, Room
+from fedms.models.settings import Mixing, Training
 
 _PREDICT_BATCH = 128
 _FUSED = ("cuda",)
 """Where torch updates all tensors in one pass."""
 FROZEN = Expert({})
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a client trains in a round: AdamW, a fresh optimiser every time.
-
-    Args:
-        batch_size: rows a step; the last batch of an epoch may be smaller.
-        learning_rate: of adapters and linear heads.
-        gate_learning_rate: of the gate.
-        weight_decay: decoupled, on everything trained.
-    """
-
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    gate_learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How two experts are joined (all reconstructed).
-
-    Args:
-        mix: see `models.mixture`.
-        smoothing: of the class prior, for experts that have it: added to every class count,
-            greater than 0.
-        data: rows the gate learns on. `train`: together with the local expert, on the loss of the
-            mixture. `val`: on validation rows, after each epoch in which the local expert learned
-            alone; a gate that sees the rows the expert was fitted to over-trusts it.
-        local_loss: weight of the local expert's own cross-entropy beside the mixture's.
-    """
-
-    mix: Mix = "probabilities"
-    smoothing: float = 0.5
-    data: Literal["train", "val"] = "train"
-    local_loss: float = 0.0
 
 
 @dataclass(frozen=True)
