@@ -20,15 +20,18 @@ START = (
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
-def test_interrupt_during_training(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupt_during_training(tmp_path, workers):
     run = tmp_path / "run"
     words = ["run", "data.max_rows=120", "stage1.rounds=5000", "--out", str(run)]
+    words += [f"runtime.workers={workers}"]
     process = subprocess.Popen(
         [sys.executable, "-c", START, *words],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         rounds = run / "rounds.jsonl"
@@ -37,7 +40,7 @@ def test_interrupt_during_training(tmp_path):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < end, "no round within a minute"
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, error = process.communicate(timeout=30)
     finally:
         process.kill()
