@@ -131,6 +131,7 @@ def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLear
         cache_bytes: int = 0,
         linear: bool = False,
         rank: int = 2,
+        dtype: torch.dtype = torch.float32,
     ) -> ModelLearner:
         with torch.random.fork_rng(devices=[]):
             backbone = load_backbone(str(model_folder(kind)))
@@ -138,6 +139,7 @@ def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLear
                 head: Any = PromptHead.encode(backbone, [CLASSES], temperature=5.0)
             else:
                 head = LinearHead(backbone.width, len(CLASSES))
+            backbone.compute_in(dtype)
             slots = AdapterSlots(backbone.model, backbone.blocks("qv"), rank, alpha=2 * rank)
         training = training or Training(batch_size=4, learning_rate=0.05, gate_learning_rate=0.05)
         return ModelLearner(backbone, slots, head, training, mixing or Mixing(), Room(cache_bytes))

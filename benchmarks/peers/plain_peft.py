@@ -8,7 +8,6 @@ One model in memory; a client's adapters are put into it and taken out again. Al
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -139,7 +138,6 @@ def main() -> None:
         "seconds": age(),
         "train_seconds": trainer.train_seconds,
         "evaluate_seconds": trainer.evaluate_seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_pss_bytes": memory.peak,
         "curve": trainer.curve,
     }

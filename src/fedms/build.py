@@ -36,6 +36,7 @@ class Experiment:
     clients: tuple[ClientData, ...]
     unseen: tuple[ClientData, ...]
     head: Mapping[str, Any]
+    workers: int
 
 
 def build(config: Config, scratch: Path | None = None) -> Experiment:
@@ -50,7 +51,14 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     """
     table = load_table(config)
     federation = deal(config, table)
-    learner, head = make_learner(config, table.kind, federation.classes, scratch)
+    workers = min(config.runtime.workers, len(federation.clients))
+    learner, head = make_learner(
+        config,
+        table.kind,
+        federation.classes,
+        scratch,
+        device="cpu" if workers > 1 else config.runtime.device,  # workers have models of their own
+    )
     columns = encode(learner.backbone, table)
     labels = _class_indices(table, federation.classes)
     caps = _caps(config.sal.caps, learner.layout, [c.id for c in federation.clients])
@@ -63,6 +71,7 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
         clients=tuple(_client(c, columns, labels, caps.get(c.id)) for c in federation.clients),
         unseen=tuple(_client(c, columns, labels, None) for c in federation.unseen),
         head=head,
+        workers=workers,
     )
 
 
@@ -76,9 +85,13 @@ class WorkerParts:
     config: Config
     classes: tuple[str, ...]
     scratch: Path
+    workers: int
 
     def __call__(self, worker: int) -> tuple[FederatedAlgorithm, models.ModelLearner]:
-        learner, _ = make_learner(self.config, None, self.classes, self.scratch, worker)
+        device = pick_device(self.config.runtime.device, worker)
+        learner, _ = make_learner(
+            self.config, None, self.classes, self.scratch, device=device, workers=self.workers
+        )
         return make_algorithm(self.config, learner.layout), learner
 
 
@@ -127,7 +140,9 @@ def make_learner(
     kind: str | None,
     classes: tuple[str, ...],
     scratch: Path | None = None,
-    worker: int = 0,
+    *,
+    device: str = "auto",
+    workers: int = 1,
 ) -> tuple[models.ModelLearner, dict[str, Any]]:
     """The resident model with empty adapter slots, and a description of its head for later use.
 
@@ -137,7 +152,7 @@ def make_learner(
     wanted, runtime = config.model, config.runtime
     with torch.random.fork_rng(devices=[]):
         backbone = models.load_backbone(
-            wanted.name, max_length=wanted.max_length, device=pick_device(runtime.device, worker)
+            wanted.name, max_length=wanted.max_length, device=pick_device(device)
         )
         if kind not in (None, backbone.takes):
             raise UserError(
@@ -156,8 +171,8 @@ def make_learner(
     gate = config.gate
     mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss)
     room = models.Room(
-        parse_size(runtime.cache_bytes) // runtime.workers,
-        parse_size(runtime.cache_disk_bytes) // runtime.workers,
+        parse_size(runtime.cache_bytes) // workers,
+        parse_size(runtime.cache_disk_bytes) // workers,
         scratch,
         None if runtime.cache_dtype == "auto" else _DTYPES[runtime.cache_dtype],
     )
@@ -234,7 +249,10 @@ def pick_device(wanted: str, worker: int = 0) -> str:
     }
     if not there[wanted.split(":", maxsplit=1)[0]]:
         raise UserError(f"got runtime.device = {wanted!r}, which is not there; try device=auto")
-    return f"cuda:{worker % torch.cuda.device_count()}" if wanted == "cuda" else wanted
+    count = torch.cuda.device_count()
+    if wanted.startswith("cuda:") and int(wanted[5:]) >= count:
+        raise UserError(f"got runtime.device = {wanted!r}; expected cuda:0 to cuda:{count - 1}")
+    return f"cuda:{worker % count}" if wanted == "cuda" else wanted
 
 
 def pick_precision(wanted: str, backbone: models.Backbone) -> torch.dtype:
@@ -246,7 +264,7 @@ def pick_precision(wanted: str, backbone: models.Backbone) -> torch.dtype:
     if wanted != "auto":
         return _DTYPES[wanted]
     if backbone.device.type == "cuda":
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        has = torch.cuda.get_device_capability(backbone.device) >= (8, 0)
     else:
         has = backbone.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has and backbone.width >= _WIDE else torch.float32

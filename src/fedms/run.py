@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from fedms.build import Experiment, WorkerParts, build
 from fedms.config import Config, dump_config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
+from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
@@ -92,11 +94,16 @@ def run(
     Raises:
         UserError: if the data, model, configuration or run folder do not fit.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "got runtime.workers > 1 in a script that starts the run when it is imported; "
+            'expected run() below: if __name__ == "__main__":'
+        )
     path = out or default_folder(config)
     RunFolder.check(path, force=force)
-    experiment = build(config, path)
-    folder = RunFolder.create(path, dump_config(config), seed=config.seed, force=force)
-    with ExitStack() as resources:
+    with on_threads(config.runtime.threads), ExitStack() as resources:
+        experiment = build(config, path)
+        folder = RunFolder.create(path, dump_config(config), seed=config.seed, force=force)
         simulator = _simulator(config, experiment, folder, resources)
         return _Run(config, experiment, folder, watch, simulator).perform()
 
@@ -105,27 +112,13 @@ def _simulator(
     config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
 ) -> Simulator | Workers:
     """The clients, in this process or on several; what that takes is released with `resources`."""
-    runtime, clients = config.runtime, experiment.clients
-    workers = min(runtime.workers, len(clients))
-    if workers == 1:
-        resources.enter_context(on_threads(runtime.threads))
-        return Simulator(
-            experiment.algorithm,
-            experiment.learner,
-            clients,
-            folder.client_states,
-            experiment.unseen,
-        )
-    return resources.enter_context(
-        Workers(
-            WorkerParts(config, experiment.federation.classes, folder.path),
-            clients,
-            folder.client_states,
-            experiment.unseen,
-            workers=workers,
-            threads=runtime.threads,
-        )
-    )
+    clients, states, unseen = experiment.clients, folder.client_states, experiment.unseen
+    if experiment.workers == 1:
+        return Simulator(experiment.algorithm, experiment.learner, clients, states, unseen)
+    parts = WorkerParts(config, experiment.federation.classes, folder.path, experiment.workers)
+    threads = config.runtime.threads
+    workers = Workers(parts, clients, states, unseen, workers=parts.workers, threads=threads)
+    return resources.enter_context(workers)
 
 
 class _Run:

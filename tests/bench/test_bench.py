@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -97,3 +100,17 @@ def test_an_unknown_measure_is_an_error_in_one_line():
     assert done.exit_code == 2
     assert "tetx" in done.stderr
     assert all(name in done.stderr for name in MEASURES)
+
+
+def test_memory_is_of_the_process_and_not_of_its_parent():
+    """Linux gives a child its parent's peak; the parent here held 600 MB."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux's /proc")
+    child = "from fedms.bench.rounds import _peak_bytes; print(_peak_bytes())"
+    parent = (
+        "import subprocess, sys; held = b'x' * 600_000_000; del held; "
+        f"sys.exit(subprocess.run([sys.executable, '-c', {child!r}]).returncode)"
+    )
+    command = [sys.executable, "-c", parent]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < 550e6

@@ -122,3 +122,20 @@ def test_costs_of_fit_add_up_over_epochs(make_learner, make_client):
     assert thrice.peak_activation_bytes == once.peak_activation_bytes > 0
     learner.score(view, client, "test")
     assert learner.spent().flops == 0
+
+
+def test_costs_do_not_depend_on_who_was_first(make_learner, make_client):
+    """A step with more adapters below the trained ones costs more, whichever comes first."""
+    spent = []
+    for depths in ((1, 3), (3, 1)):
+        learner = make_learner("clip")
+        client = make_client(learner.backbone)
+        names = learner.layout.expert(1)
+        costs = {}
+        for depth in depths:
+            expert = Expert(learner.initial_expert(learner.layout.expert(depth), 0))
+            learner.fit(View(expert), names, client, epochs=1, seed=0)
+            costs[depth] = learner.spent().flops
+        spent.append(costs)
+    assert spent[0] == spent[1]
+    assert spent[0][3] > spent[0][1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+import transformers
 
 from fedms.build import pick_precision
 from fedms.core.algorithm import Expert, View
+from fedms.models import Mixing, load_backbone
 
 MODELS = ["clip", "sentence", "vit", "roberta", "dinov2"]
 
@@ -16,11 +20,9 @@ def pair(make_learner):
     """The same learner in float32 and in bfloat16."""
 
     def make(kind, **options):
-        exact, half = make_learner(kind, **options), make_learner(kind, **options)
-        half.backbone.compute_in(torch.bfloat16)
-        for parameter in half.slots.parameters.values():
-            parameter.data = parameter.data.float()
-        return exact, half
+        return tuple(
+            make_learner(kind, dtype=dtype, **options) for dtype in (torch.float32, torch.bfloat16)
+        )
 
     return make
 
@@ -70,3 +72,28 @@ def test_auto_is_bfloat16_only_where_the_hardware_has_it(monkeypatch):
         assert pick_precision("auto", narrow) == torch.float32
         assert pick_precision("float32", wide) == torch.float32
         assert pick_precision("bfloat16", narrow) == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["clip", "sentence"])
+@pytest.mark.parametrize("mix", ["probabilities", "features"])
+@pytest.mark.parametrize("data", ["train", "val"])
+def test_a_mixture_trains_in_bfloat16(pair, make_client, kind, mix, data):
+    _, half = pair(kind, mixing=Mixing(mix, data=data), cache_bytes=10**7)
+    client = make_client(half.backbone)
+    names = half.layout.expert(1)
+    expert = Expert(half.initial_expert(names, 0))
+    view = View(expert, expert, half.initial_gate(0))
+    after = half.fit(view, names, client, epochs=4, seed=0)
+    assert {t.dtype for t in (*after.expert.tensors.values(), *after.gate.values())} == {
+        torch.float32
+    }
+    assert half.score(after, client, "train").loss < half.score(view, client, "train").loss
+
+
+def test_a_checkpoint_in_half_precision_is_read_in_float32(model_folder, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(model_folder("clip"), folder)
+    transformers.CLIPModel.from_pretrained(folder).half().save_pretrained(folder)
+    backbone = load_backbone(str(folder))
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.float32}
+    assert backbone.embed_prompts(["a cat"]).dtype == torch.float32

@@ -264,7 +264,7 @@ def test_rows_that_are_empty_are_no_reason_to_fail(make_learner, make_client):
 
 def room_on_disk(learner, folder, disk=PLENTY, memory=1, dtype=None):
     room = Room(memory, disk, folder, dtype)
-    learner.prefixes = PrefixCache(learner.backbone, learner.slots.root, room, learner.meter)
+    learner.prefixes = PrefixCache(learner.backbone, learner.slots, room, learner.meter)
     return learner
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,9 +57,11 @@ def test_work_is_counted_wherever_it_is_done(pair):
         assert {"cache", "train", "evaluate", "aggregate"} <= cost["phase_seconds"].keys()
 
 
-def test_no_process_and_no_thread_setting_is_left(small, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_process_and_no_thread_setting_is_left(small, tmp_path, workers):
     threads = torch.get_num_threads()
-    run(small(f"runtime.threads={threads + 1}", "stage2.rounds=0"), tmp_path / "run")
+    words = (f"runtime.threads={threads + 1}", f"runtime.workers={workers}", "stage2.rounds=0")
+    run(small(*words), tmp_path / "run")
     assert torch.get_num_threads() == threads
     assert multiprocessing.active_children() == []
 
@@ -90,7 +94,30 @@ def test_what_the_user_must_mend_is_said_by_workers_too(small, tmp_path):
 
 def test_an_error_in_a_worker_is_the_same_error_here(small, tmp_path):
     experiment = build(small())
-    parts = WorkerParts(small("model.name=./no-such-folder"), ("a", "b"), tmp_path)
+    parts = WorkerParts(small("model.name=./no-such-folder"), ("a", "b"), tmp_path, 2)
     with pytest.raises(UserError, match="no-such-folder"):
         Workers(parts, experiment.clients, None, workers=2).__enter__()
     assert multiprocessing.active_children() == []
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    """A worker imports the script again; that must not start the run anew, and wipe its folder."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from fedms.config import load_config\n"
+        "from fedms.run import run\n"
+        "words = ['data.max_rows=120', 'runtime.workers=2']\n"
+        "run(load_config(None, words), Path('run'), force=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "__main__" in done.stderr
+    assert (tmp_path / "run" / "config.toml").exists()

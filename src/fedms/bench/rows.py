@@ -41,7 +41,7 @@ class Row:
     ) -> Row:
         """A row with its ratio; `peer` is its name and figure."""
         name, figure = peer or (None, None)
-        return cls(measure, ours, figure, name, figure and ours / figure, unit, repeats)
+        return cls(measure, ours, figure, name, ours / figure if figure else None, unit, repeats)
 
 
 def alternate(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -17,10 +17,11 @@ class Costs:
         flops: floating point operations of training, a multiplication and an addition being two;
             the filling of the cache included, evaluation left out.
         peak_activation_bytes: the most that one step kept for its backward pass.
-        cache_bytes: what the prefix cache held, in memory and in files.
-        peak_device_bytes: the most that was allocated on an accelerator; None where there is none.
-        seconds: wall clock by phase: filling caches, training steps, evaluation, and the server's
-            screening and averaging.
+        cache_bytes: what the prefix cache held, in memory and in files; with workers, the largest.
+        peak_device_bytes: the most that was allocated on an accelerator; None where there is none;
+            with workers, the largest.
+        seconds: wall clock by phase, summed over workers: filling caches, training steps,
+            evaluation, and the server's screening and averaging.
     """
 
     flops: int = 0

@@ -47,6 +47,8 @@ class AdapterSlots:
         model.requires_grad_(False)
         layers = dict(model.named_modules())
         self._layers: list[list[LoraLayer]] = []
+        self.active: tuple[int, ...] = ()
+        """Blocks whose adapters are computed now."""
         self.groups: tuple[tuple[str, ...], ...] = ()
         self.parameters: dict[str, nn.Parameter] = {}
         for index in range(blocks.count):
@@ -115,6 +117,7 @@ class AdapterSlots:
 
     def _switch(self, active: list[int]) -> None:
         """Compute the adapters of these blocks only."""
+        self.active = tuple(active)
         for index, layers in enumerate(self._layers):
             for layer in layers:
                 layer._disable_adapters = index not in active

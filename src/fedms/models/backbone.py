@@ -181,7 +181,8 @@ def load_backbone(name: str, *, max_length: int | None = None, device: str = "cp
     folder = resolve(name)
     config = _load(transformers.AutoConfig, folder, name)
     kind = _kind(config, folder, name)
-    model = _load_model(kind, config, folder, name).eval().requires_grad_(False).to(device)
+    model = _load_model(kind, config, folder, name).eval().requires_grad_(False)
+    model = model.to(device, torch.float32)
     processor = load_tokenizer(folder) if kind in ("sentence", "text") else _images(folder, name)
     width = config.projection_dim if kind == "clip" else config.hidden_size
     pooling = _pooling(folder) or ("mean" if kind in ("sentence", "text") else "cls")

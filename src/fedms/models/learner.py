@@ -8,7 +8,8 @@ computed once per example and kept.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,8 +78,8 @@ class ModelLearner:
             shapes={**slots.shapes, **head.shapes, **gate},
         )
         assert len(self.layout.shapes) == len(slots.shapes) + len(head.shapes) + len(gate)
-        self.meter = Meter(backbone.model.parameters)
-        self.prefixes = PrefixCache(backbone, slots.root, room or Room(0), self.meter)
+        self.meter = Meter(backbone.model.parameters, backbone.device)
+        self.prefixes = PrefixCache(backbone, slots, room or Room(0), self.meter)
         self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -98,15 +99,15 @@ class ModelLearner:
         self, view: View, names: frozenset[str], data: ClientData, *, epochs: int, seed: int
     ) -> View:
         """See `Learner.fit`. The gate trains whenever the view has one."""
+        on_val = self.mixing.data == "val"
         with self.meter.phase("cache"):
-            train = self._constants(view, data, data.train)
-            val = self._constants(view, data, data.val)
+            train = None if on_val else self._constants(view, data, data.train)
+            val = self._constants(view, data, data.val) if on_val else None
         with _Trainee(self, view, names, data) as trainee:
-            on_val = self.mixing.data == "val"
             for epoch in range(epochs):
                 order = derive_seed(seed, "epoch", epoch)
-                self._epoch(trainee, data.train, None if on_val else train, order)
-                if on_val and val is not None:
+                self._epoch(trainee, data.train, train, order)
+                if val is not None:
                     self._gate_epoch(trainee, data.val, val, order)
             return trainee.view()
 
@@ -180,7 +181,7 @@ class ModelLearner:
         for start in range(0, len(rows), _PREDICT_BATCH):
             index = order[start : start + _PREDICT_BATCH]
             batch = self.backbone.collate(rows.take(index))
-            with self.meter.step(("features", kept and kept.boundary, *shapes(batch))):
+            with self._metered("features", kept, batch):
                 features = self._batch(batch, index, kept)
             out[torch.from_numpy(index).to(out.device)] = features
         return out
@@ -190,6 +191,12 @@ class ModelLearner:
         if kept is None:
             return self.backbone.features(batch)
         return self.prefixes.split.suffix(batch, kept.take(index), kept.boundary)
+
+    def _metered(
+        self, kind: Hashable, kept: Kept | None, batch: Mapping[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Counts a step; what tells its cost is the kind, what is computed, and the batch."""
+        return self.meter.step((kind, kept and kept.boundary, self.slots.active, *shapes(batch)))
 
     def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
         """Features of a constant expert. For every rows object only `partner`'s and the frozen
@@ -245,7 +252,7 @@ class ModelLearner:
             for index in shuffled_batches(len(rows), size, seed, lengths):
                 labels = torch.from_numpy(rows.labels[index]).to(self.backbone.device)
                 batch = self.backbone.collate(rows.take(index))
-                with self.meter.step((trainee.kind, kept and kept.boundary, *shapes(batch))):
+                with self._metered(trainee.kind, kept, batch):
                     features = self._batch(batch, index, kept)
                     trainee.step(self._loss(features, trainee.own, constants, index, labels))
 

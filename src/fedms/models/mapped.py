@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_RESERVE = 10**9
+"""Bytes that are left free on the disk, for the run itself and for others."""
 
 
 def mapped(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -25,13 +28,16 @@ def mapped(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """
     if not hasattr(os, "posix_fallocate"):
         raise OSError("this system cannot reserve room in a file")
-    numbers = math.prod(shape)
+    size = math.prod(shape) * dtype.itemsize
+    free = shutil.disk_usage(folder).free
+    if free - size < _RESERVE:
+        raise OSError(f"{free:,} bytes are free, of which {_RESERVE:,} are left to others")
     descriptor, name = tempfile.mkstemp(prefix="cache-", dir=folder)
     try:
-        os.posix_fallocate(descriptor, 0, numbers * dtype.itemsize)
-        flat = torch.from_file(name, shared=True, size=numbers, dtype=dtype)
+        os.unlink(name)
+        os.posix_fallocate(descriptor, 0, size)
+        # unlike Python's mmap, torch keeps no descriptor open
+        flat = torch.from_file(f"/dev/fd/{descriptor}", True, math.prod(shape), dtype=dtype)
     finally:
         os.close(descriptor)
-        with contextlib.suppress(OSError):
-            os.unlink(name)
     return flat.view(*shape)

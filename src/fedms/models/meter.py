@@ -24,10 +24,15 @@ class Meter:
 
     Args:
         weights: the model's parameters, which autograd saves too but which are no activations.
+        device: whose queue is waited for where a phase ends.
     """
 
-    def __init__(self, weights: Callable[[], Iterable[Tensor]]) -> None:
-        self._weights = weights
+    def __init__(
+        self,
+        weights: Callable[[], Iterable[Tensor]],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
+    ) -> None:
+        self._weights, self._device = weights, device
         self._known: dict[Hashable, Costs] = {}
         self._spent = Costs()
         self._counting = True
@@ -44,6 +49,8 @@ class Meter:
         began = time.perf_counter()
         try:
             yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
         finally:
             self._counting = outer
             self._spent += Costs(seconds={name: time.perf_counter() - began})

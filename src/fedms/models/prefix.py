@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fedms.core.rows import Index, Rows
+from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.mapped import mapped
 from fedms.models.meter import Meter, shapes
@@ -153,20 +154,20 @@ class PrefixCache:
 
     Args:
         backbone: whose prefix.
-        root: module path of its blocks.
+        slots: its adapters.
         room: how much may be kept, and where.
         meter: counts what filling it costs.
     """
 
-    def __init__(self, backbone: Backbone, root: str, room: Room, meter: Meter) -> None:
-        self._meter = meter
-        self.split = SplitForward(backbone, root)
+    def __init__(self, backbone: Backbone, slots: AdapterSlots, room: Room, meter: Meter) -> None:
+        self._meter, self._slots = meter, slots
+        self.split = SplitForward(backbone, slots.root)
         self._backbone, self._room = backbone, room
         self._disk = room.disk if room.folder else 0
         self._kept: weakref.WeakKeyDictionary[Rows, Kept] = weakref.WeakKeyDictionary()
         self._state: tuple[int, int] | None = None
         """Tokens (of rows that have all the same number) and width of a state, once seen."""
-        self._said = False
+        self._said: set[str] = set()
 
     @property
     def bytes(self) -> int:
@@ -186,12 +187,13 @@ class PrefixCache:
         if not 0 < boundary < self.split.blocks or not len(rows) or not self._room.memory:
             return None
         if self.split.is_random(boundary):
-            self._say("dropout is on in the foundation model, so its prefix is not kept")
+            self._say("random", "dropout is on in the foundation model, so its prefix is not kept")
             return None
         old = self._kept.pop(rows, None)
         if old and (old.boundary, old.below) == (boundary, below):
             self._kept[rows] = old
             return old
+        del old  # its room is free for the new one
         kept = self._compute(rows, boundary, below, self._backbone.lengths(rows))
         if kept:
             self._kept[rows] = kept
@@ -209,7 +211,7 @@ class PrefixCache:
         for at in range(0, len(rows), _BATCH):
             index = order[at : at + _BATCH]
             batch = self._backbone.collate(rows.take(index))
-            with self._meter.step(("prefix", boundary, *shapes(batch))):
+            with self._meter.step(("prefix", boundary, self._slots.active, *shapes(batch))):
                 part = self.split.prefix(batch, boundary)
             if place is None:
                 self._state = (part.shape[1], part.shape[2])
@@ -235,22 +237,28 @@ class PrefixCache:
         if wanted <= self._room.memory - self._used(on_disk=False):
             return torch.empty(shape, dtype=dtype, device=self._backbone.device), False
         if self._room.folder is None or wanted > self._disk - self._used(on_disk=True):
+            self._say(
+                "room",
+                "the prefix cache is full; what has no room is computed again every time "
+                "(runtime.cache_bytes, runtime.cache_disk_bytes)",
+            )
             return None
         try:
             return mapped(self._room.folder, shape, dtype), True
         except OSError as error:
             self._disk = 0
             self._say(
+                "room",
                 f"the prefix cache has no room for {wanted:,} bytes in {self._room.folder} "
-                f"({error.strerror or error}); what is not kept yet is computed again every time"
+                f"({error.strerror or error}); what is not kept yet is computed again every time",
             )
             return None
 
     def _used(self, *, on_disk: bool) -> int:
         return sum(kept.bytes for kept in self._kept.values() if kept.on_disk == on_disk)
 
-    def _say(self, words: str) -> None:
-        """Warn, once."""
-        if not self._said:
+    def _say(self, kind: str, words: str) -> None:
+        """Warn, once of a kind."""
+        if kind not in self._said:
             _log.warning(words)
-        self._said = True
+        self._said.add(kind)

@@ -2,21 +2,24 @@
 
 Every client belongs to one worker for the whole run, where its prefix cache stays; workers get
 equal numbers of training rows, as far as that goes. A client's update does not depend on where it
-is computed and answers are taken in cohort order, so that the result is the same for every number
-of workers, as long as each computes on equally many threads.
+is computed and answers are taken in cohort order, so that the result is the same to the byte for
+every number of workers, as long as each computes on equally many threads, and the prefix cache
+has room for everybody (or nobody): a prefix that is kept and one that is computed again may differ
+in the last bit.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
@@ -39,7 +42,6 @@ from fedms.store.states import ClientStates
 
 Make = Callable[[int], tuple[FederatedAlgorithm, Learner]]
 """Makes a worker's algorithm and learner from its number; must be picklable."""
-T = TypeVar("T")
 
 
 class Workers:
@@ -68,59 +70,88 @@ class Workers:
     ) -> None:
         self.declared = declare(clients)
         self._at = share(clients, workers)
-        here = [[c for c in clients if self._at[c.id] == k] for k in range(workers)]
-        threads = threads or max(1, torch.get_num_threads() // workers)
+        self._parts = [
+            (
+                make,
+                k,
+                [c for c in clients if self._at[c.id] == k],
+                states,
+                tuple(unseen[k::workers]),
+            )
+            for k in range(workers)
+        ]
+        self._threads = threads or max(1, torch.get_num_threads() // workers)
         self._spent = Costs()
-        self._pools = [
-            ProcessPoolExecutor(1, get_context("spawn"), _start, (threads,)) for _ in range(workers)
-        ]
-        self._ids = [pool.submit(os.getpid) for pool in self._pools]
-        self._built = [
-            pool.submit(_build, make, k, own, states, tuple(unseen[k::workers]))
-            for k, (pool, own) in enumerate(zip(self._pools, here, strict=True))
-        ]
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._lines: list[Connection] = []
+        self._inboxes: list[deque[Any]] = [deque() for _ in self._parts]
 
     def __enter__(self) -> Workers:
         try:
-            for future in self._built:
-                _result(future)
-        except BaseException as error:
-            self.__exit__(type(error))
+            with _deaf():  # what a worker inherits: Ctrl-C is for the parent, which ends it
+                for _ in self._parts:
+                    self._launch()
+            for worker, parts in enumerate(self._parts):
+                self._send(worker, parts)
+            for worker in range(len(self._parts)):
+                self._receive(worker)
+        except BaseException:
+            self.__exit__()
             raise
         return self
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        if kind is not None:  # do not wait for work that nobody wants any more
-            self._end()
-        for pool in self._pools:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes:
+            process.kill()  # it waits for work, or does what nobody wants any more
+            process.join()
+        for line in self._lines:
+            line.close()
 
-    def _end(self) -> None:
-        for future in self._ids:
-            if future.done() and not future.cancelled() and not future.exception():
-                with suppress(ProcessLookupError):
-                    os.kill(future.result(), signal.SIGTERM)
+    def _launch(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        mine, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
+        self._lines.append(mine)
+
+    def _send(self, worker: int, message: Any) -> None:
+        try:
+            self._lines[worker].send(message)
+        except OSError:
+            raise _ended() from None
+
+    def _receive(self, worker: int) -> Any:
+        """A worker's next message; those of others are put aside, so that none has to wait."""
+        while not self._inboxes[worker]:
+            for line in wait(self._lines):
+                assert isinstance(line, Connection)
+                try:
+                    message = line.recv()
+                except (EOFError, OSError):
+                    raise _ended() from None
+                self._inboxes[self._lines.index(line)].append(message)
+        message = self._inboxes[worker].popleft()
+        if isinstance(message, BaseException):
+            raise message
+        return message
 
     def train(self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]) -> Iterator[Answer]:
         sent = send(plan, tensors)
         packed = replace(sent, tensors={}), serialise(sent.tensors)
-        begun = [self._pools[k].submit(_begin, *packed) for k in {self._at[c] for c in cohort}]
-        answers = [self._pools[self._at[client]].submit(_train, client) for client in cohort]
-        try:
-            for future in begun:
-                _result(future)
-            for answer in answers:
-                bare, data = _result(answer)
-                yield replace(bare, update=replace(bare.update, tensors=deserialise(data)))
-        finally:
-            for answer in answers:
-                answer.cancel()
+        for worker in range(len(self._lines)):
+            mine = [client for client in cohort if self._at[client] == worker]
+            self._send(worker, ("train", *packed, mine))
+        for client in cohort:
+            bare, data = self._receive(self._at[client])
+            yield replace(bare, update=replace(bare.update, tensors=deserialise(data)))
 
     def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
         """See `Simulator.evaluate`."""
         packed = replace(state, tensors={}), serialise(state.tensors)
         found: Scores = {}
-        for scores in self._everywhere(_evaluate, *packed, split, unseen):
+        for scores in self._everywhere("evaluate", *packed, split, unseen):
             for role, by_client in scores.items():
                 found.setdefault(role, {}).update(by_client)
         return {role: self._sorted(by_client) for role, by_client in found.items()}
@@ -128,17 +159,19 @@ class Workers:
     def score_all(self, view: View, split: Split) -> dict[str, Score]:
         """See `Simulator.score_all`; for one expert without partner."""
         data = serialise(view.expert.tensors)
-        parts = self._everywhere(_score_all, data, view.expert.prior, split)
+        parts = self._everywhere("score_all", data, view.expert.prior, split)
         return self._sorted({client: score for part in parts for client, score in part.items()})
 
     def spent(self) -> Costs:
-        """See `Simulator.spent`; seconds are those of all workers together."""
+        """See `Simulator.spent`."""
         spent, self._spent = self._spent, Costs()
         return spent
 
-    def _everywhere(self, work: Callable[..., tuple[T, Costs]], *words: Any) -> list[T]:
+    def _everywhere(self, *words: Any) -> list[Any]:
         """What every worker answers, in the order of workers."""
-        done = [_result(f) for f in [pool.submit(work, *words) for pool in self._pools]]
+        for worker in range(len(self._lines)):
+            self._send(worker, words)
+        done = [self._receive(worker) for worker in range(len(self._lines))]
         self._spent = sum((costs for _, costs in done), self._spent)
         return [answer for answer, _ in done]
 
@@ -146,6 +179,23 @@ class Workers:
         """In the order in which clients were given."""
         known = [client for client in self.declared if client in scores]
         return {client: scores[client] for client in (*known, *sorted(scores.keys() - {*known}))}
+
+
+def share(clients: Sequence[ClientData], workers: int) -> dict[str, int]:
+    """Which worker each client belongs to: the largest first, to whoever has the fewest rows."""
+    load = [0] * workers
+    at: dict[str, int] = {}
+    for client in sorted(clients, key=lambda c: (-len(c.train), c.id)):
+        at[client.id] = load.index(min(load))
+        load[at[client.id]] += len(client.train)
+    return at
+
+
+def _ended() -> UserError:
+    return UserError(
+        "a worker process ended before its work did (its own words, if any, are above), perhaps "
+        "for lack of memory; try fewer runtime.workers"
+    )
 
 
 @contextmanager
@@ -159,81 +209,74 @@ def on_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def share(clients: Sequence[ClientData], workers: int) -> dict[str, int]:
-    """Which worker each client belongs to: the largest first, to whoever has the fewest rows."""
-    load = [0] * workers
-    at: dict[str, int] = {}
-    for client in sorted(clients, key=lambda c: (-len(c.train), c.id)):
-        at[client.id] = load.index(min(load))
-        load[at[client.id]] += len(client.train)
-    return at
-
-
-def _result(future: Future[T]) -> T:
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C is ignored, and by processes that start meanwhile for good."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return future.result()
-    except BrokenExecutor as error:
-        raise UserError(
-            "a worker process ended before its work did, perhaps for lack of memory; "
-            "try fewer runtime.workers"
-        ) from error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # What follows runs in the workers.
 
 
-@dataclass
-class _Here:
-    """The clients of a worker, and what was sent to them in the current round."""
-
-    simulator: Simulator
-    sent: Sent | None = None
-
-
-_here: _Here
-
-
-def _start(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+def _serve(line: Connection, threads: int) -> None:
+    """Do what the parent asks for; an error is an answer too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    try:
+        make, worker, *rest = line.recv()
+        simulator = Simulator(*make(worker), *rest)
+        line.send("ready")
+        while True:
+            for answer in _answers(simulator, *line.recv()):
+                line.send(answer)
+    except EOFError:  # the parent is done
+        return
+    except UserError as error:
+        line.send(error)
+    except Exception as error:
+        line.send(error)
+        raise
 
 
 def _end_with_parent() -> None:
-    parent = parent_process()
+    parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _build(
-    make: Make,
-    worker: int,
-    clients: Sequence[ClientData],
-    states: ClientStates,
-    unseen: Sequence[ClientData],
-) -> None:
-    global _here  # noqa: PLW0603 - a worker is a process, and this its only state
-    _here = _Here(Simulator(*make(worker), clients, states, unseen))
+def _answers(simulator: Simulator, what: str, *words: Any) -> Iterator[Any]:
+    if what == "train":
+        yield from _train(simulator, *words)
+    elif what == "evaluate":
+        yield _evaluate(simulator, *words), simulator.spent()
+    else:
+        yield _score_all(simulator, *words), simulator.spent()
 
 
-def _begin(sent: Sent, data: bytes) -> None:
-    _here.sent = replace(sent, tensors=deserialise(data))
+def _train(
+    simulator: Simulator, sent: Sent, data: bytes, clients: Sequence[str]
+) -> Iterator[tuple[Answer, bytes]]:
+    sent = replace(sent, tensors=deserialise(data))
+    for client in clients:
+        answer = simulator.answer(sent, client)
+        bare = replace(answer, update=replace(answer.update, tensors={}, state=None))
+        yield bare, serialise(answer.update.tensors)
 
 
-def _train(client: str) -> tuple[Answer, bytes]:
-    assert _here.sent is not None
-    answer = _here.simulator.answer(_here.sent, client)
-    bare = replace(answer, update=replace(answer.update, tensors={}, state=None))
-    return bare, serialise(answer.update.tensors)
+def _evaluate(
+    simulator: Simulator, state: ServerState, data: bytes, split: Split, unseen: bool
+) -> Scores:
+    return simulator.evaluate(replace(state, tensors=deserialise(data)), split, unseen=unseen)
 
 
-def _evaluate(state: ServerState, data: bytes, split: Split, unseen: bool) -> tuple[Scores, Costs]:
-    state = replace(state, tensors=deserialise(data))
-    scores = _here.simulator.evaluate(state, split, unseen=unseen)
-    return scores, _here.simulator.spent()
-
-
-def _score_all(data: bytes, prior: bool, split: Split) -> tuple[dict[str, Score], Costs]:
-    scores = _here.simulator.score_all(View(Expert(deserialise(data), prior)), split)
-    return scores, _here.simulator.spent()
+def _score_all(simulator: Simulator, data: bytes, prior: bool, split: Split) -> dict[str, Score]:
+    return simulator.score_all(View(Expert(deserialise(data), prior)), split)
