@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -178,7 +179,8 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
     lines = ["| measure | fedms | peer | fedms / peer | peer is |", "|---|---|---|---|---|"]
     for row in rows:
         ours, peer = figure(row.ours, row.unit), figure(row.peer, row.unit)
-        lines.append(f"| {row.measure} | {ours} | {peer} | {row.ratio:.2f} | {row.peer_name} |")
+        ratio = "–" if row.ratio is None or math.isnan(row.ratio) else f"{row.ratio:.2f}"
+        lines.append(f"| {row.measure} | {ours} | {peer} | {ratio} | {row.peer_name} |")
     packages = facts["packages"]
     lines += [
         "",
@@ -186,6 +188,11 @@ def table(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
         f"{facts['cores']} cores, shared, one thread each; torch {packages['torch']}.",
     ]
     return "\n".join(lines)
+
+
+def _known(value: Any) -> Any:
+    """JSON has no NaN: what was not reached is null."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def main() -> None:
@@ -211,7 +218,8 @@ def main() -> None:
         sys.stdout.write(text + "\n")
         if words.json:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
-            words.json.write_text(json.dumps([*known, *(asdict(row) for row in rows)], indent=1))
+            new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
+            words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
         if begin in page:
