@@ -72,12 +72,14 @@ class Study:
         names, known = list(configs), list(configs.values())
         return [name for i, name in enumerate(names) if known[i] not in known[:i]]
 
-    def trial(self, variant: str, rate: float) -> dict[str, Any]:
-        """Validation scores of a trial, run where it has not been."""
+    def trial(self, variant: str, rate: float, *, perform: bool) -> dict[str, Any] | None:
+        """Validation scores of a trial; where it has not been run, it is, or None."""
         words = [*VARIANTS[variant], *self.tune, "seed=0", f"training.learning_rate={rate}"]
         config = load_config(self.recipe, words)
         folder = RUNS / f"{self.name}-{variant}-rate{rate}"
         if not _is_done(folder, config):
+            if not perform:
+                return None
             run(config, folder, force=True)
         summary = json.loads((folder / "summary.json").read_text())
         return dict(summary["validation"]["personal"])
@@ -119,12 +121,13 @@ def tuned(study: Study, variant: str) -> str:
 
     The least loss is bold; the rate that the study uses is marked by an arrow.
     """
-    scores = {rate: study.trial(variant, rate) for rate in RATES}
-    best = min(RATES, key=lambda rate: scores[rate]["loss"])
+    scores = {rate: study.trial(variant, rate, perform=False) for rate in RATES}
+    losses = {rate: score["loss"] for rate, score in scores.items() if score}
+    best = min(losses, key=losses.__getitem__) if len(losses) == len(RATES) else None
     used = study.config(variant, 0).training.learning_rate
     cells = []
     for rate, score in scores.items():
-        words = f"{score['loss']:.3f} ({score['mean']:.3f})"
+        words = f"{score['loss']:.3f} ({score['mean']:.3f})" if score else "not run"
         words = f"**{words}**" if rate == best else words
         cells.append(f"→ {words}" if rate == used else words)
     return f"| {study.name} | {variant} | {' | '.join(cells)} |"
@@ -269,7 +272,7 @@ def main() -> None:
     if words.tune:
         for study in studies:
             for variant, rate in itertools.product(wanted_of(study), RATES):
-                study.trial(variant, rate)
+                study.trial(variant, rate, perform=not words.tables)
         if whole and not words.only:
             write(PAGE, "rates", tune(studies))
         return
