@@ -169,7 +169,7 @@ def make_learner(
         )
     training = models.Training(**config.training.model_dump())
     gate = config.gate
-    mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss)
+    mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss, gate.bottleneck)
     room = models.Room(
         parse_size(runtime.cache_bytes) // workers,
         parse_size(runtime.cache_disk_bytes) // workers,

@@ -163,6 +163,9 @@ class Gate(Section):
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
     data: Literal["train", "val"] = "train"
+    bottleneck: int | None = Field(
+        None, ge=1, description="width of the gate adapter; unset: a quarter of the features'"
+    )
     local_loss: float = Field(
         0.0, ge=0, description="weight of the local expert's own loss beside the mixture's"
     )
@@ -192,6 +195,7 @@ class Runtime(Section):
     threads: int | None = Field(
         None, ge=1, description="of torch in every worker; unset: its own choice, shared out"
     )
+    stack: int = Field(1, ge=1, le=1024, description="clients that are trained together")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen model; auto: bfloat16 where the hardware gains by it"
     )

@@ -19,7 +19,7 @@ from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
 from fedms.models import save_expert, save_gate, save_prior
-from fedms.models.learner import FROZEN
+from fedms.models.resident import FROZEN
 from fedms.runtimes.rounds import RoundRecord, run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.runtimes.workers import Workers, on_threads
@@ -112,12 +112,13 @@ def _simulator(
     config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
 ) -> Simulator | Workers:
     """The clients, in this process or on several; what that takes is released with `resources`."""
-    clients, states, unseen = experiment.clients, folder.client_states, experiment.unseen
+    everyone = experiment.clients, folder.client_states, experiment.unseen
+    stack = config.runtime.stack
     if experiment.workers == 1:
-        return Simulator(experiment.algorithm, experiment.learner, clients, states, unseen)
+        return Simulator(experiment.algorithm, experiment.learner, *everyone, stack=stack)
     parts = WorkerParts(config, experiment.federation.classes, folder.path, experiment.workers)
     threads = config.runtime.threads
-    workers = Workers(parts, clients, states, unseen, workers=parts.workers, threads=threads)
+    workers = Workers(parts, *everyone, workers=parts.workers, threads=threads, stack=stack)
     return resources.enter_context(workers)
 
 
@@ -265,8 +266,7 @@ class _Run:
     def _cost(self) -> dict[str, Any]:
         """What the whole run cost."""
         model = self._experiment.learner.backbone.model
-        adapters = self._experiment.learner.slots.parameters.values()
-        frozen = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in adapters)
+        frozen = sum(p.numel() for p in model.parameters())
         costs = sum((r.costs for r in self._records), Costs())
         return {
             "upload_bytes": sum(r.upload_bytes for r in self._records),

@@ -58,7 +58,10 @@ class Toy:
         shared = F.log_softmax(self._logits(partner.tensors, x), -1)
         return torch.logaddexp(weights[:, :1] + shared, weights[:, 1:] + own), weights[:, 0].exp()
 
-    def fit(self, view: View, names, data: ClientData, *, epochs: int, seed: int) -> View:
+    def fit(self, fits) -> list[View]:
+        return [self._fit(f.view, f.names, f.data, f.epochs, f.seed) for f in fits]
+
+    def _fit(self, view: View, names, data: ClientData, epochs: int, seed: int) -> View:
         expert = {n: t.clone() for n, t in view.expert.tensors.items()}
         gate = {n: t.clone() for n, t in (view.gate or {}).items()}
         trained = [expert[n].requires_grad_() for n in sorted(names)]

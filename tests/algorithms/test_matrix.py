@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fedms.algorithms import Options, Sal, Stage, fedavg, fedms, local
-from fedms.core.algorithm import Expert, View
+from fedms.core.algorithm import Expert, View, perform
 from fedms.core.tensors import fingerprint, part
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
@@ -144,7 +144,7 @@ def record(method, learner, clients, runtime, folder) -> Trace:
             fingerprint(broadcast),
             fingerprint(state.tensors if state else {}),
         )
-        update = algorithm.client_update(learner, plan, broadcast, state, data, seed)
+        update = yield from algorithm.client_update(learner, plan, broadcast, state, data, seed)
         left = dict(broadcast), fingerprint(broadcast), fingerprint(state.tensors if state else {})
         trace.calls.append((plan, arrived, left, data, state, seed, update))
         return update
@@ -231,7 +231,6 @@ def test_nothing_is_left_behind_and_nothing_that_arrived_is_changed(trace, metho
     if hasattr(run.learner, "slots"):
         model_ = run.learner.backbone.model
         assert not any(p.requires_grad or p.grad is not None for p in model_.parameters())
-        assert not any(p.requires_grad for p in run.learner._gate.parameters())
         assert all(layer.disable_adapters for b in run.learner.slots._layers for layer in b)
 
 
@@ -246,7 +245,8 @@ def test_an_update_alone_equals_the_update_after_others(world, method, model):
     broadcast = {n: state.tensors[n] for n in plan.broadcast | plan.constant}
 
     def update(data, seed):
-        return algorithm.client_update(learner, plan, broadcast, None, data, seed)
+        work = algorithm.client_update(learner, plan, broadcast, None, data, seed)
+        return perform([work], learner)[0]
 
     def facts(update):
         private = fingerprint(update.state.tensors) if update.state else None

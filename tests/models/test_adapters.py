@@ -145,7 +145,10 @@ def test_with_b_zero_it_is_the_foundation_model(make_learner, make_rows, kind):
     rows = make_rows(learner.backbone, 5)
     fresh = Expert(learner.initial_expert(learner.layout.expert(3), 0))
     torch.testing.assert_close(
-        learner.features(fresh, rows), learner.features(Expert({}), rows), atol=1e-6, rtol=0
+        learner.features(fresh, rows),
+        learner.features(Expert({}), rows),
+        atol=1e-6,
+        rtol=0,
     )
 
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedms.models.gate import Gate, initial_gate
+from fedms.models.gate import gate_weights, initial_gate
 from fedms.models.mixture import log_prior, mix_linear, mix_probabilities
+from fedms.models.resident import alone
 
 WIDTH, ROWS, CLASSES = 8, 5, 4
 
@@ -55,26 +56,29 @@ def tensor(x):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_gate_by_hand(seed):
-    tensors = random_gate(seed)
-    gate = Gate(WIDTH)
-    gate.load_state_dict(tensors)
-    features = np.random.default_rng(seed).normal(size=(ROWS, WIDTH)) * 10.0**seed
-    expected = gate_by_hand(tensors, features)
-    np.testing.assert_allclose(gate(tensor(features)).numpy(), expected, atol=2e-5)
+    """Two clients at once, each with its own gate and features."""
+    gates = [random_gate(seed), random_gate(seed + 10)]
+    both = {name: torch.stack([gate[name] for gate in gates]) for name in gates[0]}
+    features = np.random.default_rng(seed).normal(size=(2, ROWS, WIDTH)) * 10.0**seed
+    expected = [gate_by_hand(*pair) for pair in zip(gates, features, strict=True)]
+    np.testing.assert_allclose(gate_weights(both, tensor(features)).numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("bottleneck", [None, 2])
 @pytest.mark.parametrize("width", [1, 3, 4, 16])
-def test_a_new_gate_is_even_and_its_adapter_the_identity(width):
-    tensors = initial_gate(width, seed=3)
-    gate = Gate(width)
-    gate.load_state_dict(tensors)
+def test_a_new_gate_is_even_and_its_adapter_the_identity(width, bottleneck):
+    tensors = initial_gate(width, seed=3, bottleneck=bottleneck)
+    assert tensors["down.weight"].shape == (bottleneck or max(1, width // 4), width)
     features = torch.linspace(-2, 3, 2 * width).reshape(2, width)
-    np.testing.assert_allclose(gate(features).numpy(), math.log(0.5), atol=1e-6)
+
+    def weights():
+        return gate_weights(alone(tensors), features[None])[0].numpy()
+
+    np.testing.assert_allclose(weights(), math.log(0.5), atol=1e-6)
     tensors["head.weight"] = torch.eye(2, width)
-    gate.load_state_dict(tensors)
     plain = {**tensors, "down.weight": torch.zeros_like(tensors["down.weight"])}
     by_hand = gate_by_hand(plain, features.double().numpy())
-    np.testing.assert_allclose(gate(features).numpy(), by_hand, atol=1e-5)
+    np.testing.assert_allclose(weights(), by_hand, atol=1e-5)
     assert tensors["down.weight"].abs().max() <= width**-0.5
 
 
@@ -82,10 +86,6 @@ def test_a_new_gate_depends_on_the_seed_alone():
     first, again, other = initial_gate(8, 1), initial_gate(8, 1), initial_gate(8, 2)
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not torch.equal(first["down.weight"], other["down.weight"])
-
-
-def test_nothing_of_a_gate_is_trained_unasked():
-    assert not any(p.requires_grad for p in Gate(4).parameters())
 
 
 @settings(deadline=None, max_examples=60)

@@ -12,7 +12,7 @@ from fedms.build import build
 from fedms.config import load_config
 from fedms.core.algorithm import Score, View
 from fedms.models.backbone import EMBEDDED
-from fedms.models.learner import FROZEN
+from fedms.models.resident import FROZEN
 
 ROOT = Path(__file__).parents[2]
 CARD = (EMBEDDED / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.core.algorithm import Expert, View
+from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.tensors import fingerprint
 from fedms.models import Mixing, Training
 from fedms.models.mixture import log_prior
@@ -129,8 +129,8 @@ def test_a_gate_that_learns_on_val_leaves_local_training_alone(
     learner = make_learner(kind, mixing=Mixing(data="val"))
     client = make_client(learner.backbone)
     view, names = random_view(learner, own=prior, shared=prior), learner.layout.expert(2)
-    mixed = learner.fit(view, names, client, epochs=3, seed=2)
-    alone = learner.fit(View(view.expert), names, client, epochs=3, seed=2)
+    mixed = learner.fit([Fit(view, names, client, 3, 2)])[0]
+    alone = learner.fit([Fit(View(view.expert), names, client, 3, 2)])[0]
     assert fingerprint(mixed.expert.tensors) == fingerprint(alone.expert.tensors)
     assert fingerprint(mixed.gate) != fingerprint(view.gate)
 
@@ -140,22 +140,26 @@ def test_a_gate_that_learns_on_val_sees_no_training_rows(make_learner, make_clie
     client = make_client(learner.backbone)
     none = client.val.take(np.array([], dtype=np.int64))
     view, names = random_view(learner), learner.layout.expert(1)
-    after = learner.fit(view, names, replace(client, val=none), epochs=1, seed=0)
+    after = learner.fit([Fit(view, names, replace(client, val=none), 1, 0)])[0]
     assert fingerprint(after.gate) == fingerprint(view.gate)
 
 
+@pytest.mark.parametrize("prior", [False, True])
 @pytest.mark.parametrize("mixing", [Mixing(), Mixing(local_loss=0.5), Mixing("features")])
-def test_first_step_follows_the_gradient_of_the_loss(make_learner, make_client, mixing):
+def test_first_step_follows_the_gradient_of_the_loss(make_learner, make_client, mixing, prior):
     """AdamW's first step is the sign of the gradient, here by finite differences."""
     rate = 1e-2
     learner = make_learner("vit", mixing=mixing, training=Training(99, rate, rate))
     client = make_client(learner.backbone, rows=6)
-    view, names = random_view(learner, depth=1), learner.layout.expert(1)
-    after = learner.fit(view, names, client, epochs=1, seed=0)
+    client = replace(client, train=client.train.take(np.array([0, 0, 0, 3, 1, 2])))
+    view = random_view(learner, depth=1, own=prior, shared=prior)
+    names = learner.layout.expert(1)
+    after = learner.fit([Fit(view, names, client, 1, 0)])[0]
 
     def loss(expert, gate):
-        both = learner.score(View(Expert(expert), view.partner, gate), client, "train").loss
-        alone = learner.score(View(Expert(expert)), client, "train").loss
+        own = Expert(expert, prior)
+        both = learner.score(View(own, view.partner, gate), client, "train").loss
+        alone = learner.score(View(own), client, "train").loss
         return both + mixing.local_loss * alone
 
     def slope(tensors, name, at, put):
@@ -188,7 +192,7 @@ def test_training_learns(make_learner, make_client, kind):
     client = make_client(learner.backbone, rows=24)
     names = learner.layout.expert(1)
     start = View(Expert(learner.initial_expert(names, 0)))
-    after = learner.fit(start, names, client, epochs=8, seed=0)
+    after = learner.fit([Fit(start, names, client, 8, 0)])[0]
     before, now = (learner.score(v, client, "train") for v in (start, after))
     assert now.loss < 0.8 * before.loss
     assert now.correct > before.correct
@@ -201,7 +205,7 @@ def test_fit_changes_nothing_it_was_given(make_learner, make_client, kind):
     client = make_client(learner.backbone)
     view = random_view(learner)
     before = [fingerprint(t) for t in (view.expert.tensors, view.partner.tensors, view.gate)]
-    after = learner.fit(view, learner.layout.expert(1), client, epochs=2, seed=0)
+    after = learner.fit([Fit(view, learner.layout.expert(1), client, 2, 0)])[0]
     assert before == [
         fingerprint(t) for t in (view.expert.tensors, view.partner.tensors, view.gate)
     ]
@@ -209,7 +213,7 @@ def test_fit_changes_nothing_it_was_given(make_learner, make_client, kind):
     held = {*after.expert.tensors.values(), *after.gate.values()}
     assert not any(t.requires_grad for t in held)
     kept = fingerprint(after.expert.tensors)
-    learner.fit(view, learner.layout.expert(2), client, epochs=1, seed=9)
+    learner.fit([Fit(view, learner.layout.expert(2), client, 1, 9)])
     assert fingerprint(after.expert.tensors) == kept
 
 
@@ -220,7 +224,7 @@ def test_seeds_decide_the_batches(make_learner, make_client, kind):
     start = View(Expert(learner.initial_expert(names, 0)))
 
     def fitted(seed):
-        return fingerprint(learner.fit(start, names, client, epochs=1, seed=seed).expert.tensors)
+        return fingerprint(learner.fit([Fit(start, names, client, 1, seed)])[0].expert.tensors)
 
     assert fitted(0) == fitted(0) != fitted(1)
 
@@ -235,7 +239,7 @@ def test_weight_decay_and_learning_rates_reach_what_they_name(make_learner, make
     }.items():
         learner = make_learner("clip", training=training)
         client, view = make_client(learner.backbone), random_view(learner)
-        after = learner.fit(view, learner.layout.expert(2), client, epochs=1, seed=0)
+        after = learner.fit([Fit(view, learner.layout.expert(2), client, 1, 0)])[0]
         moves = [
             sum(float((a[n] - b[n]).abs().sum()) for n in b)
             for a, b in ((after.expert.tensors, view.expert.tensors), (after.gate, view.gate))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedms.core.algorithm import Expert, View
+from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.costs import Costs
 from fedms.models import Training
 from fedms.models.meter import Meter
@@ -100,9 +100,9 @@ def test_one_step_of_a_sentence_encoder_by_hand(make_learner, make_client, depth
     same = np.flatnonzero([len(row) == len(words[0]) for row in words])
     client = replace(client, train=client.train.take(same))
     names = learner.layout.expert(depth)
-    rank = learner.slots.parameters[sorted(names)[0]].shape[0]
+    rank = learner.slots.shapes[sorted(names)[0]][0]
     learner.spent()
-    learner.fit(View(Expert(learner.initial_expert(names, 0))), names, client, epochs=1, seed=0)
+    learner.fit([Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 1, 0)])
     config = learner.backbone.model.config
     expected = step_by_hand(config, rank, learner.head.classes, len(same), len(words[0]), depth)
     assert learner.spent().flops == expected
@@ -114,9 +114,9 @@ def test_costs_of_fit_add_up_over_epochs(make_learner, make_client):
     names = learner.layout.expert(1)
     view = View(Expert(learner.initial_expert(names, 0)))
     learner.spent()
-    learner.fit(view, names, client, epochs=1, seed=0)
+    learner.fit([Fit(view, names, client, 1, 0)])
     once = learner.spent()
-    learner.fit(view, names, client, epochs=3, seed=0)
+    learner.fit([Fit(view, names, client, 3, 0)])
     thrice = learner.spent()
     assert thrice.flops == 3 * once.flops > 0
     assert thrice.peak_activation_bytes == once.peak_activation_bytes > 0
@@ -134,7 +134,7 @@ def test_costs_do_not_depend_on_who_was_first(make_learner, make_client):
         costs = {}
         for depth in depths:
             expert = Expert(learner.initial_expert(learner.layout.expert(depth), 0))
-            learner.fit(View(expert), names, client, epochs=1, seed=0)
+            learner.fit([Fit(View(expert), names, client, 1, 0)])
             costs[depth] = learner.spent().flops
         spent.append(costs)
     assert spent[0] == spent[1]

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from fedms.build import pick_precision
-from fedms.core.algorithm import Expert, View
+from fedms.core.algorithm import Expert, Fit, View
 from fedms.models import Mixing, load_backbone
 
 MODELS = ["clip", "sentence", "vit", "roberta", "dinov2"]
@@ -44,7 +44,7 @@ def test_adapters_are_float32_and_learn(pair, make_client, kind):
     client = make_client(half.backbone)
     names = half.layout.expert(1)
     view = View(Expert(half.initial_expert(names, 0)))
-    after = half.fit(view, names, client, epochs=8, seed=0)
+    after = half.fit([Fit(view, names, client, 8, 0)])[0]
     assert {t.dtype for t in after.expert.tensors.values()} == {torch.float32}
     assert half.score(after, client, "train").loss < half.score(view, client, "train").loss
     assert {kept.states.dtype for kept in half.prefixes._kept.values()} == {torch.bfloat16}
@@ -56,7 +56,7 @@ def test_half_of_the_bytes_are_kept_and_saved_for_the_backward_pass(pair, make_c
         client = make_client(learner.backbone)
         names = learner.layout.expert(2)
         view = View(Expert(learner.initial_expert(names, 0)))
-        learner.fit(view, names, client, epochs=1, seed=0)
+        learner.fit([Fit(view, names, client, 1, 0)])
         spent.append(learner.spent())
     exact, half = spent
     assert half.cache_bytes * 2 == exact.cache_bytes
@@ -83,7 +83,7 @@ def test_a_mixture_trains_in_bfloat16(pair, make_client, kind, mix, data):
     names = half.layout.expert(1)
     expert = Expert(half.initial_expert(names, 0))
     view = View(expert, expert, half.initial_gate(0))
-    after = half.fit(view, names, client, epochs=4, seed=0)
+    after = half.fit([Fit(view, names, client, 4, 0)])[0]
     assert {t.dtype for t in (*after.expert.tensors.values(), *after.gate.values())} == {
         torch.float32
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.core.algorithm import Expert, View
+from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.rows import ClientData, Rows
 from fedms.models import (
     AdapterSlots,
@@ -59,7 +59,7 @@ def test_adapters_are_the_same_with_and_without(name, depth):
         one = learner(name, memory)
         view = View(Expert(one.initial_expert(one.layout.expert(depth), 0)))
         data = client(one.backbone)
-        fitted = one.fit(view, one.layout.expert(depth), data, epochs=2, seed=0)
+        fitted = one.fit([Fit(view, one.layout.expert(depth), data, 2, 0)])[0]
         assert (one.prefixes.bytes > 0) == (memory > 0)
         results.append(fitted.expert.tensors)
     start = one.initial_expert(one.layout.expert(depth), 0)

@@ -21,8 +21,10 @@ from fedms.core.algorithm import (
     Aggregate,
     ClientState,
     ClientUpdate,
+    ClientWork,
     Expert,
     FederatedAlgorithm,
+    Fit,
     Layout,
     Learner,
     Role,
@@ -170,7 +172,7 @@ def _client_update(
     state: ClientState | None,
     data: ClientData,
     seed: int,
-) -> ClientUpdate:
+) -> ClientWork:
     update = _train_global if plan.stage == 1 else _train_local
     return update(method, learner, plan, broadcast, state, data, seed)
 
@@ -183,7 +185,7 @@ def _train_global(
     state: ClientState | None,
     data: ClientData,
     seed: int,
-) -> ClientUpdate:
+) -> ClientWork:
     """Stage 1: score what arrived on validation rows, then train its active blocks."""
     received = part("global", broadcast)
     score = learner.score(View(Expert(received)), data, "val")
@@ -191,7 +193,7 @@ def _train_global(
     names = method.layout.expert(depth)
     start = {**learner.initial_expert(names, plan.seed), **received}
     expert = Expert(start, prior=method.options.stage1_prior)
-    view = learner.fit(View(expert), names, data, epochs=plan.epochs, seed=seed)
+    view = yield Fit(View(expert), names, data, plan.epochs, seed)
     tensors = under("global", pick(view.expert.tensors, names))
     size = method.layout.size(names)
     return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size, state)
@@ -205,7 +207,7 @@ def _train_local(
     state: ClientState | None,
     data: ClientData,
     seed: int,
-) -> ClientUpdate:
+) -> ClientWork:
     """Stage 2: train local expert and gate together; the global expert stays frozen."""
     state = state or _new_client(method, plan)
     depth = data.depth(state.depth)
@@ -214,13 +216,8 @@ def _train_local(
     start = {**learner.initial_expert(names, plan.seed), **_inherited(method, broadcast), **own}
     received = part("gate", pick(broadcast, plan.broadcast))
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
-    view = learner.fit(
-        method.mixture(start, part("global", broadcast), gate),
-        names,
-        data,
-        epochs=plan.epochs,
-        seed=seed,
-    )
+    mixture = method.mixture(start, part("global", broadcast), gate)
+    view = yield Fit(mixture, names, data, plan.epochs, seed)
     trained = pick(view.expert.tensors, names | own.keys())
     tensors = {**under("local", trained), **under("gate", view.gate or {})}
     score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED

@@ -8,8 +8,10 @@ from fedms.core.algorithm import (
     Aggregate,
     ClientState,
     ClientUpdate,
+    ClientWork,
     Expert,
     FederatedAlgorithm,
+    Fit,
     Layout,
     Learner,
     Role,
@@ -53,13 +55,13 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         state: ClientState | None,
         data: ClientData,
         seed: int,
-    ) -> ClientUpdate:
+    ) -> ClientWork:
         depth = data.depth(blocks)
         state = state or ClientState({}, depth)
         names = layout.expert(depth)
         start = {**learner.initial_expert(names, plan.seed), **part("local", state.tensors)}
         expert = Expert(start, prior)
-        view = learner.fit(View(expert), names, data, epochs=plan.epochs, seed=seed)
+        view = yield Fit(View(expert), names, data, plan.epochs, seed)
         tensors = under("local", pick(view.expert.tensors, names))
         score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
         after = remember(state, tensors, score, depth=depth, keep_best=options.keep_best)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from fedms.bench.rows import Row
 from fedms.build import make_algorithm
 from fedms.config import load_config
-from fedms.core.algorithm import Layout, Score, View
+from fedms.core.algorithm import Fit, Layout, Score, View
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.run import run
@@ -47,10 +47,8 @@ class Idle:
     def initial_gate(self, seed: int) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(self.layout.shapes[name]) for name in ("down", "up", "head")}
 
-    def fit(
-        self, view: View, names: frozenset[str], data: ClientData, *, epochs: int, seed: int
-    ) -> View:
-        return view
+    def fit(self, fits: Sequence[Fit]) -> list[View]:
+        return [fit.view for fit in fits]
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         return Score()

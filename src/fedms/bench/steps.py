@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fedms.bench import plain
 from fedms.bench.rows import Row, alternate
 from fedms.build import pick_precision
-from fedms.core.algorithm import Expert, View
+from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.rows import ClientData, Rows
 from fedms.models import AdapterSlots, Backbone, Mixing, ModelLearner, PromptHead, Room, Training
 from fedms.models.meter import Meter
@@ -151,7 +151,8 @@ def _ours(learner: ModelLearner, case: Case, depth: int) -> Callable[[], object]
     client = ClientData("client", rows, none, none)
     names = learner.layout.expert(depth)
     view = View(Expert(learner.initial_expert(names, 0)))
-    return lambda: learner.fit(view, names, client, epochs=1, seed=0)
+    fits = [Fit(view, names, client, 1, 0)]
+    return lambda: learner.fit(fits)
 
 
 def _peer(case: Case) -> tuple[Callable[[], object], int]:

@@ -9,14 +9,18 @@ One round, as every runtime performs it::
 
     plan = algorithm.plan(state)
     for each client of the cohort:
-        update = algorithm.client_update(learner, plan, broadcast, client_state, data, seed)
+        work = algorithm.client_update(learner, plan, broadcast, client_state, data, seed)
+    updates = perform(the clients' work, learner)
     state = algorithm.server_update(state, plan, average of the updates)
+
+A client's work is a generator: it yields what it wants trained (`Fit`) and is sent the result, so
+that a runtime can have the clients of a stack trained together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -121,6 +125,25 @@ class Layout:
         return sum(math.prod(self.shapes[name]) for name in names)
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a client asks to have trained.
+
+    Args:
+        view: the expert to start from; the gate trains too where the view has one.
+        names: the expert's tensors that train.
+        data: the client's rows.
+        epochs: passes over its training rows.
+        seed: of the order of rows.
+    """
+
+    view: View
+    names: frozenset[str]
+    data: ClientData
+    epochs: int
+    seed: int
+
+
 class Learner(Protocol):
     """One resident foundation model that predicts and trains under any `View`."""
 
@@ -135,12 +158,10 @@ class Learner(Protocol):
         """The gate before any training: its adapter is the identity, its weights are even."""
         ...
 
-    def fit(
-        self, view: View, names: frozenset[str], data: ClientData, *, epochs: int, seed: int
-    ) -> View:
-        """Train the expert's tensors `names`, and the gate of a mixture, on the client's rows.
+    def fit(self, fits: Sequence[Fit]) -> list[View]:
+        """The views with what was trained of each, in order, as if each had been trained alone.
 
-        Nothing of `view` is changed; what is not named stays frozen.
+        Nothing of what is given is changed; what is not named stays frozen.
         """
         ...
 
@@ -236,6 +257,27 @@ class ClientUpdate:
     state: ClientState | None = None
 
 
+ClientWork = Generator[Fit, View, ClientUpdate]
+"""A client's round: yields what it wants trained, is sent what came of it, returns its update."""
+
+
+def perform(works: Sequence[ClientWork], learner: Learner) -> list[ClientUpdate]:
+    """Do several clients' work in step: what they ask for at the same time is trained together."""
+    updates: dict[int, ClientUpdate] = {}
+    fitted: dict[int, View] = {}
+    waiting = list(range(len(works)))
+    while waiting:
+        asked: dict[int, Fit] = {}
+        for i in waiting:
+            try:
+                asked[i] = works[i].send(fitted[i]) if i in fitted else next(works[i])
+            except StopIteration as end:
+                updates[i] = end.value
+        waiting = list(asked)
+        fitted = dict(zip(waiting, learner.fit(list(asked.values())), strict=True))
+    return [updates[i] for i in range(len(works))]
+
+
 @dataclass(frozen=True, eq=False)
 class Aggregate:
     """The average of a round's accepted updates; a key that nobody sent is missing."""
@@ -256,7 +298,7 @@ class FederatedAlgorithm:
         init: `(learner, seed) -> ServerState` before the first round.
         plan: `(state) -> RoundPlan`, or None when training is finished.
         expects: `(plan, cap) -> shapes` of exactly what a client with that cap uploads.
-        client_update: `(learner, plan, broadcast, client_state, data, seed) -> ClientUpdate`,
+        client_update: `(learner, plan, broadcast, client_state, data, seed) -> ClientWork`,
             where `broadcast` holds the plan's broadcast and constant tensors.
         server_update: `(state, plan, aggregate) -> ServerState`.
         view: `(state, client_state, role) -> View`, or None where this method has no such model.
@@ -268,7 +310,7 @@ class FederatedAlgorithm:
     plan: Callable[[ServerState], RoundPlan | None]
     expects: Callable[[RoundPlan, int | None], Shapes]
     client_update: Callable[
-        [Learner, RoundPlan, Tensors, ClientState | None, ClientData, int], ClientUpdate
+        [Learner, RoundPlan, Tensors, ClientState | None, ClientData, int], ClientWork
     ]
     server_update: Callable[[ServerState, RoundPlan, Aggregate], ServerState]
     view: Callable[[ServerState, ClientState | None, Role], View | None]

@@ -52,6 +52,20 @@ class Rows:
         return Rows({name: _take(c, index) for name, c in self.columns.items()}, self.labels[index])
 
 
+def join(parts: Sequence[Rows]) -> Rows:
+    """Rows of several, one after the other; at least one, all with the same columns."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {name: _join([part.columns[name] for part in parts]) for name in parts[0].columns}
+    return Rows(columns, np.concatenate([part.labels for part in parts]))
+
+
+def _join(columns: Sequence[Column]) -> Column:
+    if all(isinstance(column, np.ndarray) for column in columns):
+        return np.concatenate(columns)
+    return [value for column in columns for value in column]
+
+
 def _take(column: Column, index: Index) -> Column:
     if isinstance(column, np.ndarray):
         return column[index]

@@ -1,8 +1,11 @@
 """LoRA adapters in the resident model: injected once, filled in place. The only importer of peft.
 
-Every block of the foundation model has a slot. An expert's tensors are copied into the slots;
-blocks it has no tensors for are switched off, so that they cost nothing. Nothing is rebuilt or
-copied per client.
+Every block of the foundation model has a slot. An expert's tensors are put into the slots; blocks
+it has no tensors for are switched off, so that they cost nothing. Nothing is rebuilt per client.
+
+A slot holds the adapters of several clients, stacked: rows of a batch belong to clients in turn,
+the first `batch / clients` rows to the first, and each meets its own client's low-rank matrices
+while all share the frozen ones.
 
 LoRA: arXiv 2106.09685. Names are those in PEFT's `adapter_model.safetensors`.
 """
@@ -10,7 +13,7 @@ LoRA: arXiv 2106.09685. Names are those in PEFT's `adapter_model.safetensors`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
@@ -25,10 +29,26 @@ from fedms.models.blocks import Blocks
 
 _SLOT = "expert"
 _PREFIX = "base_model.model."
+_NOTHING = torch.empty(0, 0, 0)
+
+
+class Factor(nn.Module):
+    """One low-rank matrix of each of several clients."""
+
+    weight: Tensor
+    """`(clients, out, in)`; whoever holds the adapters owns it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`(clients * batch, …, in)` to `(clients * batch, …, out)`."""
+        clients, out, _ = self.weight.shape
+        if clients == 1:
+            return F.linear(inputs, self.weight[0])
+        rows = inputs.reshape(clients, -1, inputs.shape[-1])
+        return torch.bmm(rows, self.weight.mT).view(*inputs.shape[:-1], out)
 
 
 class AdapterSlots:
-    """The LoRA slots of one model, float32 whatever the model computes in.
+    """The LoRA slots of one model. Adapters are float32 whatever the model computes in.
 
     Args:
         model: the frozen foundation model; it is changed in place, once.
@@ -39,26 +59,24 @@ class AdapterSlots:
 
     def __init__(self, model: nn.Module, blocks: Blocks, rank: int, alpha: float) -> None:
         self._blocks, self._rank, self._alpha = blocks, rank, alpha
+        self._device = next(model.parameters()).device
         self.root = blocks.root
         inject_adapter_in_model(self.config(range(blocks.count)), model, adapter_name=_SLOT)
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name:
-                parameter.data = parameter.data.float()
         model.requires_grad_(False)
         layers = dict(model.named_modules())
         self._layers: list[list[LoraLayer]] = []
+        self._factors: dict[str, Factor] = {}
         self.active: tuple[int, ...] = ()
         """Blocks whose adapters are computed now."""
         self.groups: tuple[tuple[str, ...], ...] = ()
-        self.parameters: dict[str, nn.Parameter] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for index in range(blocks.count):
             paths = [f"{blocks.root}.{index}.{target}" for target in blocks.targets]
             found = {path: layers[path] for path in paths}
-            slots = {n: p for path, m in found.items() for n, p in _slot_parameters(path, m)}
+            slots = {n: f for path, m in found.items() for n, f in _slots(path, m, self.shapes)}
             self._layers.append([m for m in found.values() if isinstance(m, LoraLayer)])
             self.groups += (tuple(slots),)
-            self.parameters.update(slots)
-        self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+            self._factors.update(slots)
         self._switch([])
 
     def config(
@@ -89,31 +107,39 @@ class AdapterSlots:
 
     @contextmanager
     def holding(self, tensors: Tensors) -> Iterator[None]:
-        """The model with an expert's adapters in it; switched off again afterwards.
+        """The model with adapters in it, of one client or several; switched off again afterwards.
+
+        Args:
+            tensors: `(clients, *shape)` each; of a block all or none.
 
         Raises:
             ValueError: if a block's tensors are incomplete or there is no slot for one.
         """
-        self._load(tensors)
+        unknown = tensors.keys() - self.shapes.keys()
+        if unknown:
+            raise ValueError(f"got a tensor {min(unknown)!r} for which the model has no slot")
+        active = self.blocks_of(tensors)
+        for index in active:
+            missing = [name for name in self.groups[index] if name not in tensors]
+            if missing:
+                raise ValueError(f"got block {index} without {missing[0]!r}; expected all of it")
+        self.put(tensors)
+        self._switch(active)
         try:
             yield
         finally:
             self._switch([])
-            for parameter in self.parameters.values():
-                parameter.requires_grad_(False)
+            for factor in self._factors.values():
+                factor.weight = _NOTHING
 
-    def _load(self, tensors: Tensors) -> None:
-        unknown = tensors.keys() - self.parameters.keys()
-        if unknown:
-            raise ValueError(f"got a tensor {min(unknown)!r} for which the model has no slot")
-        active = self.blocks_of(tensors)
-        with torch.no_grad():
-            for index in active:
-                for name in self.groups[index]:
-                    if name not in tensors:
-                        raise ValueError(f"got block {index} without {name!r}; expected all of it")
-                    self.parameters[name].copy_(tensors[name])
-        self._switch(active)
+    def put(self, tensors: Tensors) -> None:
+        """Other tensors in place of those that are held, of the same names."""
+        for name, tensor in tensors.items():
+            self._factors[name].weight = tensor.to(self._device)
+
+    def held(self) -> list[Tensor]:
+        """What the slots hold now."""
+        return [factor.weight for factor in self._factors.values()]
 
     def _switch(self, active: list[int]) -> None:
         """Compute the adapters of these blocks only."""
@@ -121,10 +147,6 @@ class AdapterSlots:
         for index, layers in enumerate(self._layers):
             for layer in layers:
                 layer._disable_adapters = index not in active
-
-    def read(self, names: frozenset[str]) -> dict[str, Tensor]:
-        """Copies of slots, on the CPU."""
-        return {n: self.parameters[n].detach().to("cpu", copy=True) for n in sorted(names)}
 
     def blocks_of(self, names: Collection[str]) -> list[int]:
         """Indices of the blocks whose tensors are named, ascending."""
@@ -142,9 +164,16 @@ class AdapterSlots:
         self.config(self.blocks_of(tensors), base).save_pretrained(str(folder))
 
 
-def _slot_parameters(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _slots(
+    path: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Factor]]:
+    """Put slots in place of the two matrices PEFT made, and note their shapes."""
     if not isinstance(module, LoraLayer):
         raise TypeError(f"{path} is {type(module).__name__}; expected a LoRA layer")
     for side in ("lora_A", "lora_B"):
-        weights: Mapping[str, nn.Module] = getattr(module, side)
-        yield f"{_PREFIX}{path}.{side}.weight", weights[_SLOT].weight  # type: ignore[misc]
+        matrices: nn.ModuleDict = getattr(module, side)
+        name = f"{_PREFIX}{path}.{side}.weight"
+        shapes[name] = tuple(matrices[_SLOT].weight.shape)  # type: ignore[arg-type]
+        factor = matrices[_SLOT] = Factor()
+        factor.weight = _NOTHING
+        yield name, factor

@@ -55,5 +55,6 @@ def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:
     """Write `gate.safetensors`, and `gate.json` with the width and how experts are mixed."""
     folder.mkdir(exist_ok=True)
     (folder / "gate.safetensors").write_bytes(serialise(gate))
-    facts = {"width": learner.backbone.width, **dataclasses.asdict(learner.mixing)}
+    bottleneck, width = gate["down.weight"].shape
+    facts = {"width": width, **dataclasses.asdict(learner.mixing), "bottleneck": bottleneck}
     (folder / "gate.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -1,4 +1,7 @@
-"""From features to class logits: against class prompts, or by a linear layer of the expert."""
+"""From features to class logits: against class prompts, or by a linear layer of the expert.
+
+Several clients' features are scored at once: the first axis of everything is clients.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ class Head(Protocol):
     def classes(self) -> int: ...
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
-        """`(batch, width)` features to `(batch, classes)` logits."""
+        """`(clients, batch, width)` features to `(clients, batch, classes)` logits.
+
+        The expert's own tensors have a first axis of clients.
+        """
         ...
 
 
@@ -73,6 +79,10 @@ class LinearHead:
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         if "classifier.weight" not in expert:  # the foundation model alone has no opinion
-            return features.new_zeros(len(features), self.classes)
-        weight, bias = (expert[name].to(features.device) for name in self.shapes)
-        return F.linear(features, weight, bias)
+            return features.new_zeros(*features.shape[:-1], self.classes)
+        return affine(features, expert["classifier.weight"], expert["classifier.bias"])
+
+
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each client's own linear layer: `(clients, batch, in)` to `(clients, batch, out)`."""
+    return torch.baddbmm(bias[:, None], inputs, weight.mT)

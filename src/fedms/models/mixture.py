@@ -26,19 +26,19 @@ def mix_probabilities(weights: Tensor, global_logits: Tensor, local_logits: Tens
     """Log-probabilities of the mixture of probabilities, computed without leaving log space.
 
     Args:
-        weights: `(batch, 2)` log weights of (global, local).
-        global_logits: `(batch, classes)`.
+        weights: `(…, batch, 2)` log weights of (global, local).
+        global_logits: `(…, batch, classes)`.
         local_logits: likewise.
     """
-    first = weights[:, :1] + F.log_softmax(global_logits, dim=-1)
-    second = weights[:, 1:] + F.log_softmax(local_logits, dim=-1)
+    first = weights[..., :1] + F.log_softmax(global_logits, dim=-1)
+    second = weights[..., 1:] + F.log_softmax(local_logits, dim=-1)
     return torch.logaddexp(first, second)
 
 
 def mix_linear(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """`w·first + (1 - w)·second` of logits or features, from `(batch, 2)` log weights."""
+    """`w·first + (1 - w)·second` of logits or features, from `(…, batch, 2)` log weights."""
     share = weights.exp()
-    return share[:, :1] * first + share[:, 1:] * second
+    return share[..., :1] * first + share[..., 1:] * second
 
 
 def log_prior(labels: Index, classes: int, smoothing: float) -> Tensor:

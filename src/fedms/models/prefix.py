@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,16 +113,28 @@ class Kept:
     starts: Index | None
     on_disk: bool
 
-    def take(self, index: Index) -> Tensor:
-        """`(batch, longest, hidden)` states of some rows; beyond a row's end they are zero."""
-        if self.starts is None:
-            return self.states[torch.from_numpy(index).to(self.states.device)]
-        parts = [self.states[self.starts[i] : self.starts[i + 1]] for i in index]
-        return nn.utils.rnn.pad_sequence(parts, batch_first=True)
-
     @property
     def bytes(self) -> int:
         return self.states.numel() * self.states.element_size()
+
+
+def take(kept: Sequence[Kept], index: Sequence[Index], device: torch.device) -> Tensor:
+    """`(rows, longest, hidden)` states of some rows of each; beyond a row's end they are zero.
+
+    Args:
+        kept: at least one.
+        index: rows of each.
+        device: where they are wanted.
+    """
+    parts = []
+    for one, at in zip(kept, index, strict=True):
+        if one.starts is None:
+            parts.append(one.states[torch.from_numpy(at).to(one.states.device)].to(device))
+        else:
+            parts += [one.states[one.starts[i] : one.starts[i + 1]].to(device) for i in at]
+    if kept[0].starts is not None:
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedms.core.algorithm import (
+    ClientUpdate,
+    ClientWork,
     FederatedAlgorithm,
     Learner,
     Role,
@@ -13,6 +15,7 @@ from fedms.core.algorithm import (
     Score,
     ServerState,
     View,
+    perform,
 )
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
@@ -21,6 +24,8 @@ from fedms.core.tensors import Tensors, pick, wire_bytes
 from fedms.runtimes.rounds import Answer, ClientInfo
 from fedms.store.states import ClientStates
 
+_POOL = 8
+"""Stacks whose clients are sorted by rows together."""
 Scores = dict[str, dict[str, Score]]
 """By role, then client."""
 
@@ -46,6 +51,7 @@ class Simulator:
         clients: those that train.
         states: where their private states are kept.
         unseen: clients that never train, to be scored.
+        stack: how many clients are trained together, at least 1.
     """
 
     def __init__(
@@ -55,35 +61,55 @@ class Simulator:
         clients: Sequence[ClientData],
         states: ClientStates,
         unseen: Sequence[ClientData] = (),
+        *,
+        stack: int = 1,
     ) -> None:
         self._algorithm, self._learner, self._states = algorithm, learner, states
         self._clients = {client.id: client for client in clients}
-        self._unseen = tuple(unseen)
+        self._unseen, self._stack = tuple(unseen), stack
         self.declared = declare(clients)
         self._constant_at: dict[str, frozenset[str]] = {}
 
     def train(self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]) -> Iterator[Answer]:
-        sent = send(plan, tensors)
-        for client in cohort:
-            yield self.answer(sent, client)
+        yield from self.answers(send(plan, tensors), cohort)
 
-    def answer(self, sent: Sent, client: str) -> Answer:
-        """One client's round."""
-        plan = sent.plan
-        first = self._constant_at.get(client) != plan.constant
-        self._constant_at[client] = plan.constant
-        update = self._algorithm.client_update(
+    def answers(self, sent: Sent, cohort: Sequence[str]) -> Iterator[Answer]:
+        """The clients' rounds, in order. Those of a stack have about as many rows to train on."""
+        for pool in _parts(cohort, self._stack * _POOL if self._stack > 1 else 1):
+            by_rows = sorted(pool, key=lambda client: -len(self._clients[client].train))
+            done = {
+                answer.update.client: answer
+                for stack in _parts(by_rows, self._stack)
+                for answer in self._perform(sent, stack)
+            }
+            yield from (done[client] for client in pool)
+
+    def _perform(self, sent: Sent, stack: Sequence[str]) -> list[Answer]:
+        """The round of some clients, trained together. The first answer has what all cost."""
+        works = [self._work(sent, client) for client in stack]
+        updates = perform(works, self._learner)
+        costs = [self._learner.spent(), *(Costs() for _ in stack[1:])]
+        return [
+            self._answer(sent, update, cost) for update, cost in zip(updates, costs, strict=True)
+        ]
+
+    def _work(self, sent: Sent, client: str) -> ClientWork:
+        return self._algorithm.client_update(
             self._learner,
-            plan,
+            sent.plan,
             sent.tensors,
             self._states.load(client),
             self._clients[client],
-            derive_seed(plan.seed, "client", plan.round, client),
+            derive_seed(sent.plan.seed, "client", sent.plan.round, client),
         )
+
+    def _answer(self, sent: Sent, update: ClientUpdate, costs: Costs) -> Answer:
+        first = self._constant_at.get(update.client) != sent.plan.constant
+        self._constant_at[update.client] = sent.plan.constant
         if update.state is not None:
-            self._states.save(client, update.state)
+            self._states.save(update.client, update.state)
         down = sent.bytes + (sent.bytes_once if first else 0)
-        return Answer(update, down, wire_bytes(update.tensors), self._learner.spent())
+        return Answer(update, down, wire_bytes(update.tensors), costs)
 
     def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
         """Scores by role of clients: those that train, or those that never do.
@@ -108,6 +134,11 @@ class Simulator:
     def spent(self) -> Costs:
         """What evaluation since the last call cost."""
         return self._learner.spent()
+
+
+def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:

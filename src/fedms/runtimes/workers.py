@@ -53,6 +53,7 @@ class Workers:
         states: where private states are kept; each is written by one worker.
         workers: processes, at least 1.
         threads: of each, for torch; None for an equal share of what this process would use.
+        stack: as for the simulator.
 
     Raises:
         UserError: if a worker cannot start, or ends before its work does.
@@ -67,6 +68,7 @@ class Workers:
         *,
         workers: int,
         threads: int | None = None,
+        stack: int = 1,
     ) -> None:
         self.declared = declare(clients)
         self._at = share(clients, workers)
@@ -77,6 +79,7 @@ class Workers:
                 [c for c in clients if self._at[c.id] == k],
                 states,
                 tuple(unseen[k::workers]),
+                stack,
             )
             for k in range(workers)
         ]
@@ -231,8 +234,8 @@ def _serve(line: Connection, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        make, worker, *rest = line.recv()
-        simulator = Simulator(*make(worker), *rest)
+        make, worker, *rest, stack = line.recv()
+        simulator = Simulator(*make(worker), *rest, stack=stack)
         line.send("ready")
         while True:
             for answer in _answers(simulator, *line.recv()):
@@ -266,8 +269,7 @@ def _train(
     simulator: Simulator, sent: Sent, data: bytes, clients: Sequence[str]
 ) -> Iterator[tuple[Answer, bytes]]:
     sent = replace(sent, tensors=deserialise(data))
-    for client in clients:
-        answer = simulator.answer(sent, client)
+    for answer in simulator.answers(sent, clients):
         bare = replace(answer, update=replace(answer.update, tensors={}, state=None))
         yield bare, serialise(answer.update.tensors)
 

@@ -1,0 +1,220 @@
+"""The resident model under any expert: features, logits and mixtures of one client after another.
+
+There is one foundation model in memory. Adapters are put into its slots; whatever stays constant
+while an expert trains (the prefix, the frozen feature that the gate sees, and the global expert's
+feature) is computed once per example and kept.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.core.algorithm import Expert, View
+from fedms.core.rows import ClientData, Index, Rows
+from fedms.core.tensors import Tensors, fingerprint, pick
+from fedms.models.adapters import AdapterSlots
+from fedms.models.backbone import Backbone
+from fedms.models.gate import gate_weights
+from fedms.models.heads import Head
+from fedms.models.meter import Meter, shapes
+from fedms.models.mixture import log_prior, mix_linear, mix_probabilities
+from fedms.models.prefix import Kept, PrefixCache, Room, take
+from fedms.models.settings import Mixing
+
+_PREDICT_BATCH = 128
+FROZEN = Expert({})
+
+
+@dataclass(frozen=True)
+class Own:
+    """The experts that train or predict, one of each client, as their logits need them.
+
+    Args:
+        heads: tensors of linear heads, `(clients, *shape)`; empty for frozen heads.
+        prior: what is added to logits, `(clients, 1, classes)`, or None.
+    """
+
+    heads: Tensors
+    prior: Tensor | None
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What stands still in a mixture, for every example.
+
+    Args:
+        frozen, features: the gate's input and the global expert's features, `(…, rows, width)`.
+        logits: the global expert's, with its class prior where it has one.
+    """
+
+    frozen: Tensor
+    features: Tensor
+    logits: Tensor
+
+    def take(self, index: Tensor | None) -> Constants:
+        """Of some rows, shaped as the index; None: of all, with a first axis of one client."""
+        return Constants(self.frozen[index], self.features[index], self.logits[index])
+
+    @staticmethod
+    def join(parts: Sequence[Constants]) -> Constants:
+        """Rows of several, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*((p.frozen, p.features, p.logits) for p in parts), strict=True)
+        return Constants(*(torch.cat(column) for column in columns))
+
+
+class Resident:
+    """One foundation model with adapter slots, a head, and what is kept for them.
+
+    Args:
+        backbone: the frozen foundation model.
+        slots: its adapter slots.
+        head: from features to logits.
+        mixing: how two experts are joined.
+        room: of the prefix cache.
+    """
+
+    def __init__(
+        self, backbone: Backbone, slots: AdapterSlots, head: Head, mixing: Mixing, room: Room
+    ) -> None:
+        self.backbone, self.slots, self.head, self.mixing = backbone, slots, head, mixing
+        self.meter = Meter(lambda: [*backbone.model.parameters(), *slots.held()], backbone.device)
+        self.prefixes = PrefixCache(backbone, slots, room, self.meter)
+        self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def adapters(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Those of an expert's tensors that are adapters."""
+        return {name: t for name, t in tensors.items() if name not in self.head.shapes}
+
+    def own(self, expert: Expert, data: ClientData) -> Own:
+        """One client's expert, for logits."""
+        heads = {
+            name: t[None].to(self.backbone.device)
+            for name, t in expert.tensors.items()
+            if name in self.head.shapes
+        }
+        return Own(heads, self.prior(expert, data))
+
+    def prior(self, expert: Expert, data: ClientData) -> Tensor | None:
+        """`(1, 1, classes)`: what is added to the expert's logits; None: nothing."""
+        if not expert.prior:
+            return None
+        prior = log_prior(data.train.labels, self.head.classes, self.mixing.smoothing)
+        return prior[None, None].to(self.backbone.device)
+
+    def features(self, expert: Expert, rows: Rows) -> Tensor:
+        """`(rows, width)` features under an expert; remembered for constant experts only."""
+        known = self._known.get(rows, {})
+        if expert.fingerprint in known:
+            return known[expert.fingerprint]
+        adapters = self.adapters(expert.tensors)
+        with torch.no_grad(), self.slots.holding(alone(adapters)):
+            below = self._below(adapters)
+            kept = self.prefixes.find(rows, below)
+            if kept is None and adapters:
+                kept = self.keep(rows, adapters, self.slots.lowest(adapters))
+            features = self.forward(rows, kept)
+        if not expert.tensors:  # the foundation model's are asked for again
+            self._known[rows] = {**known, expert.fingerprint: features}
+        return features
+
+    def keep(self, rows: Rows, adapters: Tensors, boundary: int) -> Kept | None:
+        """What lies below a boundary, under adapters that the slots hold now."""
+        return self.prefixes.keep(rows, boundary, self._below(adapters)(boundary))
+
+    def _below(self, adapters: Tensors) -> Callable[[int], str]:
+        """The hash of the adapters below a boundary."""
+
+        def hashed(boundary: int) -> str:
+            names = [n for group in self.slots.groups[:boundary] for n in group if n in adapters]
+            return fingerprint(pick(adapters, names))
+
+        return hashed
+
+    def forward(self, rows: Rows, kept: Kept | None) -> Tensor:
+        """`(rows, width)` features under the adapters now in the slots, shortest rows first."""
+        lengths = self.backbone.lengths(rows)
+        order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
+        out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
+        for start in range(0, len(rows), _PREDICT_BATCH):
+            index = order[start : start + _PREDICT_BATCH]
+            batch = self.backbone.collate(rows.take(index))
+            with self.metered("features", kept, batch):
+                features = self.batch(batch, [index], [kept] if kept else None)
+            out[torch.from_numpy(index).to(out.device)] = features
+        return out
+
+    def batch(
+        self, batch: Mapping[str, Tensor], index: Sequence[Index], kept: Sequence[Kept] | None
+    ) -> Tensor:
+        """`(batch, width)` features of some rows of each client, from what is kept of them."""
+        if not kept:
+            return self.backbone.features(batch)
+        states = take(kept, index, self.backbone.device)
+        return self.prefixes.split.suffix(batch, states, kept[0].boundary)
+
+    def metered(
+        self, kind: Hashable, kept: Kept | None, batch: Mapping[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Counts a step; what tells its cost is the kind, what is computed, and the batch."""
+        return self.meter.step((kind, kept and kept.boundary, self.slots.active, *shapes(batch)))
+
+    def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
+        """Features of a constant expert. For every rows object only `partner`'s and the frozen
+        model's are kept: one of an earlier global expert is never asked for again.
+        """
+        features = self.features(expert, rows)
+        keep = {FROZEN.fingerprint, partner.fingerprint}
+        known = {k: v for k, v in self._known.get(rows, {}).items() if k in keep}
+        self._known[rows] = {**known, expert.fingerprint: features}
+        return features
+
+    def constants(self, view: View, data: ClientData, rows: Rows) -> Constants | None:
+        """What the global expert and the gate's input are for `rows`; None without a mixture."""
+        if view.partner is None or view.gate is None or not len(rows):
+            return None
+        features = self._remembered(view.partner, view.partner, rows)
+        frozen = self._remembered(FROZEN, view.partner, rows)
+        logits = self.logits(features[None], self.own(view.partner, data))[0]
+        return Constants(frozen, features, logits)
+
+    def logits(self, features: Tensor, own: Own) -> Tensor:
+        """`(clients, batch, classes)` logits of `(clients, batch, width)` features."""
+        logits = self.head(features, own.heads)
+        return logits if own.prior is None else logits + own.prior
+
+    def mix(
+        self, features: Tensor, own: Own, gate: Tensors, constants: Constants
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of mixtures, `(clients, batch, classes)`, and gates' log weights.
+
+        Args:
+            features: of the clients' own experts, `(clients, batch, width)`.
+            own: those experts.
+            gate: their gates' tensors, each with a first axis of clients.
+            constants: shaped as the features.
+        """
+        weights = gate_weights(gate, constants.frozen)
+        if self.mixing.mix == "features":
+            mixed = self.logits(mix_linear(weights, constants.features, features), own)
+            return F.log_softmax(mixed, -1), weights
+        logits = self.logits(features, own)
+        if self.mixing.mix == "logits":
+            return F.log_softmax(mix_linear(weights, constants.logits, logits), -1), weights
+        return mix_probabilities(weights, constants.logits, logits), weights
+
+
+def alone(tensors: Tensors) -> dict[str, Tensor]:
+    """One client's tensors with a first axis of clients."""
+    return {name: tensor[None] for name, tensor in tensors.items()}
