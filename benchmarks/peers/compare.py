@@ -27,8 +27,10 @@ from write_job import write_job
 
 from fedms.bench import Row
 from fedms.config import load_config
-from fedms.progress import figure
 from fedms.store.run_folder import environment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pages
 
 PEERS = Path(__file__).parent
 ROOT = PEERS.parents[1]
@@ -174,18 +176,14 @@ def pfl_rows(bench: Bench) -> Iterator[Row]:
 MEASURES = {"accuracy": accuracy_rows, "flower": flower_rows, "pfl": pfl_rows}
 
 
-def table(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
+def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
     """Rows in markdown, with where they are from."""
-    lines = ["| measure | fedms | peer | fedms / peer | peer is |", "|---|---|---|---|---|"]
-    for row in rows:
-        ours, peer = figure(row.ours, row.unit), figure(row.peer, row.unit)
-        ratio = "–" if row.ratio is None or math.isnan(row.ratio) else f"{row.ratio:.2f}"
-        lines.append(f"| {row.measure} | {ours} | {peer} | {ratio} | {row.peer_name} |")
-    packages = facts["packages"]
-    lines += [
+    head = ["measure", "fedms", "peer", "fedms / peer", "peer is"]
+    lines = [
+        pages.table(head, ([*pages.cells(row), str(row.peer_name)] for row in rows)),
         "",
         f"`{command}`; commit {str(facts['git_commit'])[:12]}; {facts['processor']}, "
-        f"{facts['cores']} cores, shared, one thread each; torch {packages['torch']}.",
+        f"{facts['cores']} cores, shared, one thread each; torch {facts['packages']['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -214,18 +212,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fedms-peers-") as folder:
             rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python)))
         settings = "".join(f" --set {setting}" for setting in words.set)
-        text = table(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
+        text = block(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
         sys.stdout.write(text + "\n")
         if words.json:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if begin in page:
-            before, rest = page.split(begin)
-            after = rest.split(end)[1]
-            PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        pages.write(PAGE, name, text)
 
 
 if __name__ == "__main__":

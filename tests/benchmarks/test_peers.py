@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import subprocess
@@ -26,14 +25,6 @@ COLOURS = {"red cat": "red", "green dog": "green", "blue bird": "blue"}
 OTHERS = ["pay", "card", "lost my", "is where", "not i"]
 
 pytestmark = pytest.mark.skipif(not PEERS.is_dir(), reason="benchmarks are not here")
-
-
-@pytest.fixture(scope="module")
-def module() -> Any:
-    """Imports a module of the peers by name, as their programs do."""
-    sys.path.insert(0, str(PEERS))
-    yield importlib.import_module
-    sys.path.remove(str(PEERS))
 
 
 @pytest.fixture(scope="module")
