@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from memory import PeakPss
+from memory import measured
 
 TENSORS, SIZE = 24, 6250
 
@@ -51,7 +50,7 @@ def main() -> None:
     def server(grid: Grid) -> None:
         flower_runtime.fedavg(grid, arrays, words.clients, words.rounds, clock)
 
-    with PeakPss(os.getpid()) as memory:
+    with measured() as spent:
         flower_runtime.simulate(server, make_client(), clients=words.clients, workers=words.workers)
     timed = clock.seconds()
     result = {
@@ -59,9 +58,9 @@ def main() -> None:
         "clients": words.clients,
         "workers": words.workers,
         "threads": 1,
+        **spent,
         **timed,
         "seconds_per_client": [s / words.clients for s in timed["round_seconds"]],  # type: ignore[union-attr]
-        "peak_pss_bytes": memory.peak,
         "versions": {name: version(name) for name in ("flwr", "ray", "numpy")},
     }
     words.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -48,15 +48,11 @@ class Clock:
             self.ends.append(time.time())
 
     def seconds(self) -> dict[str, float | list[float]]:
-        """Whole run, start-up, and every round."""
+        """Start-up, and every round."""
         starts = [self.first_client, *self.ends[:-1]]
         rounds = [end - start for start, end in zip(starts, self.ends, strict=True)]
-        seconds, now = age(), time.time()
-        return {
-            "seconds": seconds,
-            "start_seconds": seconds - (now - self.first_client),
-            "round_seconds": rounds,
-        }
+        start = age() - (time.time() - self.first_client)
+        return {"start_seconds": start, "round_seconds": rounds}
 
 
 def fedavg(grid: Grid, initial: ArrayRecord, clients: int, rounds: int, clock: Clock) -> Result:
