@@ -16,8 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -37,6 +38,7 @@ ROOT = PEERS.parents[1]
 RECIPE = ROOT / "recipes" / "banking77.toml"
 PAGE = ROOT / "docs" / "performance.md"
 PLAIN = "plain transformers and PEFT: FedAvg, then local fine-tuning, all blocks"
+FLOWER = "Flower's simulation (Ray, one worker)"
 FEDAVG = [
     "method=fedavg",
     "sal.trigger=all",
@@ -67,11 +69,11 @@ class Bench:
         write_job(path, config, threads=1, group_by_length=not shuffle)
         return path
 
-    def peer(self, program: str, job: Path, python: str = sys.executable) -> dict[str, Any]:
-        """A peer's result."""
+    def peer(self, program: str, *words: object, python: str = sys.executable) -> dict[str, Any]:
+        """The result of a program of this folder."""
         out = self.new(f"{program}.json")
-        command = [python, str(PEERS / f"{program}.py"), str(job), "--out", str(out)]
-        run_measured(command)
+        command = [python, str(PEERS / f"{program}.py"), *map(str, words), "--out", str(out)]
+        subprocess.run(command, check=True)  # noqa: S603
         return dict(json.loads(out.read_text()))
 
     def fedms(self, *settings: str) -> dict[str, Any]:
@@ -139,11 +141,37 @@ def flower_rows(bench: Bench) -> Iterator[Row]:
     """FedAvg of all blocks: whole seconds and memory, beside Flower's simulation on Ray."""
     job = bench.job()
     pairs = [(bench.fedms(*FEDAVG), bench.peer("flower_sim", job)) for _ in range(2)]
-    name = "Flower's simulation (Ray, one worker)"
-    for key, unit in (("seconds", "s"), ("peak_pss_bytes", "bytes")):
-        ours, peer = (median(side[key] for side in sides) for sides in zip(*pairs, strict=True))
-        what = {"s": "seconds of FedAvg, all blocks", "bytes": "memory of all its processes"}[unit]
-        yield Row.of(what, ours, unit, 2, (name, peer))
+    yield medians("seconds of FedAvg, all blocks", "s", pairs, itemgetter("seconds"))
+    yield medians("memory of all its processes", "bytes", pairs, itemgetter("peak_pss_bytes"))
+
+
+def overhead_rows(bench: Bench) -> Iterator[Row]:
+    """Clients that train nothing, beside Flower's: what a round costs, and what starting does."""
+    clients = 50
+    words = ("--clients", clients, "--rounds", 6)
+    programs = ("fedms_noop", "flower_noop")
+    pairs = [[bench.peer(program, *words) for program in programs] for _ in range(3)]
+
+    def each(result: Mapping[str, Any]) -> float:
+        return 1e3 * float(median(result["round_seconds"][1:])) / clients
+
+    def start(result: Mapping[str, Any]) -> float:
+        return float(result["start_seconds"] - result["import_seconds"])
+
+    yield medians(f"overhead of a round, {clients} idle clients", "ms a client", pairs, each)
+    yield medians("start until the first idle client works", "s", pairs, start)
+    yield medians("the same with imports", "s", pairs, itemgetter("start_seconds"))
+
+
+def medians(
+    measure: str,
+    unit: str,
+    pairs: Sequence[Sequence[Mapping[str, Any]]],
+    of: Callable[[Mapping[str, Any]], float],
+) -> Row:
+    """A row of fedms' results beside Flower's, which took turns."""
+    ours, theirs = (median(of(result) for result in side) for side in zip(*pairs, strict=True))
+    return Row.of(measure, ours, unit, len(pairs), (FLOWER, theirs))
 
 
 def pfl_rows(bench: Bench) -> Iterator[Row]:
@@ -159,7 +187,7 @@ def pfl_rows(bench: Bench) -> Iterator[Row]:
         ],
     }
     ours = {kind: bench.fedms(*words) for kind, words in kinds.items()}
-    peer = bench.peer("pfl_fedavg", job, bench.pfl_python)
+    peer = bench.peer("pfl_fedavg", job, python=bench.pfl_python)
     theirs = median(peer["round_seconds"])
     for kind, summary in ours.items():
         lines = (summary["folder"] / "rounds.jsonl").read_text().splitlines()
@@ -173,7 +201,14 @@ def pfl_rows(bench: Bench) -> Iterator[Row]:
         )
 
 
-MEASURES = {"accuracy": accuracy_rows, "flower": flower_rows, "pfl": pfl_rows}
+MEASURES = {
+    "accuracy": accuracy_rows,
+    "flower": flower_rows,
+    "overhead": overhead_rows,
+    "pfl": pfl_rows,
+}
+BLOCKS = {name: name for name in MEASURES} | {"overhead": "overhead-peers"}
+"""Blocks of the page by measure; its block `overhead` is that of `fedms bench`."""
 
 
 def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
@@ -218,7 +253,7 @@ def main() -> None:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        pages.write(PAGE, name, text)
+        pages.write(PAGE, BLOCKS[name], text)
 
 
 if __name__ == "__main__":

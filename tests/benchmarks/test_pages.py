@@ -51,7 +51,7 @@ def test_a_page_without_the_block_is_an_error(module: Any, tmp_path: Path, text:
 
 def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     results, measured = module("results"), [*module("performance").MEASURES]
-    compared = [*module("compare").MEASURES]
+    compared = [*module("compare").BLOCKS.values()]
     studies = ["rates", *(study.name for study in results.STUDIES)]
     for page, names in (
         (results.README, ["results"]),
