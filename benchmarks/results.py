@@ -4,8 +4,8 @@
     python benchmarks/results.py --tables     # only write the page, from the runs that are there
     python benchmarks/results.py --tune       # the learning rates, on validation rows
 
-A run that exists with the same configuration is used again. Between the markers of the page
-everything is generated; the words around it are not touched.
+A run that exists with the same configuration is used again. Each table has its block of the page
+(`pages.py`); the words around it are not touched.
 
 `--tune` writes validation losses at every learning rate of `RATES`, on seed 0 and fewer rows or
 clients (`Study.tune`). Rivals of FedMS have the best of theirs (`Study.rates`).
@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pages
+
 from fedms.config import Config, load_config
 from fedms.run import run
 
@@ -29,8 +31,6 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- begin {name} -->", "<!-- end {name} -->"
-
 
 RATES = (1e-3, 3e-3, 1e-2)
 VARIANTS: Mapping[str, Sequence[str]] = {
@@ -116,7 +116,7 @@ def _is_done(folder: Path, config: Config) -> bool:
     return load_config(folder / "config.toml") == config
 
 
-def tuned(study: Study, variant: str) -> str:
+def tuned(study: Study, variant: str) -> list[str]:
     """A row of the tuning table: validation loss (accuracy) at every rate.
 
     The least loss is bold; the rate that the study uses is marked by an arrow.
@@ -125,15 +125,15 @@ def tuned(study: Study, variant: str) -> str:
     losses = {rate: score["loss"] for rate, score in scores.items() if score}
     best = min(losses, key=losses.__getitem__) if len(losses) == len(RATES) else None
     used = study.config(variant, 0).training.learning_rate
-    cells = []
+    cells = [study.name, variant]
     for rate, score in scores.items():
         words = f"{score['loss']:.3f} ({score['mean']:.3f})" if score else "not run"
         words = f"**{words}**" if rate == best else words
         cells.append(f"→ {words}" if rate == used else words)
-    return f"| {study.name} | {variant} | {' | '.join(cells)} |"
+    return cells
 
 
-def table(study: Study) -> str:
+def block(study: Study) -> str:
     """The study's table in markdown, with margins, and the commit and machine behind it."""
     runs = {v: study.summaries(v) for v in study.variants if study.is_complete(v)}
     ours = runs["fedms"]
@@ -149,7 +149,7 @@ def table(study: Study) -> str:
         _row("FedMS: its local experts alone", ours, "local"),
         _row("**FedMS**", ours, "personal", costs=True),
     ]
-    head = "| test accuracy | mean over clients | worst decile | weighted | MB sent | train s |"
+    head = ["test accuracy", "mean over clients", "worst decile", "weighted", "MB sent", "train s"]
     rivals = {
         "zero-shot": _means(ours, "zero_shot"),
         "its global expert": _means(ours, "global"),
@@ -163,20 +163,19 @@ def table(study: Study) -> str:
         if v in runs
     ]
     said = ["", "FedMS' mean, seed by seed:", "", *words, "", _origin(study)]
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows, *said])
+    return "\n".join([pages.table(head, rows), *said])
 
 
 Summaries = Sequence[Mapping[str, Any]]
 
 
-def _row(name: str, runs: Summaries, role: str, *, costs: bool = False) -> str:
+def _row(name: str, runs: Summaries, role: str, *, costs: bool = False) -> list[str]:
     scores = [run["test"][role] for run in runs]
     cells = [_spread([s[key] for s in scores]) for key in ("mean", "worst_decile", "weighted")]
     spent = [run["cost"] for run in runs]
     sent = statistics.mean(c["upload_bytes"] + c["download_bytes"] for c in spent) / 1e6
     seconds = statistics.mean(c["train_seconds"] for c in spent)
-    cells += [f"{sent:.1f}", f"{seconds:.0f}"] if costs else ["", ""]
-    return f"| {name} | {' | '.join(cells)} |"
+    return [name, *cells, *([f"{sent:.1f}", f"{seconds:.0f}"] if costs else ["", ""])]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -226,32 +225,24 @@ def overview(studies: Sequence[Study]) -> str:
         "local-only + class prior": ("local-prior", "personal"),
         "FedMS": ("fedms", "personal"),
     }
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    rows = []
     for study in studies:
-        cells = []
+        cells = [study.name]
         for variant, role in columns.values():
             done = study.is_complete(variant)
             means = _means(study.summaries(variant), role) if done else []
             cells.append(f"{statistics.mean(means):.3f}" if done else "not run")
-        lines.append(f"| {study.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def write(page: Path, name: str, text: str) -> None:
-    """Put generated text between its markers."""
-    begin, end = BEGIN.format(name=name), END.format(name=name)
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    _, after = rest.split(end)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        rows.append(cells)
+    return pages.table(["", *columns], rows)
 
 
 def tune(studies: Sequence[Study]) -> str:
     """The table of all trials."""
-    head = f"| | variant | {' | '.join(f'{rate:g}' for rate in RATES)} |"
+    head = ["", "variant", *(f"{rate:g}" for rate in RATES)]
     rows = [tuned(study, variant) for study in studies for variant in study.variants]
     words = [f"{study.name} with `{' '.join(study.tune)}`" for study in studies if study.tune]
     said = f"`python benchmarks/results.py --tune`; seed 0; {', '.join(words)}. Arrow: used."
-    return "\n".join([head, "|---" * (2 + len(RATES)) + "|", *rows, "", said])
+    return "\n".join([pages.table(head, rows), "", said])
 
 
 def main() -> None:
@@ -274,7 +265,7 @@ def main() -> None:
             for variant, rate in itertools.product(wanted_of(study), RATES):
                 study.trial(variant, rate, perform=not words.tables)
         if whole and not words.only:
-            write(PAGE, "rates", tune(studies))
+            pages.write(PAGE, "rates", tune(studies))
         return
     for study in studies:
         for variant, seed in itertools.product(wanted_of(study), study.seeds):
@@ -282,10 +273,10 @@ def main() -> None:
             if wanted and not study.is_done(variant, seed):
                 run(study.config(variant, seed), study.folder(variant, seed), force=True)
         if whole:
-            write(PAGE, study.name, table(study))
+            pages.write(PAGE, study.name, block(study))
     if whole:
         done = [study for study in STUDIES if study.is_complete("fedms")]
-        write(README, "results", overview(done))
+        pages.write(README, "results", overview(done))
 
 
 if __name__ == "__main__":

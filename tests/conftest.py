@@ -121,7 +121,7 @@ def tokenizer_saver() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLearner]:
-    """A learner over a fresh copy of a tiny model, with 3 classes."""
+    """A learner over a fresh copy of a tiny model, or of a real one by its name, with 3 classes."""
 
     def make(
         kind: str,
@@ -134,7 +134,8 @@ def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLear
         dtype: torch.dtype = torch.float32,
     ) -> ModelLearner:
         with torch.random.fork_rng(devices=[]):
-            backbone = load_backbone(str(model_folder(kind)))
+            real = kind in ("glyphclip", "minilm")
+            backbone = load_backbone(kind if real else str(model_folder(kind)))
             if backbone.scores_prompts and not linear:
                 head: Any = PromptHead.encode(backbone, [CLASSES], temperature=5.0)
             else:

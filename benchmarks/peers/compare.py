@@ -16,8 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -27,14 +28,17 @@ from write_job import write_job
 
 from fedms.bench import Row
 from fedms.config import load_config
-from fedms.progress import figure
 from fedms.store.run_folder import environment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pages
 
 PEERS = Path(__file__).parent
 ROOT = PEERS.parents[1]
 RECIPE = ROOT / "recipes" / "banking77.toml"
 PAGE = ROOT / "docs" / "performance.md"
 PLAIN = "plain transformers and PEFT: FedAvg, then local fine-tuning, all blocks"
+FLOWER = "Flower's simulation (Ray, one worker)"
 FEDAVG = [
     "method=fedavg",
     "sal.trigger=all",
@@ -65,11 +69,11 @@ class Bench:
         write_job(path, config, threads=1, group_by_length=not shuffle)
         return path
 
-    def peer(self, program: str, job: Path, python: str = sys.executable) -> dict[str, Any]:
-        """A peer's result."""
+    def peer(self, program: str, *words: object, python: str = sys.executable) -> dict[str, Any]:
+        """The result of a program of this folder."""
         out = self.new(f"{program}.json")
-        command = [python, str(PEERS / f"{program}.py"), str(job), "--out", str(out)]
-        run_measured(command)
+        command = [python, str(PEERS / f"{program}.py"), *map(str, words), "--out", str(out)]
+        subprocess.run(command, check=True)  # noqa: S603
         return dict(json.loads(out.read_text()))
 
     def fedms(self, *settings: str) -> dict[str, Any]:
@@ -137,11 +141,37 @@ def flower_rows(bench: Bench) -> Iterator[Row]:
     """FedAvg of all blocks: whole seconds and memory, beside Flower's simulation on Ray."""
     job = bench.job()
     pairs = [(bench.fedms(*FEDAVG), bench.peer("flower_sim", job)) for _ in range(2)]
-    name = "Flower's simulation (Ray, one worker)"
-    for key, unit in (("seconds", "s"), ("peak_pss_bytes", "bytes")):
-        ours, peer = (median(side[key] for side in sides) for sides in zip(*pairs, strict=True))
-        what = {"s": "seconds of FedAvg, all blocks", "bytes": "memory of all its processes"}[unit]
-        yield Row.of(what, ours, unit, 2, (name, peer))
+    yield medians("seconds of FedAvg, all blocks", "s", pairs, itemgetter("seconds"))
+    yield medians("memory of all its processes", "bytes", pairs, itemgetter("peak_pss_bytes"))
+
+
+def overhead_rows(bench: Bench) -> Iterator[Row]:
+    """Clients that train nothing, beside Flower's: what a round costs, and what starting does."""
+    clients = 50
+    words = ("--clients", clients, "--rounds", 6)
+    programs = ("fedms_noop", "flower_noop")
+    pairs = [[bench.peer(program, *words) for program in programs] for _ in range(3)]
+
+    def each(result: Mapping[str, Any]) -> float:
+        return 1e3 * float(median(result["round_seconds"][1:])) / clients
+
+    def start(result: Mapping[str, Any]) -> float:
+        return float(result["start_seconds"] - result["import_seconds"])
+
+    yield medians(f"overhead of a round, {clients} idle clients", "ms a client", pairs, each)
+    yield medians("start until the first idle client works", "s", pairs, start)
+    yield medians("the same with imports", "s", pairs, itemgetter("start_seconds"))
+
+
+def medians(
+    measure: str,
+    unit: str,
+    pairs: Sequence[Sequence[Mapping[str, Any]]],
+    of: Callable[[Mapping[str, Any]], float],
+) -> Row:
+    """A row of fedms' results beside Flower's, which took turns."""
+    ours, theirs = (median(of(result) for result in side) for side in zip(*pairs, strict=True))
+    return Row.of(measure, ours, unit, len(pairs), (FLOWER, theirs))
 
 
 def pfl_rows(bench: Bench) -> Iterator[Row]:
@@ -157,7 +187,7 @@ def pfl_rows(bench: Bench) -> Iterator[Row]:
         ],
     }
     ours = {kind: bench.fedms(*words) for kind, words in kinds.items()}
-    peer = bench.peer("pfl_fedavg", job, bench.pfl_python)
+    peer = bench.peer("pfl_fedavg", job, python=bench.pfl_python)
     theirs = median(peer["round_seconds"])
     for kind, summary in ours.items():
         lines = (summary["folder"] / "rounds.jsonl").read_text().splitlines()
@@ -171,21 +201,24 @@ def pfl_rows(bench: Bench) -> Iterator[Row]:
         )
 
 
-MEASURES = {"accuracy": accuracy_rows, "flower": flower_rows, "pfl": pfl_rows}
+MEASURES = {
+    "accuracy": accuracy_rows,
+    "flower": flower_rows,
+    "overhead": overhead_rows,
+    "pfl": pfl_rows,
+}
+BLOCKS = {name: name for name in MEASURES} | {"overhead": "overhead-peers"}
+"""Blocks of the page by measure; its block `overhead` is that of `fedms bench`."""
 
 
-def table(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
+def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
     """Rows in markdown, with where they are from."""
-    lines = ["| measure | fedms | peer | fedms / peer | peer is |", "|---|---|---|---|---|"]
-    for row in rows:
-        ours, peer = figure(row.ours, row.unit), figure(row.peer, row.unit)
-        ratio = "–" if row.ratio is None or math.isnan(row.ratio) else f"{row.ratio:.2f}"
-        lines.append(f"| {row.measure} | {ours} | {peer} | {ratio} | {row.peer_name} |")
-    packages = facts["packages"]
-    lines += [
+    head = ["measure", "fedms", "peer", "fedms / peer", "peer is"]
+    lines = [
+        pages.table(head, ([*pages.cells(row), str(row.peer_name)] for row in rows)),
         "",
         f"`{command}`; commit {str(facts['git_commit'])[:12]}; {facts['processor']}, "
-        f"{facts['cores']} cores, shared, one thread each; torch {packages['torch']}.",
+        f"{facts['cores']} cores, shared, one thread each; torch {facts['packages']['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -214,18 +247,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fedms-peers-") as folder:
             rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python)))
         settings = "".join(f" --set {setting}" for setting in words.set)
-        text = table(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
+        text = block(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
         sys.stdout.write(text + "\n")
         if words.json:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if begin in page:
-            before, rest = page.split(begin)
-            after = rest.split(end)[1]
-            PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        pages.write(PAGE, BLOCKS[name], text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from memory import PeakPss
 
 TENSORS, SIZE = 24, 6250
 
@@ -51,17 +49,13 @@ def main() -> None:
     def server(grid: Grid) -> None:
         flower_runtime.fedavg(grid, arrays, words.clients, words.rounds, clock)
 
-    with PeakPss(os.getpid()) as memory:
-        flower_runtime.simulate(server, make_client(), clients=words.clients, workers=words.workers)
-    timed = clock.seconds()
+    flower_runtime.simulate(server, make_client(), clients=words.clients, workers=words.workers)
     result = {
         "peer": "flower_noop",
         "clients": words.clients,
         "workers": words.workers,
         "threads": 1,
-        **timed,
-        "seconds_per_client": [s / words.clients for s in timed["round_seconds"]],  # type: ignore[union-attr]
-        "peak_pss_bytes": memory.peak,
+        **clock.seconds(),
         "versions": {name: version(name) for name in ("flwr", "ray", "numpy")},
     }
     words.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

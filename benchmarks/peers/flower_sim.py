@@ -9,15 +9,13 @@ cores, and so its client processes.
 
 from __future__ import annotations
 
-import os
-
 import flower_runtime
 import torch
 from flower_client import load_model, make_client
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from job import arguments, load_job, save_result
-from memory import PeakPss
+from memory import measured
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from task import global_accuracy
 
@@ -40,14 +38,14 @@ def main() -> None:
         set_peft_model_state_dict(model.encoder, result.arrays.to_torch_state_dict())
 
     client = make_client(words.job.resolve(), words.keep_model)
-    with PeakPss(os.getpid()) as memory:
+    with measured() as spent:
         flower_runtime.simulate(server, client, clients=clients, workers=words.workers)
     result = {
         "peer": "flower_sim",
         "workers": words.workers,
         "keep_model": words.keep_model,
+        **spent,
         **clock.seconds(),
-        "peak_pss_bytes": memory.peak,
         **global_accuracy(model, job, job.clients),
     }
     save_result(words.out, job, ["flwr", "ray"], result)

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -80,6 +81,15 @@ class PeakPss:
             self.peak = max(self.peak, total)
             if self._stop.wait(self._interval):
                 return
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """At its end holds what this process took: its age, and the peak of its tree since."""
+    spent: dict[str, float] = {}
+    with PeakPss(os.getpid()) as memory:
+        yield spent
+    spent.update(seconds=age(), peak_pss_bytes=memory.peak)
 
 
 def run_measured(command: Sequence[str]) -> tuple[float, int]:

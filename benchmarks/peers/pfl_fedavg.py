@@ -8,14 +8,13 @@ batched anew every epoch, and every batch is padded by itself.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 import numpy as np
 import torch
 from job import Job, arguments, load_job, save_result
-from memory import PeakPss, age
+from memory import measured
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
@@ -153,15 +152,14 @@ def main() -> None:
     torch.manual_seed(job.seed)
     np.random.seed(job.seed)  # noqa: NPY002 - where pfl takes its seeds from
     clock = RoundClock()
-    with PeakPss(os.getpid()) as memory:
+    with measured() as spent:
         model = make_model(job)
         run(job, model, clock)
     result = {
         "peer": "pfl_fedavg",
-        "seconds": age(),
+        **spent,
         "round_seconds": clock.rounds,
         "evaluate_seconds": model.evaluate_seconds,
-        "peak_pss_bytes": memory.peak,
         **global_accuracy(model.pytorch_model, job, job.clients),
     }
     save_result(words.out, job, ["pfl"], result)

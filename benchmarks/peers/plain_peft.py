@@ -7,7 +7,6 @@ One model in memory; a client's adapters are put into it and taken out again. Al
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from job import Job, arguments, load_job, save_result
-from memory import PeakPss, age
+from memory import measured
 from peft import set_peft_model_state_dict
 from task import (
     PromptClassifier,
@@ -130,15 +129,14 @@ def main() -> None:
     """Run the job."""
     words = arguments(__doc__).parse_args()
     job = load_job(words.job)
-    with PeakPss(os.getpid()) as memory:
+    with measured() as spent:
         trainer = Trainer(job)
         trainer.fine_tuning(trainer.federated_averaging())
     result = {
         "peer": "plain_peft",
-        "seconds": age(),
+        **spent,
         "train_seconds": trainer.train_seconds,
         "evaluate_seconds": trainer.evaluate_seconds,
-        "peak_pss_bytes": memory.peak,
         "curve": trainer.curve,
     }
     save_result(words.out, job, ["safetensors"], result)

@@ -59,7 +59,9 @@ def test_the_peer_learns_what_ours_learns():
 
 
 def test_idle_rounds_send_what_real_rounds_send():
-    assert len(bench_rounds.idle_rounds(4, 2, 3, stage=1)) == 3
+    start, seconds = bench_rounds.idle_rounds(4, 2, 3, stage=1)
+    assert len(seconds) == 3
+    assert 0 < start < 60
     layout = bench_rounds.Idle().layout
     count = layout.size(layout.expert(6))
     assert len(layout.expert(6)) == 24
@@ -67,7 +69,7 @@ def test_idle_rounds_send_what_real_rounds_send():
 
 
 def test_json_is_a_list_of_rows_with_the_machine(monkeypatch):
-    monkeypatch.setattr(bench_rounds, "idle_rounds", lambda *args, **kwargs: [1.0, 0.5, 0.5])
+    monkeypatch.setattr(bench_rounds, "idle_rounds", lambda *args, **kwargs: (3.0, [1.0, 0.5, 0.5]))
     done = CliRunner().invoke(app, ["bench", "--only", "overhead", "--json"])
     assert done.exit_code == 0
     rows = json.loads(done.stdout)

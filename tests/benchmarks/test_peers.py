@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,19 +21,13 @@ from fedms.config import Config, load_config
 from fedms.core.algorithm import View
 from fedms.models.learner import FROZEN
 
-PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / "benchmarks" / "peers"
+PFL_PYTHON = ROOT / ".venv-pfl" / "bin" / "python"
 COLOURS = {"red cat": "red", "green dog": "green", "blue bird": "blue"}
 OTHERS = ["pay", "card", "lost my", "is where", "not i"]
 
 pytestmark = pytest.mark.skipif(not PEERS.is_dir(), reason="benchmarks are not here")
-
-
-@pytest.fixture(scope="module")
-def module() -> Any:
-    """Imports a module of the peers by name, as their programs do."""
-    sys.path.insert(0, str(PEERS))
-    yield importlib.import_module
-    sys.path.remove(str(PEERS))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +64,12 @@ def job(module: Any, config: Config, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def perform(program: str, job: Path, *words: str) -> dict[str, Any]:
-    """Run a peer as its users do, away from fedms' sources; its result."""
-    out = job / f"{program}.json"
-    command = [sys.executable, str(PEERS / f"{program}.py"), str(job), "--out", str(out), *words]
+def perform(
+    program: str, folder: Path, *words: str, python: str = sys.executable
+) -> dict[str, Any]:
+    """Run a peer as its users do, away from fedms' sources; its result, which is in the folder."""
+    out = folder / f"{program}.json"
+    command = [python, str(PEERS / f"{program}.py"), *words, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -120,7 +116,7 @@ def test_job_refuses_what_peers_cannot_train(module: Any, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def plain(job: Path) -> dict[str, Any]:
-    return perform("plain_peft", job)
+    return perform("plain_peft", job, str(job))
 
 
 @pytest.mark.parametrize("path", sorted(PEERS.glob("*.py")), ids=lambda path: path.stem)
@@ -128,7 +124,7 @@ def test_peers_do_without_fedms(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    ours = path.stem in ("write_job", "compare")
+    ours = path.stem in ("write_job", "compare", "fedms_noop")
     assert ("fedms" in {name.split(".")[0] for name in names}) == ours
 
 
@@ -168,18 +164,66 @@ def whole(module: Any, job: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def python_with(package: str) -> str:
+    """The Python that has a framework: this one, or pfl's own; skips where neither does."""
+    if importlib.util.find_spec(package):
+        return sys.executable
+    if package == "pfl" and PFL_PYTHON.exists():
+        return str(PFL_PYTHON)
+    where = {
+        "ray": "flwr and ray are in the extra 'bench', which CI does not install",
+        "pfl": "pfl is in an environment of its own, which CI does not make",
+    }
+    pytest.skip(f"{where[package]}; `make test-peers` runs this")
+
+
 @pytest.mark.parametrize(
     ("program", "package"), [("flower_sim", "ray"), ("pfl_fedavg", "pfl")], ids=["flower", "pfl"]
 )
 def test_frameworks_train_as_plain_peft_does(program: str, package: str, whole: Path) -> None:
-    pytest.importorskip(package, reason=f"{package} is not installed")
-    expected = perform("plain_peft", whole)["curve"]
-    result = perform(program, whole)
+    python = python_with(package)
+    expected = perform("plain_peft", whole, str(whole))["curve"]
+    result = perform(program, whole, str(whole), python=python)
     assert expected[0]["validation"] + 0.2 < result["validation"]
     for split in ("validation", "test"):
         assert result[split] == pytest.approx(expected[-1][split], abs=0.05)
     assert len(result["round_seconds"]) == 6
     assert 0 < sum(result["round_seconds"]) < result["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("program", "package"),
+    [("fedms_noop", "fedms"), ("flower_noop", "ray")],
+    ids=["fedms", "flower"],
+)
+def test_idle_rounds_are_timed(program: str, package: str, tmp_path: Path) -> None:
+    python = python_with(package)
+    result = perform(program, tmp_path, "--clients", "3", "--rounds", "2", python=python)
+    assert result["clients"] == 3
+    assert 0 < result["import_seconds"] < result["start_seconds"] < 120
+    assert len(result["round_seconds"]) == 2
+    assert min(result["round_seconds"]) > 0
+
+
+def test_overhead_is_medians_of_programs_in_turns(module: Any) -> None:
+    """By hand: rounds after the first over 50 clients, starts without and with imports."""
+    seconds = iter([10, 40, 20, 60, 30, 50])
+    asked = []
+
+    class Programs:
+        def peer(self, program: str, *words: object) -> dict[str, Any]:
+            asked.append(program)
+            took = next(seconds)
+            rounds = [1000.0, took / 2, took, 2 * took]
+            return {"import_seconds": 1, "start_seconds": took, "round_seconds": rounds}
+
+    rows = list(module("compare").overhead_rows(Programs()))
+    assert asked == ["fedms_noop", "flower_noop"] * 3
+    assert [(row.ours, row.peer, row.unit) for row in rows] == [
+        (400.0, 1000.0, "ms a client"),
+        (19, 49, "s"),
+        (20, 50, "s"),
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,12 @@ _WIDTH, _RANK, _BLOCKS = 384, 16, 6
 
 
 class Idle:
-    """A learner that trains nothing: 24 adapter tensors, 0.6 MB in all, and a gate."""
+    """A learner that trains nothing: 24 adapter tensors, 0.6 MB in all, and a gate.
+
+    `asked` is when it was first told to train, by `perf_counter`.
+    """
+
+    asked = 0.0
 
     def __init__(self) -> None:
         sides = {"A": (_RANK, _WIDTH), "B": (_WIDTH, _RANK)}
@@ -48,6 +54,7 @@ class Idle:
         return {name: torch.zeros(self.layout.shapes[name]) for name in ("down", "up", "head")}
 
     def fit(self, fits: Sequence[Fit]) -> list[View]:
+        self.asked = self.asked or time.perf_counter()
         return [fit.view for fit in fits]
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
@@ -57,8 +64,12 @@ class Idle:
         return Costs()
 
 
-def idle_rounds(clients: int, cohort: int, rounds: int, *, stage: int) -> list[float]:
-    """Seconds of every round of idle clients: sending, screening, averaging, private states."""
+def idle_rounds(clients: int, cohort: int, rounds: int, *, stage: int) -> tuple[float, list[float]]:
+    """Seconds until the first idle client works, and of every round.
+
+    Rounds are sending, screening, averaging and private states.
+    """
+    called = time.perf_counter()
     config = load_config(
         None,
         [
@@ -79,15 +90,15 @@ def idle_rounds(clients: int, cohort: int, rounds: int, *, stage: int) -> list[f
         for _ in run_rounds(algorithm, simulator, algorithm.init(learner, 0)):
             seconds.append(time.perf_counter() - began)
             began = time.perf_counter()
-    return seconds
+    return learner.asked - called, seconds
 
 
 def overhead_rows() -> Iterator[Row]:
     """Milliseconds a client and round of each stage, training left out."""
     clients, rounds = 50, 6
     for stage, what in ((1, "adapters up and down"), (2, "private state to disk and back")):
-        seconds = sorted(idle_rounds(clients, clients, rounds, stage=stage)[1:])
-        each = 1e3 * seconds[len(seconds) // 2] / clients
+        _, seconds = idle_rounds(clients, clients, rounds, stage=stage)
+        each = 1e3 * statistics.median(seconds[1:]) / clients
         yield Row.of(f"overhead stage {stage} ({what})", each, "ms a client", rounds - 1)
 
 
@@ -120,8 +131,8 @@ def workers_rows() -> Iterator[Row]:
 
 
 def _growth(clients: int) -> dict[str, float]:
-    seconds = sorted(idle_rounds(clients, 10, 21, stage=2)[1:])
-    return {"s": seconds[len(seconds) // 2], "bytes": float(_peak_bytes())}
+    _, seconds = idle_rounds(clients, 10, 21, stage=2)
+    return {"s": statistics.median(seconds[1:]), "bytes": float(_peak_bytes())}
 
 
 def _peak_bytes() -> int:
