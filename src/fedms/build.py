@@ -37,6 +37,7 @@ class Experiment:
     unseen: tuple[ClientData, ...]
     head: Mapping[str, Any]
     workers: int
+    computes: Mapping[str, Any]
 
 
 def build(config: Config, scratch: Path | None = None) -> Experiment:
@@ -72,6 +73,7 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
         unseen=tuple(_client(c, columns, labels, None) for c in federation.unseen),
         head=head,
         workers=workers,
+        computes=computes(config, learner.backbone.width, workers),
     )
 
 
@@ -160,7 +162,7 @@ def make_learner(
                 f"{backbone.takes}s; expected both alike; try another model, or data.input"
             )
         head, description = _head(config, backbone, classes)
-        backbone.compute_in(pick_precision(runtime.precision, backbone))
+        backbone.compute_in(pick_precision(runtime.precision, backbone.device, backbone.width))
         slots = models.AdapterSlots(
             backbone.model,
             backbone.blocks(config.lora.targets),
@@ -255,19 +257,36 @@ def pick_device(wanted: str, worker: int = 0) -> str:
     return f"cuda:{worker % count}" if wanted == "cuda" else wanted
 
 
-def pick_precision(wanted: str, backbone: models.Backbone) -> torch.dtype:
+def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype:
     """`auto` takes bfloat16 where the hardware has it and the model is wide enough to gain.
 
     Hardware is CUDA from compute capability 8.0, or a CPU with AMX tiles. Elsewhere bfloat16 is
     emulated, or as slow as float32.
+
+    Args:
+        wanted: as configured.
+        device: that computes.
+        width: of the model's features.
     """
     if wanted != "auto":
         return _DTYPES[wanted]
-    if backbone.device.type == "cuda":
-        has = torch.cuda.get_device_capability(backbone.device) >= (8, 0)
+    if device.type == "cuda":
+        has = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        has = backbone.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has and backbone.width >= _WIDE else torch.float32
+        has = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has and width >= _WIDE else torch.float32
+
+
+def computes(config: Config, width: int, workers: int) -> dict[str, Any]:
+    """What is left to the machine: device, precision at a feature width, threads of a worker."""
+    device = pick_device(config.runtime.device)
+    precision = pick_precision(config.runtime.precision, torch.device(device), width)
+    threads = config.runtime.threads or max(1, torch.get_num_threads() // workers)
+    return {
+        "device": device,
+        "precision": str(precision).removeprefix("torch."),
+        "threads": threads,
+    }
 
 
 def _class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:

@@ -103,7 +103,13 @@ def run(
     RunFolder.check(path, force=force)
     with on_threads(config.runtime.threads), ExitStack() as resources:
         experiment = build(config, path)
-        folder = RunFolder.create(path, dump_config(config), seed=config.seed, force=force)
+        folder = RunFolder.create(
+            path,
+            dump_config(config),
+            seed=config.seed,
+            computes=experiment.computes,
+            force=force,
+        )
         simulator = _simulator(config, experiment, folder, resources)
         return _Run(config, experiment, folder, watch, simulator).perform()
 
@@ -117,7 +123,7 @@ def _simulator(
     if experiment.workers == 1:
         return Simulator(experiment.algorithm, experiment.learner, *everyone, stack=stack)
     parts = WorkerParts(config, experiment.federation.classes, folder.path, experiment.workers)
-    threads = config.runtime.threads
+    threads = experiment.computes["threads"]
     workers = Workers(parts, *everyone, workers=parts.workers, threads=threads, stack=stack)
     return resources.enter_context(workers)
 

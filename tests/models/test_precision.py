@@ -64,14 +64,13 @@ def test_half_of_the_bytes_are_kept_and_saved_for_the_backward_pass(pair, make_c
 
 
 def test_auto_is_bfloat16_only_where_the_hardware_has_it(monkeypatch):
-    wide = type("Wide", (), {"device": torch.device("cpu"), "width": 512})
-    narrow = type("Narrow", (), {"device": torch.device("cpu"), "width": 64})
+    cpu = torch.device("cpu")
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has: has)
-        assert pick_precision("auto", wide) == expected
-        assert pick_precision("auto", narrow) == torch.float32
-        assert pick_precision("float32", wide) == torch.float32
-        assert pick_precision("bfloat16", narrow) == torch.bfloat16
+        assert pick_precision("auto", cpu, 512) == expected
+        assert pick_precision("auto", cpu, 64) == torch.float32
+        assert pick_precision("float32", cpu, 512) == torch.float32
+        assert pick_precision("bfloat16", cpu, 64) == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -79,31 +80,42 @@ def _step_rows(name: str, case: Case) -> Iterator[Row]:
 
 
 def stack_rows() -> Iterator[Row]:
-    """One step of four clients' rows, as if they had one adapter, beside four steps.
-
-    Stacked clients could not take less: their adapters differ, which is work on top.
-    """
-    for tower, rows, length in (
-        ("small", 8, 0),
-        ("small", 32, 0),
-        ("text", 8, 16),
-        ("text", 32, 16),
+    """Seconds of a step of eight clients, stacked, beside one client's after another's."""
+    clients, repeats = 8, 9
+    for tower, rows, length, depth in (
+        ("small", 8, 0, 1),
+        ("small", 32, 0, 1),
+        ("small", 8, 0, 3),
+        ("text", 8, 16, 1),
+        ("text", 32, 16, 1),
+        ("text", 16, 16, 3),
     ):
-        one, four = (Case(tower, rows * k, length) for k in (1, 4))  # type: ignore[arg-type]
-        works = {k: _ours(_learner(c, "float32"), c, 1) for k, c in (("1", one), ("4", four))}
-        seconds = alternate(works, 15)
-        yield Row.of(
-            f"stack of 4, {tower} tower, batch {rows}, depth 1",
-            seconds["4"],
-            "s",
-            15,
-            ("four steps one after another", 4 * seconds["1"]),
-        )
+        case = Case(tower, rows, length)  # type: ignore[arg-type]
+        for precision in _precisions(case):
+            learner = _learner(case, precision)
+            fits = [_fit(learner, case, depth) for _ in range(clients)]
+            works: dict[str, Callable[[], object]] = {
+                "stacked": partial(learner.fit, fits),
+                "alone": partial(_one_by_one, learner, fits),
+            }
+            seconds = alternate(works, repeats)
+            yield Row.of(
+                f"{clients} clients, {tower} tower, batch {rows}, depth {depth}, {precision}",
+                seconds["stacked"],
+                "s",
+                repeats,
+                ("one client after another", seconds["alone"]),
+            )
+
+
+def _one_by_one(learner: ModelLearner, fits: Sequence[Fit]) -> None:
+    for fit in fits:
+        learner.fit([fit])
 
 
 def _precisions(case: Case) -> list[str]:
     """float32, and what `runtime.precision = "auto"` would take, where it is another."""
-    auto = pick_precision("auto", _backbone(case))
+    auto = pick_precision("auto", torch.device("cpu"), _backbone(case).width)
     return ["float32", *(["bfloat16"] if auto == torch.bfloat16 else [])]
 
 
@@ -146,13 +158,15 @@ def _learner(case: Case, precision: str) -> ModelLearner:
 
 def _ours(learner: ModelLearner, case: Case, depth: int) -> Callable[[], object]:
     """A client's whole epoch of one step: adapters in, prefix found, step, adapters out."""
+    return partial(learner.fit, [_fit(learner, case, depth)])
+
+
+def _fit(learner: ModelLearner, case: Case, depth: int) -> Fit:
     rows = _rows(case)
     none = rows.take(np.array([], dtype=np.int64))
     client = ClientData("client", rows, none, none)
     names = learner.layout.expert(depth)
-    view = View(Expert(learner.initial_expert(names, 0)))
-    fits = [Fit(view, names, client, 1, 0)]
-    return lambda: learner.fit(fits)
+    return Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 1, 0)
 
 
 def _peer(case: Case) -> tuple[Callable[[], object], int]:

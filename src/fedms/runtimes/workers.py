@@ -52,7 +52,7 @@ class Workers:
         clients, unseen: as for the simulator; a worker gets only its own.
         states: where private states are kept; each is written by one worker.
         workers: processes, at least 1.
-        threads: of each, for torch; None for an equal share of what this process would use.
+        threads: of torch, in each.
         stack: as for the simulator.
 
     Raises:
@@ -67,7 +67,7 @@ class Workers:
         unseen: Sequence[ClientData] = (),
         *,
         workers: int,
-        threads: int | None = None,
+        threads: int = 1,
         stack: int = 1,
     ) -> None:
         self.declared = declare(clients)
@@ -83,7 +83,7 @@ class Workers:
             )
             for k in range(workers)
         ]
-        self._threads = threads or max(1, torch.get_num_threads() // workers)
+        self._threads = threads
         self._spent = Costs()
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._lines: list[Connection] = []

@@ -28,13 +28,22 @@ class RunFolder:
         self.client_states = ClientStates(path / "checkpoints" / "clients")
 
     @classmethod
-    def create(cls, path: Path, config_toml: str, *, seed: int, force: bool = False) -> RunFolder:
+    def create(
+        cls,
+        path: Path,
+        config_toml: str,
+        *,
+        seed: int,
+        computes: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> RunFolder:
         """Make a run folder with its configuration and environment.
 
         Args:
             path: where; its parents are made.
             config_toml: the resolved configuration.
             seed: the run's seed.
+            computes: device, precision and the like, as resolved on this machine.
             force: replace an earlier run's folder.
 
         Raises:
@@ -47,7 +56,7 @@ class RunFolder:
                 shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
             write_text(path / _MARK, config_toml)
-            write_json(path / "environment.json", environment(seed))
+            write_json(path / "environment.json", {**environment(seed), **(computes or {})})
             for name in ("rounds.jsonl", "clients.jsonl"):
                 write_text(path / name, "")
         except OSError as error:

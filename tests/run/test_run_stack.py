@@ -1,0 +1,62 @@
+"""Stacked clients in whole runs: the same models but for rounding, whoever trains with whom.
+
+One fit is the same within 1e-5 (`tests/models/test_stack.py`); over rounds, rounding adds up.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fedms.run import RoundDone, run
+
+COMMON = ("runtime.threads=1", "partition.clients=5", "stage1.cohort=4", "training.batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def alone(done):
+    return done(*COMMON, "training.learning_rate=1e-3")
+
+
+@pytest.mark.parametrize("more", [["runtime.stack=2"], ["runtime.stack=9"]])
+def test_the_same_models_and_records(done, alone, more):
+    stacked = done(*COMMON, "training.learning_rate=1e-3", *more)
+    expected, got = alone.tensors(), stacked.tensors()
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, atol=1e-4, rtol=0)
+    for one, other in zip(alone.lines("rounds"), stacked.lines("rounds"), strict=True):
+        same = ("cohort", "depth", "client_depths", "rejected", "upload_bytes", "download_bytes")
+        assert {key: other[key] for key in same} == {key: one[key] for key in same}
+    assert stacked.summary["test"]["personal"]["mean"] == pytest.approx(
+        alone.summary["test"]["personal"]["mean"], abs=0.02
+    )
+
+
+def test_workers_have_stacks_of_their_own(done, alone):
+    words = ("training.learning_rate=1e-3", "runtime.workers=2", "runtime.stack=2")
+    for name, tensor in done(*COMMON, *words).tensors().items():
+        torch.testing.assert_close(tensor, alone.tensors()[name], atol=1e-4, rtol=0)
+
+
+def test_a_stack_is_seen_in_what_a_step_keeps(done, alone):
+    stacked = done(*COMMON, "training.learning_rate=1e-3", "runtime.stack=9")
+    one, other = (run.summary["cost"]["peak_activation_bytes"] for run in (alone, stacked))
+    assert 2 * one < other <= 5 * one
+
+
+def test_what_auto_came_to_is_recorded(done, alone):
+    facts = json.loads((alone.path / "environment.json").read_text())
+    assert facts["device"] in ("cpu", "cuda", "mps")
+    assert facts["precision"] == "float32"  # glyphclip is narrow
+    assert facts["threads"] == 1
+
+
+def test_rounds_are_reported_as_they_end(small, tmp_path):
+    seen = []
+    run(small("runtime.stack=3"), tmp_path / "run", watch=seen.append)
+    rounds = [event.record for event in seen if isinstance(event, RoundDone)]
+    assert [record.round for record in rounds] == [0, 1, 2, 3]
+    assert all(record.costs.flops > 0 for record in rounds)
