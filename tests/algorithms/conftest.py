@@ -58,7 +58,7 @@ class Toy:
         shared = F.log_softmax(self._logits(partner.tensors, x), -1)
         return torch.logaddexp(weights[:, :1] + shared, weights[:, 1:] + own), weights[:, 0].exp()
 
-    def fit(self, fits) -> list[View]:
+    def fit(self, fits, pace) -> list[View]:
         return [self._fit(f.view, f.names, f.data, f.epochs, f.seed) for f in fits]
 
     def _fit(self, view: View, names, data: ClientData, epochs: int, seed: int) -> View:

@@ -66,7 +66,8 @@ def plain_round(folder, learner, classes, clients, texts, training, seed):
         count, order = len(client.train), derive_seed(seed, "client", 0, client.id)
         lengths = np.array([len(t.split()) for t in texts[client.id]])
         size = training.batch_size
-        for index in shuffled_batches(count, size, derive_seed(order, "epoch", 0), lengths):
+        pace = derive_seed(derive_seed(seed, "pace", 0), "epoch", 0)
+        for index in shuffled_batches(count, size, derive_seed(order, "epoch", 0), lengths, pace):
             features = pooled(model, [texts[client.id][i] for i in index])
             scores = 5.0 * F.normalize(features, dim=-1) @ prompts.T
             optimiser.zero_grad()
@@ -198,9 +199,9 @@ def test_who_gets_the_class_prior(run, toy, make_toy_client, monkeypatch, stage1
     learner = toy()
     fit = learner.fit
 
-    def spy(fits):
+    def spy(fits, pace):
         seen.extend((f.view.expert.prior, f.view.partner and f.view.partner.prior) for f in fits)
-        return fit(fits)
+        return fit(fits, pace)
 
     monkeypatch.setattr(learner, "fit", spy)
     options = replace(

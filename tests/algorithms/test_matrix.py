@@ -246,7 +246,7 @@ def test_an_update_alone_equals_the_update_after_others(world, method, model):
 
     def update(data, seed):
         work = algorithm.client_update(learner, plan, broadcast, None, data, seed)
-        return perform([work], learner)[0]
+        return perform([work], learner, 0)[0]
 
     def facts(update):
         private = fingerprint(update.state.tensors) if update.state else None

@@ -102,6 +102,22 @@ def test_with_lengths_there_is_less_padding(seed):
     assert padding(shuffled_batches(300, 8, seed, lengths), lengths) < mixed / 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_clients_of_one_pace_have_like_lengths_at_the_same_time(seed):
+    """However many batches each has; and the pace, not the client, decides when long ones come."""
+    rng = np.random.default_rng(seed)
+
+    def longest(rows, pace):
+        lengths = rng.integers(1, 60, rows)
+        drawn = shuffled_batches(rows, 8, int(rng.integers(1000)), lengths, pace)
+        return np.array([lengths[batch].max() for batch in drawn])
+
+    one, other, apart = longest(800, 7), longest(640, 7), longest(800, 8)
+    assert np.corrcoef(one[:80], other)[0, 1] > 0.8
+    assert abs(np.corrcoef(one, apart)[0, 1]) < 0.4
+    assert abs(np.corrcoef(one, np.arange(100))[0, 1]) < 0.4
+
+
 @pytest.mark.parametrize("lengths", [None, np.arange(64) % 7])
 def test_seeds_shuffle_differently(lengths):
     epochs = {
@@ -112,7 +128,7 @@ def test_seeds_shuffle_differently(lengths):
 
 def test_batches_by_length_do_not_come_from_short_to_long():
     lengths = np.arange(64)
-    firsts = [next(iter(shuffled_batches(64, 8, seed, lengths)))[0] // 8 for seed in range(20)]
+    firsts = [next(shuffled_batches(64, 8, 0, lengths, pace))[0] // 8 for pace in range(20)]
     assert len(set(firsts)) > 3
 
 

@@ -188,11 +188,12 @@ def test_first_step_follows_the_gradient_of_the_loss(make_learner, make_client, 
 @pytest.mark.parametrize("kind", ["vit", "bert", "clip", "sentence"])
 def test_training_learns(make_learner, make_client, kind):
     """Colours and first words tell the class; a head of zeros must find that out."""
-    learner = make_learner(kind, linear=kind != "clip", cache_bytes=10**7)
+    training = Training(batch_size=4, learning_rate=0.02)
+    learner = make_learner(kind, linear=kind != "clip", cache_bytes=10**7, training=training)
     client = make_client(learner.backbone, rows=24)
     names = learner.layout.expert(1)
     start = View(Expert(learner.initial_expert(names, 0)))
-    after = learner.fit([Fit(start, names, client, 8, 0)])[0]
+    after = learner.fit([Fit(start, names, client, 20, 0)])[0]
     before, now = (learner.score(v, client, "train") for v in (start, after))
     assert now.loss < 0.8 * before.loss
     assert now.correct > before.correct

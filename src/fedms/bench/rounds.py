@@ -53,7 +53,7 @@ class Idle:
     def initial_gate(self, seed: int) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(self.layout.shapes[name]) for name in ("down", "up", "head")}
 
-    def fit(self, fits: Sequence[Fit]) -> list[View]:
+    def fit(self, fits: Sequence[Fit], pace: int) -> list[View]:
         self.asked = self.asked or time.perf_counter()
         return [fit.view for fit in fits]
 

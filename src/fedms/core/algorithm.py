@@ -10,7 +10,7 @@ One round, as every runtime performs it::
     plan = algorithm.plan(state)
     for each client of the cohort:
         work = algorithm.client_update(learner, plan, broadcast, client_state, data, seed)
-    updates = perform(the clients' work, learner)
+    updates = perform(the clients' work, learner, seed of the round)
     state = algorithm.server_update(state, plan, average of the updates)
 
 A client's work is a generator: it yields what it wants trained (`Fit`) and is sent the result, so
@@ -158,10 +158,11 @@ class Learner(Protocol):
         """The gate before any training: its adapter is the identity, its weights are even."""
         ...
 
-    def fit(self, fits: Sequence[Fit]) -> list[View]:
+    def fit(self, fits: Sequence[Fit], pace: int) -> list[View]:
         """The views with what was trained of each, in order, as if each had been trained alone.
 
-        Nothing of what is given is changed; what is not named stays frozen.
+        Nothing of what is given is changed; what is not named stays frozen. `pace` is the seed of
+        what clients of a round have in common (see `core.rows.shuffled_batches`).
         """
         ...
 
@@ -261,8 +262,11 @@ ClientWork = Generator[Fit, View, ClientUpdate]
 """A client's round: yields what it wants trained, is sent what came of it, returns its update."""
 
 
-def perform(works: Sequence[ClientWork], learner: Learner) -> list[ClientUpdate]:
-    """Do several clients' work in step: what they ask for at the same time is trained together."""
+def perform(works: Sequence[ClientWork], learner: Learner, pace: int) -> list[ClientUpdate]:
+    """Do several clients' work in step: what they ask for at the same time is trained together.
+
+    `pace` is a seed that all clients of a round share.
+    """
     updates: dict[int, ClientUpdate] = {}
     fitted: dict[int, View] = {}
     waiting = list(range(len(works)))
@@ -274,7 +278,7 @@ def perform(works: Sequence[ClientWork], learner: Learner) -> list[ClientUpdate]
             except StopIteration as end:
                 updates[i] = end.value
         waiting = list(asked)
-        fitted = dict(zip(waiting, learner.fit(list(asked.values())), strict=True))
+        fitted = dict(zip(waiting, learner.fit(list(asked.values()), pace), strict=True))
     return [updates[i] for i in range(len(works))]
 
 

@@ -73,23 +73,26 @@ def _take(column: Column, index: Index) -> Column:
 
 
 def shuffled_batches(
-    rows: int, size: int, seed: int, lengths: NDArray[Any] | None = None
+    rows: int, size: int, seed: int, lengths: NDArray[Any] | None = None, pace: int = 0
 ) -> Iterator[Index]:
     """One epoch: the index of every row once, in an order that depends on the arguments alone.
 
     The last batch may be smaller; no row is left out. With `lengths`, rows of similar length are
     batched together, so that little padding is computed: within pools of some batches that are
-    shuffled anew every epoch, and in shuffled order.
+    drawn anew every epoch, and in shuffled order. Of that order, what `pace` decides is when long
+    and when short batches come: clients of one pace have batches of like length at the same time,
+    which a stack of them pads to one length.
     """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(rows).astype(np.int64)
-    if lengths is not None:
-        pools = [order[at : at + _POOL * size] for at in range(0, rows, _POOL * size)]
-        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [order])
+    order = np.random.default_rng(seed).permutation(rows).astype(np.int64)
+    if lengths is None:
+        yield from (order[start : start + size] for start in range(0, rows, size))
+        return
+    pools = [order[at : at + _POOL * size] for at in range(0, rows, _POOL * size)]
+    order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [order])
     batches = [order[start : start + size] for start in range(0, rows, size)]
-    if lengths is not None:
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-    yield from batches
+    batches.sort(key=lambda batch: int(lengths[batch].max()))
+    at = np.argsort(np.random.default_rng(pace).random(len(batches)))
+    yield from (batches[rank] for rank in np.argsort(at))
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,9 +74,9 @@ class ModelLearner(Resident):
     def initial_gate(self, seed: int) -> dict[str, Tensor]:
         return initial_gate(self.backbone.width, seed, self.mixing.bottleneck)
 
-    def fit(self, fits: Sequence[Fit]) -> list[View]:
+    def fit(self, fits: Sequence[Fit], pace: int = 0) -> list[View]:
         """See `Learner.fit`. The gate trains whenever the view has one."""
-        return stack.train(self, self.training, fits)
+        return stack.train(self, self.training, fits, pace)
 
     def spent(self) -> Costs:
         """See `Learner.spent`."""

@@ -29,7 +29,7 @@ _NO_ROW = -100
 """The label of rows that only fill a batch up to the size of its neighbours'."""
 
 
-def train(resident: Resident, training: Training, fits: Sequence[Fit]) -> list[View]:
+def train(resident: Resident, training: Training, fits: Sequence[Fit], pace: int) -> list[View]:
     """What comes of every fit, in order; those that are alike are trained together."""
     with resident.meter.phase("cache"):
         trainees = [_Trainee(resident, fit) for fit in fits]
@@ -37,7 +37,7 @@ def train(resident: Resident, training: Training, fits: Sequence[Fit]) -> list[V
     for trainee in trainees:
         alike.setdefault(trainee.kind, []).append(trainee)
     for stack in alike.values():
-        _Stack(resident, training, stack).train()
+        _Stack(resident, training, stack, pace).train()
     return [trainee.trained() for trainee in trainees]
 
 
@@ -77,10 +77,11 @@ class _Trainee:
         with resident.slots.holding(_stacked([self.adapters])):
             return resident.keep(rows, resident.adapters(self.fit.view.expert.tensors), boundary)
 
-    def batches(self, rows: Rows, size: int, epoch: int) -> Iterator[Index]:
+    def batches(self, rows: Rows, size: int, epoch: int, pace: int) -> Iterator[Index]:
         """An epoch's batches of its training rows, or of others."""
         order = derive_seed(self.fit.seed, "epoch", epoch)
-        return shuffled_batches(len(rows), size, order, self.lengths if rows is self.rows else None)
+        lengths = self.lengths if rows is self.rows else None
+        return shuffled_batches(len(rows), size, order, lengths, pace)
 
     def trained(self) -> View:
         """The view with what was trained, as copies on the CPU."""
@@ -128,8 +129,9 @@ class _Stack:
     """Clients whose steps are taken together."""
 
     def __init__(
-        self, resident: Resident, training: Training, trainees: Sequence[_Trainee]
+        self, resident: Resident, training: Training, trainees: Sequence[_Trainee], pace: int
     ) -> None:
+        self._pace = pace
         self._resident, self._size, self._trainees = resident, training.batch_size, trainees
         experts = [t for one in trainees for t in one.expert.values() if t.requires_grad]
         gates = [t for one in trainees for t in one.gate.values()]
@@ -165,8 +167,9 @@ class _Stack:
 
     def _batches(self, rows: Sequence[Rows], epoch: int) -> Iterator[_Batch]:
         """An epoch of all clients, each in its own order."""
+        pace = derive_seed(self._pace, "epoch", epoch)
         every = [
-            one.batches(part, self._size, epoch)
+            one.batches(part, self._size, epoch, pace)
             for one, part in zip(self._trainees, rows, strict=True)
         ]
         for batches in zip_longest(*every):

@@ -87,7 +87,8 @@ class Simulator:
     def _perform(self, sent: Sent, stack: Sequence[str]) -> list[Answer]:
         """The round of some clients, trained together. The first answer has what all cost."""
         works = [self._work(sent, client) for client in stack]
-        updates = perform(works, self._learner)
+        pace = derive_seed(sent.plan.seed, "pace", sent.plan.round)
+        updates = perform(works, self._learner, pace)
         costs = [self._learner.spent(), *(Costs() for _ in stack[1:])]
         return [
             self._answer(sent, update, cost) for update, cost in zip(updates, costs, strict=True)
