@@ -58,6 +58,15 @@ def test_the_peer_learns_what_ours_learns():
     assert losses[-1] < losses[0]
 
 
+def test_texts_of_mixed_lengths_make_eight_batches():
+    rows = bench_steps._rows(bench_steps.Case("text", 4), seed=1)
+    lengths = [len(ids) for ids in rows.columns["input_ids"]]
+    assert len(rows) == 32
+    assert 4 <= min(lengths) < 12 < max(lengths) <= 60
+    other = bench_steps._rows(bench_steps.Case("text", 4), seed=2)
+    assert [len(ids) for ids in other.columns["input_ids"]] != lengths
+
+
 def test_idle_rounds_send_what_real_rounds_send():
     start, seconds = bench_rounds.idle_rounds(4, 2, 3, stage=1)
     assert len(seconds) == 3

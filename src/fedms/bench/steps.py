@@ -23,6 +23,7 @@ from fedms.models.meter import Meter
 
 _PEER = "plain transformers and PEFT, all blocks, float32, no cache"
 _CLASSES = 77
+_LONGEST = 60
 _PLENTY = 2 * 10**9
 
 
@@ -33,7 +34,7 @@ class Case:
     Args:
         tower: `text`, `vision` or `small` (glyphclip's tower).
         rows: a batch.
-        length: tokens a text.
+        length: tokens a text; 0: eight batches of texts of 4 to 60 tokens, 12 in the median.
         depths: at which it is measured.
         repeats: measurements.
     """
@@ -89,18 +90,20 @@ def stack_rows() -> Iterator[Row]:
         ("text", 8, 16, 1),
         ("text", 32, 16, 1),
         ("text", 16, 16, 3),
+        ("text", 16, 0, 3),
     ):
         case = Case(tower, rows, length)  # type: ignore[arg-type]
         for precision in _precisions(case):
             learner = _learner(case, precision)
-            fits = [_fit(learner, case, depth) for _ in range(clients)]
+            fits = [_fit(learner, case, depth, client) for client in range(clients)]
             works: dict[str, Callable[[], object]] = {
                 "stacked": partial(learner.fit, fits),
                 "alone": partial(_one_by_one, learner, fits),
             }
             seconds = alternate(works, repeats)
+            what = "texts of mixed lengths" if tower == "text" and not length else tower
             yield Row.of(
-                f"{clients} clients, {tower} tower, batch {rows}, depth {depth}, {precision}",
+                f"{clients} clients, {what}, batch {rows}, depth {depth}, {precision}",
                 seconds["stacked"],
                 "s",
                 repeats,
@@ -124,18 +127,21 @@ def _backbone(case: Case) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         if case.tower == "text":
             tokens = SimpleNamespace(pad_token_id=0)
-            return Backbone("", "sentence", plain.text_model(), tokens, "mean", 384, case.length)
+            return Backbone("", "sentence", plain.text_model(), tokens, "mean", 384, _LONGEST)
         shape, width = (plain.VISION, 512) if case.tower == "vision" else (plain.SMALL, 128)
         pixels = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255)
         return Backbone("", "clip", plain.clip_model(shape, width), pixels, "cls", width, 0)
 
 
-def _rows(case: Case) -> Rows:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, _CLASSES, case.rows)
+def _rows(case: Case, seed: int = 0) -> Rows:
+    rng = np.random.default_rng(seed)
+    mixed = case.tower == "text" and not case.length
+    labels = rng.integers(0, _CLASSES, 8 * case.rows if mixed else case.rows)
     if case.tower == "text":
-        ids = rng.integers(1000, 30000, (case.rows, case.length)).astype(np.int32)
-        return Rows({"input_ids": list(ids)}, labels)
+        some = rng.lognormal(np.log(12), 0.5, len(labels)).round().clip(4, _LONGEST)
+        lengths = some.astype(int) if mixed else np.full(len(labels), case.length)
+        ids = [rng.integers(1000, 30000, count).astype(np.int32) for count in lengths]
+        return Rows({"input_ids": ids}, labels)
     side = 224 if case.tower == "vision" else 32
     pixels = rng.integers(0, 256, (case.rows, 3, side, side)).astype(np.uint8)
     return Rows({"pixel_values": pixels}, labels)
@@ -161,12 +167,12 @@ def _ours(learner: ModelLearner, case: Case, depth: int) -> Callable[[], object]
     return partial(learner.fit, [_fit(learner, case, depth)])
 
 
-def _fit(learner: ModelLearner, case: Case, depth: int) -> Fit:
-    rows = _rows(case)
+def _fit(learner: ModelLearner, case: Case, depth: int, seed: int = 0) -> Fit:
+    rows = _rows(case, seed)
     none = rows.take(np.array([], dtype=np.int64))
     client = ClientData("client", rows, none, none)
     names = learner.layout.expert(depth)
-    return Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 1, 0)
+    return Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 1, seed)
 
 
 def _peer(case: Case) -> tuple[Callable[[], object], int]:
