@@ -64,7 +64,7 @@ def _step_rows(name: str, case: Case) -> Iterator[Row]:
     works: dict[str, Callable[[], object]] = {"peer": peer}
     learners: dict[str, ModelLearner] = {}
     for precision in _precisions(case):
-        learner = _learner(case, precision)
+        learner = learner_of(case, precision)
         for depth in case.depths:
             kind = f"{name} depth {depth}/{len(learner.slots.groups)} {precision}"
             works[kind], learners[kind] = _ours(learner, case, depth), learner
@@ -94,8 +94,8 @@ def stack_rows() -> Iterator[Row]:
     ):
         case = Case(tower, rows, length)  # type: ignore[arg-type]
         for precision in _precisions(case):
-            learner = _learner(case, precision)
-            fits = [_fit(learner, case, depth, client) for client in range(clients)]
+            learner = learner_of(case, precision)
+            fits = [fit_of(learner, case, depth, client) for client in range(clients)]
             works: dict[str, Callable[[], object]] = {
                 "stacked": partial(learner.fit, fits),
                 "alone": partial(_one_by_one, learner, fits),
@@ -152,7 +152,8 @@ def _classes(width: int) -> Tensor:
     return F.normalize(torch.randn(_CLASSES, width, generator=generator), dim=-1)
 
 
-def _learner(case: Case, precision: str) -> ModelLearner:
+def learner_of(case: Case, precision: str) -> ModelLearner:
+    """A learner with the case's model, which has room to keep what it likes."""
     backbone = _backbone(case)
     backbone.compute_in(getattr(torch, precision))
     slots = AdapterSlots(backbone.model, backbone.blocks("qv"), 8, 16)
@@ -164,10 +165,11 @@ def _learner(case: Case, precision: str) -> ModelLearner:
 
 def _ours(learner: ModelLearner, case: Case, depth: int) -> Callable[[], object]:
     """A client's whole epoch of one step: adapters in, prefix found, step, adapters out."""
-    return partial(learner.fit, [_fit(learner, case, depth)])
+    return partial(learner.fit, [fit_of(learner, case, depth)])
 
 
-def _fit(learner: ModelLearner, case: Case, depth: int, seed: int = 0) -> Fit:
+def fit_of(learner: ModelLearner, case: Case, depth: int, seed: int = 0) -> Fit:
+    """An epoch of a client with the case's rows."""
     rows = _rows(case, seed)
     none = rows.take(np.array([], dtype=np.int64))
     client = ClientData("client", rows, none, none)
