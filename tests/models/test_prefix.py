@@ -363,6 +363,34 @@ def test_half_precision_storage_rounds_as_stated(make_learner, make_rows, dtype,
     torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
 
 
+def test_states_beyond_float16_are_not_kept_and_said_so(make_learner, make_rows, caplog):
+    learner = room_on_disk(make_learner("clip"), None, memory=PLENTY, dtype=torch.float16)
+    rows = make_rows(learner.backbone, 6)
+    norm = learner.backbone.model.vision_model.pre_layrnorm
+    norm.weight.data.mul_(1e6)
+    for _ in range(2):
+        assert learner.prefixes.keep(rows, 1, "") is None
+    assert learner.prefixes.bytes == 0
+    (record,) = caplog.records
+    assert "runtime.cache_dtype=bfloat16" in record.getMessage()
+
+
+def test_a_device_that_is_full_is_no_reason_to_fail(make_learner, make_rows, tmp_path, monkeypatch):
+    """As CUDA says it; what was meant for its memory goes to a file."""
+    learner = room_on_disk(make_learner("clip"), tmp_path, memory=PLENTY)
+    rows, empty = make_rows(learner.backbone, 6), torch.empty
+
+    def full(*size, **options):
+        if size[0][0] == len(rows):
+            raise torch.OutOfMemoryError
+        return empty(*size, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedms.models.prefix.torch.empty", full)
+        kept = learner.prefixes.keep(rows, 1, "")
+    assert kept.on_disk
+
+
 def test_a_random_prefix_is_not_kept_and_said_so(make_learner, make_rows, caplog):
     learner = make_learner("sentence", cache_bytes=PLENTY)
     rows = make_rows(learner.backbone, 6)

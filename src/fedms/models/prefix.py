@@ -12,7 +12,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,13 @@ class PrefixCache:
                     return None
             states = place[0]
             part = part.to(states.device, states.dtype)
+            if states.dtype == torch.float16 and not part.isfinite().all():
+                self._say(
+                    "range",
+                    "states of the foundation model are beyond the range of float16, so they are "
+                    "not kept; try runtime.cache_dtype=bfloat16",
+                )
+                return None
             if starts is None or lengths is None:
                 states[torch.from_numpy(index)] = part
                 continue
@@ -247,7 +254,8 @@ class PrefixCache:
         dtype = self._room.dtype or self._backbone.dtype
         wanted = math.prod(shape) * dtype.itemsize
         if wanted <= self._room.memory - self._used(on_disk=False):
-            return torch.empty(shape, dtype=dtype, device=self._backbone.device), False
+            with suppress(torch.OutOfMemoryError):  # the device has less than the budget: to files
+                return torch.empty(shape, dtype=dtype, device=self._backbone.device), False
         if self._room.folder is None or wanted > self._disk - self._used(on_disk=True):
             self._say(
                 "room",
