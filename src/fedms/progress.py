@@ -132,6 +132,8 @@ def figure(value: float | None, unit: str) -> str:
         return "–"
     if unit == "s":
         return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
+    if unit == "share":
+        return f"{value:.3f}"
     return _size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from fedms.build import build
 from fedms.config import Config, load_config
 from fedms.core.algorithm import View
-from fedms.models.learner import FROZEN
+from fedms.models.resident import FROZEN
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "benchmarks" / "peers"
@@ -223,6 +223,57 @@ def test_overhead_is_medians_of_programs_in_turns(module: Any) -> None:
         (400.0, 1000.0, "ms a client"),
         (19, 49, "s"),
         (20, 50, "s"),
+    ]
+
+
+def test_what_is_spent_until_an_accuracy(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: two clients, three rounds; fedms twice, which counts with its mean seconds."""
+    compare = module("compare")
+
+    def run(folder: Path, seconds: float) -> Path:
+        folder.mkdir()
+        spent = {"seconds": seconds, "upload_bytes": 2, "download_bytes": 3}
+        curve = [(0.5, 0.75), (0.75, 1.0), (1.0, 1.0)]
+        lines = [
+            {"round": n, "validation": {"personal": v}, "test": {"personal": (v or 0) / 2}}
+            for n, values in enumerate(curve, start=1)
+            for v in (*values, None)
+        ]
+        for name, records in (("rounds", [spent] * 3), ("clients", lines)):
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            (folder / f"{name}.jsonl").write_text(text)
+        return folder
+
+    def point(seconds: float, *scores: float) -> dict[str, Any]:
+        clients = {str(i): {"validation": v, "test": v / 4} for i, v in enumerate(scores)}
+        clients["none"] = {"validation": None, "test": 0.0}
+        return {"train_seconds": seconds, "bytes": 10 * seconds, "clients": clients}
+
+    class Programs:
+        def __init__(self) -> None:
+            self.seconds = iter([1.0, 3.0])
+
+        def job(self) -> Path:
+            return tmp_path
+
+        def peer(self, program: str, job: Path) -> dict[str, Any]:
+            return {"curve": [point(10, 0.5, 0.5), point(20, 1.0, 0.5), point(30, 0.0, 0.75)]}
+
+        def fedms(self, *words: str) -> dict[str, Any]:
+            took = next(self.seconds)
+            return {"folder": run(tmp_path / str(took), took)}
+
+    monkeypatch.setattr(compare, "TARGETS", (0.75,))
+    rows = list(compare.accuracy_rows(Programs()))
+    assert [(r.measure, r.ours, r.peer) for r in rows] == [
+        ("seconds until validation accuracy 0.750", 4.0, 20),
+        ("bytes sent until validation accuracy 0.750", 10, 200),
+        ("seconds until validation accuracy 0.875", 4.0, 30),
+        ("bytes sent until validation accuracy 0.875", 10, 300),
+        ("validation accuracy at its best validation", 1.0, 0.875),
+        ("test accuracy at its best validation", 0.5, 0.21875),
     ]
 
 
