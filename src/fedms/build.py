@@ -283,7 +283,7 @@ def computes(config: Config, width: int, workers: int) -> dict[str, Any]:
     precision = pick_precision(config.runtime.precision, torch.device(device), width)
     threads = config.runtime.threads or max(1, torch.get_num_threads() // workers)
     return {
-        "device": device,
+        "device": device if workers == 1 else device.split(":")[0],
         "precision": str(precision).removeprefix("torch."),
         "threads": threads,
     }

@@ -220,6 +220,36 @@ def test_order_of_work_changes_nothing(trace, method, model):
     assert hashes(trace(method, model)) == hashes(trace(method, model, Backwards))
 
 
+class Stacked(Simulator):
+    """Two clients at a time; the toy trains them as it trains one."""
+
+    def __init__(self, *words) -> None:
+        super().__init__(*words, stack=2)
+
+
+@pytest.mark.parametrize(("method", "model"), [pair for pair in PAIRS if "toy" in pair[1]])
+def test_stacks_change_nothing(trace, method, model):
+    assert hashes(trace(method, model)) == hashes(trace(method, model, Stacked))
+
+
+@pytest.mark.parametrize("stack", [1, 2, 3, 9])
+def test_answers_come_in_cohort_order_and_private_states_stay(
+    toy, make_toy_client, tmp_path, stack
+):
+    """Whatever clients' sizes; also where there are more than one pool of stacks."""
+    clients = [make_toy_client(str(i), rows=2 + i * 5 % 7, seed=i) for i in range(12)]
+    states, learner = ClientStates(tmp_path), toy()
+    algorithm = local(learner.layout, DEFAULT)
+    state = algorithm.init(learner, 0)
+    simulator = Simulator(algorithm, learner, clients, states, stack=stack)
+    cohort = [str(i) for i in (3, 0, 11, 5, 7, 1, 2, 10, 9, 8)]
+    answers = list(simulator.train(algorithm.plan(state), {}, cohort))
+    assert [answer.update.client for answer in answers] == cohort
+    assert [answer.update.rows for answer in answers] == [2 + int(c) * 5 % 7 for c in cohort]
+    assert all(answer.update.state is None for answer in answers)
+    assert all((states.load(client.id) is not None) == (client.id in cohort) for client in clients)
+
+
 @pytest.mark.parametrize(("method", "model"), PAIRS)
 def test_nothing_is_left_behind_and_nothing_that_arrived_is_changed(trace, method, model):
     run = trace(method, model)

@@ -373,6 +373,9 @@ def test_states_beyond_float16_are_not_kept_and_said_so(make_learner, make_rows,
     assert learner.prefixes.bytes == 0
     (record,) = caplog.records
     assert "runtime.cache_dtype=bfloat16" in record.getMessage()
+    learner.spent()
+    learner.prefixes.keep(rows, 1, "")
+    assert learner.spent().flops == 0  # not tried again
 
 
 def test_a_device_that_is_full_is_no_reason_to_fail(make_learner, make_rows, tmp_path, monkeypatch):

@@ -145,5 +145,18 @@ def test_a_stack_costs_what_its_clients_cost(make_learner, make_client):
     assert three.peak_activation_bytes == pytest.approx(3 * one.peak_activation_bytes, rel=0.1)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_what_a_fit_kept_is_there_for_the_next(make_learner, make_client, together):
+    """The partner's prefix lies elsewhere: it must not push the local expert's out of the cache."""
+    learner = make_learner("clip", training=TRAINING, cache_bytes=PLENTY)
+    fits = make_fits(learner, make_client, mixture=True)
+    for group in [fits] if together else [[fit] for fit in fits]:
+        learner.fit(group)
+    kept = [learner.prefixes._kept[fit.data.train] for fit in fits]
+    assert [one.boundary for one in kept] == [2] * len(fits)
+    learner.fit(fits)
+    assert [learner.prefixes._kept[fit.data.train] for fit in fits] == kept
+
+
 def test_nothing_to_fit_is_no_error(make_learner):
     assert make_learner("clip").fit([]) == []

@@ -45,6 +45,15 @@ def _tiny(kind: str):
             | {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0},
             vision_config=image,
         ),
+        "longformer": lambda: tf.LongformerConfig(
+            vocab_size=24,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=8,
+            attention_window=4,
+            max_position_embeddings=18,
+        ),
         "swin": lambda: tf.SwinConfig(
             image_size=16, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2
         ),
@@ -52,9 +61,14 @@ def _tiny(kind: str):
     return tf.AutoModel.from_config(configs[kind]())
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "t5", "convnext", "resnet", "siglip", "swin"])
+@pytest.mark.parametrize(
+    "kind", ["gpt2", "t5", "convnext", "resnet", "siglip", "swin", "longformer"]
+)
 def test_other_architectures(tmp_path, tokenizer_saver, kind):
-    """Swin too: its stages are no blocks, and its first token is a corner, not the class."""
+    """Swin too: its stages are no blocks, and its first token is a corner, not the class.
+
+    Inside Longformer tokens come before rows: a stack would take one client's for another's.
+    """
     with torch.random.fork_rng(devices=[]):
         _tiny(kind).save_pretrained(tmp_path)
     tokenizer_saver(tmp_path)

@@ -10,7 +10,7 @@ One round, as every runtime performs it::
     plan = algorithm.plan(state)
     for each client of the cohort:
         work = algorithm.client_update(learner, plan, broadcast, client_state, data, seed)
-    updates = perform(the clients' work, learner, seed of the round)
+    updates = perform(the clients' work, learner, pace of the round)
     state = algorithm.server_update(state, plan, average of the updates)
 
 A client's work is a generator: it yields what it wants trained (`Fit`) and is sent the result, so
@@ -159,7 +159,7 @@ class Learner(Protocol):
         ...
 
     def fit(self, fits: Sequence[Fit], pace: int) -> list[View]:
-        """The views with what was trained of each, in order, as if each had been trained alone.
+        """The views with what was trained of each (at least one), as if each had been alone.
 
         Nothing of what is given is changed; what is not named stays frozen. `pace` is the seed of
         what clients of a round have in common (see `core.rows.shuffled_batches`).
@@ -265,7 +265,7 @@ ClientWork = Generator[Fit, View, ClientUpdate]
 def perform(works: Sequence[ClientWork], learner: Learner, pace: int) -> list[ClientUpdate]:
     """Do several clients' work in step: what they ask for at the same time is trained together.
 
-    `pace` is a seed that all clients of a round share.
+    `pace` is a seed that all clients of a round share, see `core.rows.shuffled_batches`.
     """
     updates: dict[int, ClientUpdate] = {}
     fitted: dict[int, View] = {}
@@ -278,7 +278,8 @@ def perform(works: Sequence[ClientWork], learner: Learner, pace: int) -> list[Cl
             except StopIteration as end:
                 updates[i] = end.value
         waiting = list(asked)
-        fitted = dict(zip(waiting, learner.fit(list(asked.values()), pace), strict=True))
+        if asked:
+            fitted = dict(zip(waiting, learner.fit(list(asked.values()), pace), strict=True))
     return [updates[i] for i in range(len(works))]
 
 

@@ -91,8 +91,8 @@ def shuffled_batches(
     order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools] or [order])
     batches = [order[start : start + size] for start in range(0, rows, size)]
     batches.sort(key=lambda batch: int(lengths[batch].max()))
-    at = np.argsort(np.random.default_rng(pace).random(len(batches)))
-    yield from (batches[rank] for rank in np.argsort(at))
+    ranks = np.argsort(np.argsort(np.random.default_rng(pace).random(len(batches))))
+    yield from (batches[rank] for rank in ranks)
 
 
 @dataclass(frozen=True, eq=False)

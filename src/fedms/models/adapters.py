@@ -33,7 +33,10 @@ _NOTHING = torch.empty(0, 0, 0)
 
 
 class Factor(nn.Module):
-    """One low-rank matrix of each of several clients."""
+    """One low-rank matrix of each of several clients.
+
+    The first axis of its inputs must be rows of the batch, as in the encoders that are accepted.
+    """
 
     weight: Tensor
     """`(clients, out, in)`; whoever holds the adapters owns it."""
@@ -123,9 +126,9 @@ class AdapterSlots:
             missing = [name for name in self.groups[index] if name not in tensors]
             if missing:
                 raise ValueError(f"got block {index} without {missing[0]!r}; expected all of it")
-        self.put(tensors)
-        self._switch(active)
         try:
+            self.put(tensors)
+            self._switch(active)
             yield
         finally:
             self._switch([])

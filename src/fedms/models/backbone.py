@@ -220,14 +220,20 @@ def _kind(config: Any, folder: str, name: str) -> Kind:
     if config.model_type == "clip":
         return "clip"
     plain = hasattr(config, "hidden_size") and not hasattr(config, "depths")  # no stages, as Swin
+    plain = plain and config.model_type not in _OTHER_LAYOUT
     if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and plain:
         return "image"
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
+    encoder = plain and not config.is_encoder_decoder
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and encoder:
         return "sentence" if _pooling(folder) else "text"
     raise UserError(
         f"got model.name = {name!r} of type {config.model_type!r}; expected CLIP, a sentence "
         "encoder, or a text or image encoder such as BERT, RoBERTa, ViT or DINOv2"
     )
+
+
+_OTHER_LAYOUT = ("longformer",)
+"""Inside them rows of a batch are not the first axis, or tokens are padded once more."""
 
 
 def _load_model(kind: Kind, config: Any, folder: str, name: str) -> nn.Module:

@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,16 @@ def take(kept: Sequence[Kept], index: Sequence[Index], device: torch.device) -> 
         index: rows of each.
         device: where they are wanted.
     """
-    parts = []
+    parts: list[Tensor] = []
     for one, at in zip(kept, index, strict=True):
         if one.starts is None:
-            parts.append(one.states[torch.from_numpy(at).to(one.states.device)].to(device))
+            where = torch.from_numpy(at).to(one.states.device, non_blocking=True)
+            parts.append(one.states[where].to(device, non_blocking=True))
         else:
-            parts += [one.states[one.starts[i] : one.starts[i + 1]].to(device) for i in at]
+            spans = [(int(one.starts[i]), int(one.starts[i + 1])) for i in at]
+            rows = torch.cat([one.states[begin:end] for begin, end in spans])
+            rows = rows.to(device, non_blocking=True)
+            parts += torch.split(rows, [end - begin for begin, end in spans])
     if kept[0].starts is not None:
         return nn.utils.rnn.pad_sequence(parts, batch_first=True)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -237,6 +241,7 @@ class PrefixCache:
                     "states of the foundation model are beyond the range of float16, so they are "
                     "not kept; try runtime.cache_dtype=bfloat16",
                 )
+                self._room = replace(self._room, memory=0)
                 return None
             if starts is None or lengths is None:
                 states[torch.from_numpy(index)] = part

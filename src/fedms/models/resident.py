@@ -1,4 +1,4 @@
-"""The resident model under any expert: features, logits and mixtures of one client after another.
+"""The resident model under any expert: features, logits and mixtures, of one client or a stack.
 
 There is one foundation model in memory. Adapters are put into its slots; whatever stays constant
 while an expert trains (the prefix, the frozen feature that the gate sees, and the global expert's

@@ -59,7 +59,10 @@ class _Trainee:
         self.adapters = resident.adapters(self.expert)
         self.heads = {n: t for n, t in self.expert.items() if n not in self.adapters}
         self.prior = resident.prior(view.expert, fit.data)
-        self.kept = self.prefix(resident, self.rows)
+        on_val = resident.mixing.data == "val"
+        self.gate_rows = fit.data.val if on_val else self.rows
+        self.constants = resident.constants(view, fit.data, self.gate_rows)
+        self.kept = self.prefix(resident, self.rows)  # last: the cache holds one of these rows
         self.kind = (
             fit.names,
             frozenset(self.expert),
@@ -121,7 +124,9 @@ class _Batch:
         for row, index in zip(labels, there.values(), strict=True):
             row[len(index) :] = _NO_ROW
         at = np.stack([starts[i] + index for i, index in filled.items()])
-        on_device = (torch.from_numpy(array).to(device) for array in (labels, at))
+        on_device = (
+            torch.from_numpy(array).to(device, non_blocking=True) for array in (labels, at)
+        )
         return cls(list(filled), list(filled.values()), *on_device)
 
 
@@ -148,22 +153,12 @@ class _Stack:
     def train(self) -> None:
         """All epochs. The gate learns on training rows with its expert, or on validation rows."""
         on_val = self._resident.mixing.data == "val"
-        rows = [one.fit.data.val if on_val else one.rows for one in self._trainees]
-        constants = self._constants(rows)
+        there = [one.constants for one in self._trainees if one.constants]
+        constants = Constants.join(there) if there else None  # one client's rows after another's
         for epoch in range(self._trainees[0].fit.epochs):
             self._expert_epoch(epoch, None if on_val else constants)
             if on_val and constants:
-                self._gate_epoch(epoch, rows, constants)
-
-    def _constants(self, rows: Sequence[Rows]) -> Constants | None:
-        """For mixtures, what stands still of these rows of all clients, one after the other."""
-        with self._resident.meter.phase("cache"):
-            parts = [
-                self._resident.constants(one.fit.view, one.fit.data, part)
-                for one, part in zip(self._trainees, rows, strict=True)
-            ]
-        there = [part for part in parts if part]
-        return Constants.join(there) if there else None
+                self._gate_epoch(epoch, constants)
 
     def _batches(self, rows: Sequence[Rows], epoch: int) -> Iterator[_Batch]:
         """An epoch of all clients, each in its own order."""
@@ -190,9 +185,9 @@ class _Stack:
                     features = resident.batch(inputs, batch.index, kept)
                     self._step(batch, features.view(*batch.labels.shape, -1), constants)
 
-    def _gate_epoch(self, epoch: int, rows: Sequence[Rows], constants: Constants) -> None:
+    def _gate_epoch(self, epoch: int, constants: Constants) -> None:
         """One pass of the gates alone; both experts stand still."""
-        resident = self._resident
+        resident, rows = self._resident, [one.gate_rows for one in self._trainees]
         with resident.meter.phase("cache"), torch.no_grad():
             parts = zip(self._trainees, rows, strict=True)
             features = torch.cat([self._features(one, part) for one, part in parts])

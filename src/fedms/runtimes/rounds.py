@@ -32,7 +32,10 @@ class ClientInfo:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A client's update, the bytes that crossed the wire for it both ways, and its work."""
+    """A client's update without its private state, the bytes both ways, and what it cost.
+
+    Of clients that were trained together one has the costs of all.
+    """
 
     update: ClientUpdate
     download_bytes: int

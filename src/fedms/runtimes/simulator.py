@@ -1,9 +1,10 @@
-"""All clients in this process, one after another, over one resident model."""
+"""All clients in this process, one stack of them after another, over one resident model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedms.core.algorithm import (
     ClientUpdate,
@@ -24,7 +25,7 @@ from fedms.core.tensors import Tensors, pick, wire_bytes
 from fedms.runtimes.rounds import Answer, ClientInfo
 from fedms.store.states import ClientStates
 
-_POOL = 8
+_POOL = 4
 """Stacks whose clients are sorted by rows together."""
 Scores = dict[str, dict[str, Score]]
 """By role, then client."""
@@ -47,7 +48,7 @@ class Simulator:
     that another client left in the model.
 
     Args:
-        algorithm, learner: what every client runs, one after the other.
+        algorithm, learner: what every client runs.
         clients: those that train.
         states: where their private states are kept.
         unseen: clients that never train, to be scored.
@@ -74,25 +75,25 @@ class Simulator:
         yield from self.answers(send(plan, tensors), cohort)
 
     def answers(self, sent: Sent, cohort: Sequence[str]) -> Iterator[Answer]:
-        """The clients' rounds, in order. Those of a stack have about as many rows to train on."""
+        """The clients' rounds, in order. Those of a stack are alike in cap and training rows."""
         for pool in _parts(cohort, self._stack * _POOL if self._stack > 1 else 1):
-            by_rows = sorted(pool, key=lambda client: -len(self._clients[client].train))
-            done = {
-                answer.update.client: answer
-                for stack in _parts(by_rows, self._stack)
-                for answer in self._perform(sent, stack)
-            }
+            done: dict[str, Answer] = {}
+            for stack in _parts(sorted(pool, key=self._size), self._stack):
+                done |= zip(stack, self._perform(sent, stack), strict=True)
             yield from (done[client] for client in pool)
 
+    def _size(self, client: str) -> tuple[float, int]:
+        """What clients are sorted by: the most blocks they train, then the most rows first."""
+        data = self._clients[client]
+        return data.cap or math.inf, -len(data.train)
+
     def _perform(self, sent: Sent, stack: Sequence[str]) -> list[Answer]:
-        """The round of some clients, trained together. The first answer has what all cost."""
+        """The round of some clients, trained together. One answer has the costs of all."""
         works = [self._work(sent, client) for client in stack]
         pace = derive_seed(sent.plan.seed, "pace", sent.plan.round)
         updates = perform(works, self._learner, pace)
         costs = [self._learner.spent(), *(Costs() for _ in stack[1:])]
-        return [
-            self._answer(sent, update, cost) for update, cost in zip(updates, costs, strict=True)
-        ]
+        return [self._answer(sent, *each) for each in zip(stack, updates, costs, strict=True)]
 
     def _work(self, sent: Sent, client: str) -> ClientWork:
         return self._algorithm.client_update(
@@ -104,13 +105,14 @@ class Simulator:
             derive_seed(sent.plan.seed, "client", sent.plan.round, client),
         )
 
-    def _answer(self, sent: Sent, update: ClientUpdate, costs: Costs) -> Answer:
-        first = self._constant_at.get(update.client) != sent.plan.constant
-        self._constant_at[update.client] = sent.plan.constant
+    def _answer(self, sent: Sent, client: str, update: ClientUpdate, costs: Costs) -> Answer:
+        """What leaves a client; its private state is kept here."""
+        first = self._constant_at.get(client) != sent.plan.constant
+        self._constant_at[client] = sent.plan.constant
         if update.state is not None:
-            self._states.save(update.client, update.state)
+            self._states.save(client, update.state)
         down = sent.bytes + (sent.bytes_once if first else 0)
-        return Answer(update, down, wire_bytes(update.tensors), costs)
+        return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
 
     def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
         """Scores by role of clients: those that train, or those that never do.

@@ -3,9 +3,9 @@
 Every client belongs to one worker for the whole run, where its prefix cache stays; workers get
 equal numbers of training rows, as far as that goes. A client's update does not depend on where it
 is computed and answers are taken in cohort order, so that the result is the same to the byte for
-every number of workers, as long as each computes on equally many threads, and the prefix cache
-has room for everybody (or nobody): a prefix that is kept and one that is computed again may differ
-in the last bit.
+every number of workers, as long as each computes on equally many threads, clients are not stacked,
+and the prefix cache has room for everybody (or nobody): a prefix that is kept and one that is
+computed again may differ in the last bit.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _train(
 ) -> Iterator[tuple[Answer, bytes]]:
     sent = replace(sent, tensors=deserialise(data))
     for answer in simulator.answers(sent, clients):
-        bare = replace(answer, update=replace(answer.update, tensors={}, state=None))
+        bare = replace(answer, update=replace(answer.update, tensors={}))
         yield bare, serialise(answer.update.tensors)
 
 
