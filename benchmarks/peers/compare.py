@@ -165,7 +165,7 @@ def flower_rows(bench: Bench) -> Iterator[Row]:
     pairs = [(bench.fedms(*FEDAVG), bench.peer("flower_sim", job)) for _ in range(2)]
 
     def each(result: Mapping[str, Any]) -> float:
-        return median(result["round_seconds"][1:])  # Ray and its worker start in the first
+        return float(median(result["round_seconds"][1:]))  # Ray and its worker start in the first
 
     yield medians("seconds a round of FedAvg, all blocks", "s", pairs, each)
     yield medians("seconds of the whole run", "s", pairs, itemgetter("seconds"))
