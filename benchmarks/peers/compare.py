@@ -95,16 +95,10 @@ class Bench:
 def accuracy_rows(bench: Bench) -> Iterator[Row]:
     """Training seconds and bytes until validation accuracies, the peer's best among them.
 
-    The peer's batches hold texts of like length, as fedms' do. fedms runs before and after it:
-    both runs have the same curve, and count with their mean seconds.
+    The peer's batches hold texts of like length, as fedms' do.
     """
-    before = run_curve(bench.fedms("evaluate_every=1", *FRUGAL)["folder"])
     theirs = personal_curve(bench.peer("plain_peft", bench.job()))
-    after = run_curve(bench.fedms("evaluate_every=1", *FRUGAL)["folder"])
-    mine = [
-        {**one, "train_seconds": mean((one["train_seconds"], other["train_seconds"]))}
-        for one, other in zip(before, after, strict=True)
-    ]
+    mine = run_curve(bench.fedms("evaluate_every=1", *FRUGAL)["folder"])
     for target in (*TARGETS, max(point["validation"] for point in theirs)):
         ours, peer = first(mine, target), first(theirs, target)
         for key, unit in (("train_seconds", "s"), ("bytes", "bytes")):
@@ -113,7 +107,7 @@ def accuracy_rows(bench: Bench) -> Iterator[Row]:
                 f"{what} until validation accuracy {target:.3f}",
                 ours[key] if ours else float("nan"),
                 unit,
-                2 if unit == "s" else 1,
+                1,
                 (PLAIN, peer[key] if peer else float("nan")),
             )
     for key in ("validation", "test"):
