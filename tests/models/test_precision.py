@@ -10,9 +10,11 @@ import transformers
 
 from fedms.build import pick_precision
 from fedms.core.algorithm import Expert, Fit, View
-from fedms.models import Mixing, load_backbone
+from fedms.models import Mixing, Training, load_backbone
 
 MODELS = ["clip", "sentence", "vit", "roberta", "dinov2"]
+CALM = Training(batch_size=4, learning_rate=0.01, gate_learning_rate=0.01)
+"""Learns in any order of batches."""
 
 
 @pytest.fixture
@@ -40,11 +42,11 @@ def test_features_are_close_and_float32(pair, make_rows, kind):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_adapters_are_float32_and_learn(pair, make_client, kind):
-    _, half = pair(kind, cache_bytes=10**7)
+    _, half = pair(kind, training=CALM, cache_bytes=10**7)
     client = make_client(half.backbone)
     names = half.layout.expert(1)
     view = View(Expert(half.initial_expert(names, 0)))
-    after = half.fit([Fit(view, names, client, 8, 0)])[0]
+    after = half.fit([Fit(view, names, client, 12, 0)])[0]
     assert {t.dtype for t in after.expert.tensors.values()} == {torch.float32}
     assert half.score(after, client, "train").loss < half.score(view, client, "train").loss
     assert {kept.states.dtype for kept in half.prefixes._kept.values()} == {torch.bfloat16}
@@ -77,12 +79,12 @@ def test_auto_is_bfloat16_only_where_the_hardware_has_it(monkeypatch):
 @pytest.mark.parametrize("mix", ["probabilities", "features"])
 @pytest.mark.parametrize("data", ["train", "val"])
 def test_a_mixture_trains_in_bfloat16(pair, make_client, kind, mix, data):
-    _, half = pair(kind, mixing=Mixing(mix, data=data), cache_bytes=10**7)
+    _, half = pair(kind, mixing=Mixing(mix, data=data), training=CALM, cache_bytes=10**7)
     client = make_client(half.backbone)
     names = half.layout.expert(1)
     expert = Expert(half.initial_expert(names, 0))
     view = View(expert, expert, half.initial_gate(0))
-    after = half.fit([Fit(view, names, client, 4, 0)])[0]
+    after = half.fit([Fit(view, names, client, 12, 0)])[0]
     assert {t.dtype for t in (*after.expert.tensors.values(), *after.gate.values())} == {
         torch.float32
     }
