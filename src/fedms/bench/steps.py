@@ -82,7 +82,7 @@ def _step_rows(name: str, case: Case) -> Iterator[Row]:
 
 def stack_rows() -> Iterator[Row]:
     """Seconds of a step of eight clients, stacked, beside one client's after another's."""
-    clients, repeats = 8, 9
+    clients = 8
     for tower, rows, length, depth in (
         ("small", 8, 0, 1),
         ("small", 32, 0, 1),
@@ -93,6 +93,8 @@ def stack_rows() -> Iterator[Row]:
         ("text", 16, 0, 3),
     ):
         case = Case(tower, rows, length)  # type: ignore[arg-type]
+        mixed = tower == "text" and not length
+        repeats = 3 if mixed else 9  # of eight batches each
         for precision in _precisions(case):
             learner = learner_of(case, precision)
             fits = [fit_of(learner, case, depth, client) for client in range(clients)]
@@ -101,7 +103,7 @@ def stack_rows() -> Iterator[Row]:
                 "alone": partial(_one_by_one, learner, fits),
             }
             seconds = alternate(works, repeats)
-            what = "texts of mixed lengths" if tower == "text" and not length else tower
+            what = "texts of mixed lengths" if mixed else tower
             yield Row.of(
                 f"{clients} clients, {what}, batch {rows}, depth {depth}, {precision}",
                 seconds["stacked"],
