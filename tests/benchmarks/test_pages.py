@@ -11,10 +11,6 @@ from fedms.bench import Row
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "benchmarks").is_dir(), reason="benchmarks are not here"
-)
-
 
 def test_a_table_in_markdown(module: Any) -> None:
     text = module("pages").table(["", "a"], [["x", "1"], ["y", ""]])

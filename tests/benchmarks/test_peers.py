@@ -27,8 +27,6 @@ PFL_PYTHON = ROOT / ".venv-pfl" / "bin" / "python"
 COLOURS = {"red cat": "red", "green dog": "green", "blue bird": "blue"}
 OTHERS = ["pay", "card", "lost my", "is where", "not i"]
 
-pytestmark = pytest.mark.skipif(not PEERS.is_dir(), reason="benchmarks are not here")
-
 
 @pytest.fixture(scope="module")
 def config(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Config:
