@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.costs import Costs
 from fedms.models import Training
+from fedms.models import meter as meter_module
 from fedms.models.meter import Meter
 
 
@@ -49,6 +50,61 @@ def test_only_the_first_step_of_a_kind_is_looked_at():
     with meter.step("b"):
         pass
     assert meter.take().flops == 2 * (2 * 4 * 4 * 4)
+
+
+def test_what_follows_from_earlier_counts_is_not_counted():
+    """Steps with products of sizes linear in clients and rows, quadratic in tokens."""
+
+    def step(meter, clients, rows, tokens, look=True):
+        with meter.step("a", clients, rows, tokens):
+            if look:
+                x = torch.randn(rows, tokens, 4, requires_grad=True)
+                torch.tanh(x @ x.mT).sum().backward()
+                torch.randn(clients, 3) @ torch.randn(3, 2)
+
+    meter = Meter(list)
+    some = [(1, 2, 3), (1, 2, 5), (1, 4, 3), (1, 3, 7), (1, 4, 5), (1, 7, 9), (1, 2, 4), (1, 5, 6)]
+    for sizes in some:
+        step(meter, *sizes)
+    meter.take()
+    step(meter, 1, 50, 40, look=False)
+    costs = meter.take()
+    assert costs.flops == 3 * 2 * 50 * 40 * 40 * 4 + 2 * 3 * 2
+    assert costs.peak_activation_bytes == 4 * (50 * 40 * 4 + 50 * 40 * 40)
+    step(meter, 2, 50, 40)  # one client so far: nothing is known of two
+    assert meter.take().flops == 3 * 2 * 50 * 40 * 40 * 4 + 2 * 2 * 3 * 2
+
+
+def test_what_follows_no_law_is_counted():
+    meter = Meter(list)
+    for n in range(1, 30):
+        with meter.step("cubic", n):
+            torch.randn(n, n) @ torch.randn(n, n)
+        assert meter.take().flops == 2 * n**3
+
+
+def test_a_run_over_texts_costs_what_counting_every_step_says(
+    make_learner, make_client, monkeypatch
+):
+    def spent(laws):
+        learner = make_learner("sentence", training=Training(batch_size=2))
+        client = make_client(learner.backbone, rows=60)
+        with monkeypatch.context() as patch:
+            if not laws:
+                patch.setattr(meter_module._Law, "cost", lambda law, sizes: None)
+            counted = []
+            original = Meter._count
+            patch.setattr(Meter, "_count", lambda self: counted.append(1) or original(self))
+            names = learner.layout.expert(2)
+            fit = Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 3, 0)
+            learner.fit([fit])
+            learner.score(fit.view, client, "val")
+        return replace(learner.spent(), seconds={}), len(counted)
+
+    costs, counted = spent(laws=True)
+    all_costs, steps = spent(laws=False)
+    assert costs == all_costs
+    assert 0 < counted < steps / 3
 
 
 def test_a_step_that_fails_is_not_known():

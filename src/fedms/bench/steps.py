@@ -183,6 +183,8 @@ def _peer(case: Case) -> tuple[Callable[[], object], int]:
     """The peer's step on the same batch, and the activation bytes it saves."""
     backbone, rows = _backbone(case), _rows(case)
     batch: dict[str, Any] = backbone.collate(rows)
+    if "input_ids" in batch:  # a tokenizer gives it always
+        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
     labels = torch.from_numpy(rows.labels)
     step = plain.plain_step(backbone.model, _classes(backbone.width), batch, labels)
     meter = Meter(backbone.model.parameters)

@@ -51,7 +51,7 @@ class Factor(nn.Module):
 
 
 class AdapterSlots:
-    """The LoRA slots of one model. Adapters are float32 whatever the model computes in.
+    """The LoRA slots of one model. Adapters are float32; their products are as the model's.
 
     Args:
         model: the frozen foundation model; it is changed in place, once.
@@ -62,7 +62,7 @@ class AdapterSlots:
 
     def __init__(self, model: nn.Module, blocks: Blocks, rank: int, alpha: float) -> None:
         self._blocks, self._rank, self._alpha = blocks, rank, alpha
-        self._device = next(model.parameters()).device
+        self._weight = next(model.parameters())  # computes where and in what the model computes
         self.root = blocks.root
         inject_adapter_in_model(self.config(range(blocks.count)), model, adapter_name=_SLOT)
         model.requires_grad_(False)
@@ -138,7 +138,7 @@ class AdapterSlots:
     def put(self, tensors: Tensors) -> None:
         """Other tensors in place of those that are held, of the same names."""
         for name, tensor in tensors.items():
-            self._factors[name].weight = tensor.to(self._device)
+            self._factors[name].weight = tensor.to(self._weight.device, self._weight.dtype)
 
     def held(self) -> list[Tensor]:
         """What the slots hold now."""

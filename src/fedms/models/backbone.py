@@ -102,7 +102,7 @@ class Backbone:
         return np.array([len(ids) for ids in rows.columns["input_ids"]])
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
-        """One batch on the model's device, padded to its longest row."""
+        """One batch on the model's device, padded to its longest row; a mask if any is shorter."""
         if self.takes == "text":
             return self._pad([torch.as_tensor(ids) for ids in rows.columns["input_ids"]])
         pixels = torch.as_tensor(np.asarray(rows.columns["pixel_values"])).to(self.device)
@@ -121,6 +121,8 @@ class Backbone:
         hidden = self.model(**batch).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0].float()  # type: ignore[no-any-return]
+        if "attention_mask" not in batch:
+            return hidden.float().mean(1)  # type: ignore[no-any-return]
         mask = batch["attention_mask"].unsqueeze(-1).float()
         return (hidden.float() * mask).sum(1) / mask.sum(1)  # type: ignore[no-any-return]
 
@@ -163,8 +165,11 @@ class Backbone:
         padded = nn.utils.rnn.pad_sequence(
             [row.to(torch.long) for row in ids], True, float(self.processor.pad_token_id)
         )
-        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).to(torch.long)
-        return {"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)}
+        batch = {"input_ids": padded.to(self.device)}
+        if (lengths < padded.shape[1]).any():
+            mask = torch.arange(padded.shape[1]) < lengths[:, None]
+            batch["attention_mask"] = mask.to(torch.long).to(self.device)
+        return batch
 
 
 def load_backbone(name: str, *, max_length: int | None = None, device: str = "cpu") -> Backbone:

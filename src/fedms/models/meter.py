@@ -1,8 +1,10 @@
 """What training costs: FLOPs, activation bytes and seconds, measured rather than estimated.
 
-A step of a kind that was seen before (same blocks, same shapes) costs what the first of that kind
-cost, so that counting does not slow a run down: FLOPs by torch's counter, activation bytes by
-autograd's hooks for saved tensors.
+FLOPs by torch's counter, activation bytes by autograd's hooks for saved tensors. Both slow a step
+down several times, and texts come in hundreds of shapes. So a step of a kind and size that was seen
+before costs what the first one cost; and once the law is known by which a kind's costs follow from
+its sizes, nothing is counted any more. The law is found in what was counted, and taken only if it
+gives all of that.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -33,7 +36,7 @@ class Meter:
         device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     ) -> None:
         self._weights, self._device = weights, device
-        self._known: dict[Hashable, Costs] = {}
+        self._laws: dict[Hashable, _Law] = {}
         self._spent = Costs()
         self._counting = True
 
@@ -56,28 +59,98 @@ class Meter:
             self._spent += Costs(seconds={name: time.perf_counter() - began})
 
     @contextmanager
-    def step(self, kind: Hashable) -> Iterator[None]:
-        """Counts a step; `kind` must tell apart steps of different cost."""
+    def step(self, kind: Hashable, *sizes: int) -> Iterator[None]:
+        """Counts a step.
+
+        Args:
+            kind: must tell apart steps whose costs differ by more than their sizes.
+            sizes: of this step, e.g. its clients, rows and tokens a row. Costs must be linear in
+                each, and at most quadratic in the last one, as they are in a transformer.
+        """
         if not self._counting:
             yield
             return
-        if kind in self._known:
+        law = self._laws.setdefault(kind, _Law())
+        cost = law.cost(sizes)
+        if cost:
             yield
         else:
-            weights = {w.untyped_storage().data_ptr() for w in self._weights()}
-            saved: dict[int, int] = {}
-
-            def pack(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in weights:
-                    saved[storage.data_ptr()] = storage.nbytes()
-                return tensor
-
-            counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
-            with counter, torch.autograd.graph.saved_tensors_hooks(pack, _same):
+            with self._count() as counted:
                 yield
-            self._known[kind] = Costs(counter.get_total_flops(), sum(saved.values()))
-        self._spent += self._known[kind]
+            cost = law.add(sizes, *counted)
+        self._spent += cost
+
+    @contextmanager
+    def _count(self) -> Iterator[list[int]]:
+        """Gives a list that holds FLOPs and activation bytes when the context has ended."""
+        weights = {w.untyped_storage().data_ptr() for w in self._weights()}
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+        counted: list[int] = []
+        with counter, torch.autograd.graph.saved_tensors_hooks(pack, _same):
+            yield counted
+        counted += [counter.get_total_flops(), sum(saved.values())]
+
+
+class _Law:
+    """What steps of one kind cost, by their sizes."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], Costs] = {}
+        self._counted: list[tuple[tuple[int, ...], tuple[int, int]]] = []
+
+    def add(self, sizes: tuple[int, ...], flops: int, activation_bytes: int) -> Costs:
+        """Note what a step was counted to cost."""
+        self._counted.append((sizes, (flops, activation_bytes)))
+        return self._note(sizes, flops, activation_bytes)
+
+    def cost(self, sizes: tuple[int, ...]) -> Costs | None:
+        """What a step of these sizes costs; None if that has to be counted."""
+        if sizes not in self._known and (found := self._derived(sizes)):
+            self._note(sizes, *found)
+        return self._known.get(sizes)
+
+    def _note(self, sizes: tuple[int, ...], flops: int, activation_bytes: int) -> Costs:
+        cost = Costs(flops=flops, peak_activation_bytes=activation_bytes)
+        self._known[sizes] = cost
+        return cost
+
+    def _derived(self, sizes: tuple[int, ...]) -> list[int] | None:
+        """From a polynomial through all that was counted.
+
+        None if there is none yet that two more counts confirm than it has coefficients, or if the
+        counts leave open what it is at these sizes.
+        """
+        if not sizes or len(self._counted) < 3:
+            return None
+        terms = np.array([_terms(known) for known, _ in self._counted])
+        scale = np.abs(terms).max(0)
+        terms, wanted = terms / scale, _terms(sizes) / scale
+        costs = np.array([counted for _, counted in self._counted], dtype=float)
+        law, _, rank, _ = np.linalg.lstsq(terms, costs, rcond=_EXACT)
+        if len(terms) < rank + 2 or not np.allclose(terms @ law, costs, rtol=_EXACT, atol=0):
+            return None
+        mix = np.linalg.lstsq(terms.T, wanted, rcond=_EXACT)[0]
+        if not np.allclose(terms.T @ mix, wanted, rtol=0, atol=_EXACT * np.abs(wanted).max()):
+            return None
+        return [round(cost) for cost in wanted @ law]
+
+
+_EXACT = 1e-9
+"""Relative error of what is equal in float64."""
+
+
+def _terms(sizes: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The polynomial's terms: one and every size but the last, times powers 0, 1, 2 of the last."""
+    *counts, last = map(float, sizes)
+    return np.outer([1.0, *counts], [1.0, last, last * last]).ravel()
 
 
 def peak_bytes(device: torch.device) -> int | None:
@@ -89,9 +162,10 @@ def peak_bytes(device: torch.device) -> int | None:
     return peak
 
 
-def shapes(batch: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
-    """Shapes of a batch's tensors: steps of equal shapes cost the same."""
-    return tuple(tuple(tensor.shape) for tensor in batch.values())
+def sizes(batch: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Rows of a batch and tokens a row. Images of one model are all of one size."""
+    shape = next(iter(batch.values())).shape
+    return shape[0], shape[1]
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from fedms.core.rows import Index, Rows
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.mapped import mapped
-from fedms.models.meter import Meter, shapes
+from fedms.models.meter import Meter, sizes
 
 _BATCH = 128
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -227,7 +227,8 @@ class PrefixCache:
         for at in range(0, len(rows), _BATCH):
             index = order[at : at + _BATCH]
             batch = self._backbone.collate(rows.take(index))
-            with self._meter.step(("prefix", boundary, self._slots.active, *shapes(batch))):
+            kind = ("prefix", boundary, self._slots.active, *batch)
+            with self._meter.step(kind, *sizes(batch)):
                 part = self.split.prefix(batch, boundary)
             if place is None:
                 self._state = (part.shape[1], part.shape[2])

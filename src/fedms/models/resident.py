@@ -24,7 +24,7 @@ from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.gate import gate_weights
 from fedms.models.heads import Head
-from fedms.models.meter import Meter, shapes
+from fedms.models.meter import Meter, sizes
 from fedms.models.mixture import log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache, Room, take
 from fedms.models.settings import Mixing
@@ -165,10 +165,11 @@ class Resident:
         return self.prefixes.split.suffix(batch, states, kept[0].boundary)
 
     def metered(
-        self, kind: Hashable, kept: Kept | None, batch: Mapping[str, Tensor]
+        self, kind: Hashable, kept: Kept | None, batch: Mapping[str, Tensor], clients: int = 1
     ) -> AbstractContextManager[None]:
-        """Counts a step; what tells its cost is the kind, what is computed, and the batch."""
-        return self.meter.step((kind, kept and kept.boundary, self.slots.active, *shapes(batch)))
+        """Counts a step; what tells its cost is the kind, what is computed, and its sizes."""
+        computed = (kind, kept and kept.boundary, self.slots.active, *batch)
+        return self.meter.step(computed, clients, *sizes(batch))
 
     def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
         """Features of a constant expert. For every rows object only `partner`'s and the frozen

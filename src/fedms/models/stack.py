@@ -181,7 +181,7 @@ class _Stack:
                 parts = zip(on, batch.index, strict=True)
                 inputs = resident.backbone.collate(join([one.rows.take(i) for one, i in parts]))
                 kept = [one.kept for one in on if one.kept]
-                with resident.metered((len(on), on[0].kind), on[0].kept, inputs):
+                with resident.metered(on[0].kind, on[0].kept, inputs, len(on)):
                     features = resident.batch(inputs, batch.index, kept)
                     self._step(batch, features.view(*batch.labels.shape, -1), constants)
 
@@ -193,7 +193,7 @@ class _Stack:
             features = torch.cat([self._features(one, part) for one, part in parts])
         with resident.meter.phase("train"):
             for batch in self._batches(rows, epoch):
-                with resident.meter.step(("gate", batch.labels.shape)):
+                with resident.meter.step("gate", *batch.labels.shape):
                     self._step(batch, features[batch.at], constants, gate_only=True)
 
     def _features(self, one: _Trainee, rows: Rows) -> Tensor:
