@@ -169,7 +169,7 @@ def make_learner(
             config.lora.rank,
             config.lora.alpha,
         )
-    training = models.Training(**config.training.model_dump())
+    training = models.Training(**config.training.model_dump(exclude={"learning_rate_schedule"}))
     gate = config.gate
     mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss, gate.bottleneck)
     room = models.Room(
@@ -218,6 +218,7 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         server_momentum=first.server_momentum,
         mix_prior=config.gate.mix_prior,
         keep_best=second.checkpoint == "best",
+        rate_schedule=config.training.learning_rate_schedule,
     )
     if config.method == "local":
         return algorithms.local(layout, options)

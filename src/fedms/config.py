@@ -184,6 +184,9 @@ class Training(Section):
     learning_rate: float = Field(1e-3, gt=0)
     gate_learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="over the rounds of a stage: constant, or half a cosine towards 0"
+    )
 
 
 class Runtime(Section):

@@ -183,6 +183,31 @@ def test_local_trains_as_many_epochs_as_both_stages(run, toy, make_toy_client, e
     assert fingerprint(part("local", own.tensors)) == fingerprint(part("global", shared.tensors))
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (fedms, [1.0, 0.5, 1.0, 0.75, 0.25]),
+        (fedavg, [1.0, 0.5]),
+        (local, [(1 + np.cos(np.pi * r / 5)) / 2 for r in range(5)]),
+    ],
+)
+def test_learning_rates_fall_over_the_rounds_of_a_stage(
+    run, toy, make_toy_client, monkeypatch, method, expected
+):
+    options = replace(OPTIONS, stage2=Stage(3), rate_schedule="cosine")
+    learner, rates = toy(), []
+    fit = learner.fit
+
+    def watched(fits, pace):
+        rates.extend(one.rate for one in fits)
+        return fit(fits, pace)
+
+    monkeypatch.setattr(learner, "fit", watched)
+    run(method(learner.layout, options), learner, [make_toy_client("a")])
+    assert rates == pytest.approx(expected)
+    assert {replace(options, rate_schedule="constant").rate(r, 5) for r in range(5)} == {1.0}
+
+
 @pytest.mark.parametrize("method", [fedms, fedavg, local])
 def test_training_that_diverges_is_the_users_error(run, make_learner, make_client, method):
     """NaN weights must end in the line that says what to try, whether or not they are uploaded."""

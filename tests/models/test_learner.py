@@ -230,6 +230,19 @@ def test_seeds_decide_the_batches(make_learner, make_client, kind):
     assert fitted(0) == fitted(0) != fitted(1)
 
 
+def test_a_fit_at_half_the_rate_is_training_with_half_the_rates(make_learner, make_client):
+    def fitted(training, rate):
+        learner = make_learner("clip", training=training)
+        client, view = make_client(learner.backbone), random_view(learner)
+        fit = Fit(view, learner.layout.expert(2), client, 2, 0, rate)
+        after = learner.fit([fit])[0]
+        return fingerprint(after.expert.tensors), fingerprint(after.gate)
+
+    half = fitted(Training(4, 1e-3, 5e-4), 1.0)
+    assert fitted(Training(4, 2e-3, 1e-3), 0.5) == half
+    assert all(a != b for a, b in zip(fitted(Training(4, 2e-3, 1e-3), 1.0), half, strict=True))
+
+
 def test_weight_decay_and_learning_rates_reach_what_they_name(make_learner, make_client):
     names = {}
     for key, training in {

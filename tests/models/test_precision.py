@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,19 @@ def test_a_mixture_trains_in_bfloat16(pair, make_client, kind, mix, data):
         torch.float32
     }
     assert half.score(after, client, "train").loss < half.score(view, client, "train").loss
+
+
+def test_texts_are_padded_to_tiles_in_bfloat16(pair, make_rows):
+    exact, half = pair("sentence")
+    rows = make_rows(exact.backbone, 5)
+    longest = int(exact.backbone.lengths(rows).max())
+    assert longest % 8
+    assert exact.backbone.collate(rows)["input_ids"].shape == (5, longest)
+    batch = half.backbone.collate(rows)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, longest + -longest % 8)
+    assert batch["attention_mask"].sum(1).tolist() == exact.backbone.lengths(rows).tolist()
+    limited = replace(half.backbone, max_length=longest)
+    assert limited.collate(rows)["input_ids"].shape == (5, longest)
 
 
 def test_a_checkpoint_in_half_precision_is_read_in_float32(model_folder, tmp_path):

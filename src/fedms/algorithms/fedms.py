@@ -11,6 +11,7 @@ FedAvg of LoRA adapters (FedIT, arXiv 2305.05644) is stage 1 alone: `fedavg`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -39,6 +40,7 @@ from fedms.core.tensors import Tensors, all_finite, part, pick, under
 LocalInit = Literal["global", "zero"]
 Share = Literal["adapter", "all", "none"]
 MixPrior = Literal["none", "client", "both"]
+RateSchedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Options:
             expert's in the mixture (`client`), or also the local one's (`both`).
         keep_best: a client's model is its checkpoint with the best score on its validation rows
             (ties: the lower loss), instead of the last one.
+        rate_schedule: of learning rates over the rounds of a stage (`local`: of both): constant, or
+            down towards nothing along half a cosine (arXiv 1608.03983, without restarts).
     """
 
     stage1: Stage
@@ -81,6 +85,13 @@ class Options:
     server_momentum: float = 0.0
     mix_prior: MixPrior = "none"
     keep_best: bool = True
+    rate_schedule: RateSchedule = "constant"
+
+    def rate(self, round: int, rounds: int) -> float:
+        """What learning rates are multiplied by in a round (from 0) of so many."""
+        if self.rate_schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * round / rounds)) / 2
 
 
 def fedms(layout: Layout, options: Options, name: str = "fedms") -> FederatedAlgorithm:
@@ -149,7 +160,10 @@ def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
     expert = frozenset(name for name in state.tensors if name.startswith("global/"))
     gate = frozenset(name for name in state.tensors if name.startswith("gate/"))
     stage = stages[state.stage]
-    plan = RoundPlan(state.round, state.stage, state.depth, state.seed, stage.cohort, stage.epochs)
+    before = 0 if state.stage == 1 else method.options.stage1.rounds
+    rate = method.options.rate(state.round - before, stage.rounds)
+    cohort, epochs = stage.cohort, stage.epochs
+    plan = RoundPlan(state.round, state.stage, state.depth, state.seed, cohort, epochs, rate)
     if state.stage == 1:
         active = method.layout.expert(state.depth)
         return replace(plan, broadcast=expert, upload=frozenset(f"global/{n}" for n in active))
@@ -193,7 +207,7 @@ def _train_global(
     names = method.layout.expert(depth)
     start = {**learner.initial_expert(names, plan.seed), **received}
     expert = Expert(start, prior=method.options.stage1_prior)
-    view = yield Fit(View(expert), names, data, plan.epochs, seed)
+    view = yield Fit(View(expert), names, data, plan.epochs, seed, plan.rate)
     tensors = under("global", pick(view.expert.tensors, names))
     size = method.layout.size(names)
     return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size, state)
@@ -217,7 +231,7 @@ def _train_local(
     received = part("gate", pick(broadcast, plan.broadcast))
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
     mixture = method.mixture(start, part("global", broadcast), gate)
-    view = yield Fit(mixture, names, data, plan.epochs, seed)
+    view = yield Fit(mixture, names, data, plan.epochs, seed, plan.rate)
     trained = pick(view.expert.tensors, names | own.keys())
     tensors = {**under("local", trained), **under("gate", view.gate or {})}
     score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED

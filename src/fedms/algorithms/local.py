@@ -40,10 +40,11 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         return ServerState(seed, round=0, stage=2, depth=blocks, tensors={})
 
     def plan(state: ServerState) -> RoundPlan | None:
-        if state.round >= options.stage1.rounds + options.stage2.rounds:
+        rounds = options.stage1.rounds + options.stage2.rounds
+        if state.round >= rounds:
             return None
-        now = stage(state.round)
-        return RoundPlan(state.round, state.stage, blocks, state.seed, now.cohort, now.epochs)
+        now, rate = stage(state.round), options.rate(state.round, rounds)
+        return RoundPlan(state.round, state.stage, blocks, state.seed, now.cohort, now.epochs, rate)
 
     def expects(plan: RoundPlan, cap: int | None) -> Shapes:
         return {}
@@ -61,7 +62,7 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
         names = layout.expert(depth)
         start = {**learner.initial_expert(names, plan.seed), **part("local", state.tensors)}
         expert = Expert(start, prior)
-        view = yield Fit(View(expert), names, data, plan.epochs, seed)
+        view = yield Fit(View(expert), names, data, plan.epochs, seed, plan.rate)
         tensors = under("local", pick(view.expert.tensors, names))
         score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
         after = remember(state, tensors, score, depth=depth, keep_best=options.keep_best)

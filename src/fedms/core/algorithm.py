@@ -135,6 +135,7 @@ class Fit:
         data: the client's rows.
         epochs: passes over its training rows.
         seed: of the order of rows.
+        rate: what learning rates are multiplied by, greater than 0.
     """
 
     view: View
@@ -142,6 +143,7 @@ class Fit:
     data: ClientData
     epochs: int
     seed: int
+    rate: float = 1.0
 
 
 class Learner(Protocol):
@@ -217,6 +219,7 @@ class RoundPlan:
         seed: the run's seed, from which untrained tensors are made.
         cohort: fraction or number of clients.
         epochs: passes over a client's training rows; 0 sends and trains nothing.
+        rate: what learning rates are multiplied by, greater than 0.
         broadcast: names sent to the cohort in this round.
         constant: names a client needs that no longer change: sent to each client once.
         upload: names that an unlimited client sends back.
@@ -228,6 +231,7 @@ class RoundPlan:
     seed: int
     cohort: float | int
     epochs: int
+    rate: float = 1.0
     broadcast: frozenset[str] = frozenset()
     constant: frozenset[str] = frozenset()
     upload: frozenset[str] = frozenset()

@@ -118,12 +118,13 @@ class Kept:
         return self.states.numel() * self.states.element_size()
 
 
-def take(kept: Sequence[Kept], index: Sequence[Index], device: torch.device) -> Tensor:
-    """`(rows, longest, hidden)` states of some rows of each; beyond a row's end they are zero.
+def take(kept: Sequence[Kept], index: Sequence[Index], tokens: int, device: torch.device) -> Tensor:
+    """`(rows, tokens, hidden)` states of some rows of each; beyond a row's end they are zero.
 
     Args:
         kept: at least one.
         index: rows of each.
+        tokens: at least as many as the longest row has; where rows are alike, theirs are taken.
         device: where they are wanted.
     """
     parts: list[Tensor] = []
@@ -137,7 +138,8 @@ def take(kept: Sequence[Kept], index: Sequence[Index], device: torch.device) -> 
             rows = rows.to(device, non_blocking=True)
             parts += torch.split(rows, [end - begin for begin, end in spans])
     if kept[0].starts is not None:
-        return nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        parts.append(parts[0].new_empty(tokens, parts[0].shape[1]))  # is padded to, and left out
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True)[:-1]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -161,7 +161,7 @@ class Resident:
         """`(batch, width)` features of some rows of each client, from what is kept of them."""
         if not kept:
             return self.backbone.features(batch)
-        states = take(kept, index, self.backbone.device)
+        states = take(kept, index, sizes(batch)[1], self.backbone.device)
         return self.prefixes.split.suffix(batch, states, kept[0].boundary)
 
     def metered(

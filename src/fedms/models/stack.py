@@ -71,6 +71,7 @@ class _Trainee:
             view.partner is None,
             self.kept is None,
             fit.epochs,
+            fit.rate,
         )
         """What must be equal in a stack."""
 
@@ -140,9 +141,10 @@ class _Stack:
         self._resident, self._size, self._trainees = resident, training.batch_size, trainees
         experts = [t for one in trainees for t in one.expert.values() if t.requires_grad]
         gates = [t for one in trainees for t in one.gate.values()]
+        rate = trainees[0].fit.rate
         groups = [
-            {"params": experts, "lr": training.learning_rate},
-            {"params": gates, "lr": training.gate_learning_rate},
+            {"params": experts, "lr": training.learning_rate * rate},
+            {"params": gates, "lr": training.gate_learning_rate * rate},
         ]
         self._optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],
