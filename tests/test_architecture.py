@@ -74,8 +74,9 @@ ALLOWED = {
     "build": {"config", "core", "data", "models", "algorithms"},
     "run": {"build", "config", "core", "models", "runtimes", "store"},
     "bench": {"build", "config", "core", "models", "run", "runtimes", "store"},
+    "compare": {"config", "core", "run", "store"},
     "progress": {"bench", "config", "run"},
-    "cli": {"bench", "config", "core", "build", "run", "progress", "report", "store"},
+    "cli": {"bench", "compare", "config", "core", "build", "run", "progress", "report", "store"},
     "fedms": set(),
 }
 
@@ -98,6 +99,8 @@ ONE_IMPORTER = {
     "pydantic": {"fedms.config"},
     "typer": {"fedms.cli"},
     "rich": {"fedms.progress"},
+    "matplotlib": {"fedms.compare.plots"},
+    "scipy": {"fedms.compare.scores"},
 }
 
 

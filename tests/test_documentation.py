@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from fedms.cli import main
-from fedms.config import load_config
+from fedms.config import Method, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,6 +81,12 @@ def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
+
+
+def test_every_method_is_told_of():
+    table = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("## Methods")[1]
+    told = re.findall(r"^\| `([a-z0-9]+)`", table, re.MULTILINE)
+    assert set(told) - {"zeroshot"} == set(get_args(Method))
 
 
 def test_every_recipe_is_told_of():

@@ -50,7 +50,7 @@ FRUGAL = [
 """FedMS in half of the recipe's rounds, and so the peer's, with less of what costs bytes."""
 FLOWER = "Flower's simulation (Ray, one worker)"
 FEDAVG = [
-    "method=fedavg",
+    "stage2.rounds=0",
     "sal.trigger=all",
     "stage1.prior=none",
     "stage1.server_momentum=0",

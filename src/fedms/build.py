@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from fedms import algorithms, data, models
 from fedms.config import Config
 from fedms.core.algorithm import FederatedAlgorithm, Layout
 from fedms.core.errors import UserError
-from fedms.core.rows import ClientData, Column, Rows
+from fedms.core.rows import ClientData, Column, Rows, Split, join
 
 _CHUNK = 1024
+CENTRALISED = "centralised"
+"""The method that is none of federated learning: one client holds all rows."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WIDE = 256
 """Features from which bfloat16 pays on a CPU with AMX (docs/performance.md)."""
@@ -39,6 +41,11 @@ class Experiment:
     workers: int
     computes: Mapping[str, Any]
 
+    @property
+    def trained(self) -> tuple[ClientData, ...]:
+        """Who trains: the clients, or for centralised training one that holds all their rows."""
+        return (_pooled(self.clients),) if self.algorithm.name == CENTRALISED else self.clients
+
 
 def build(config: Config, scratch: Path | None = None) -> Experiment:
     """Load data and foundation model, deal rows to clients, make learner and algorithm.
@@ -52,7 +59,8 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     """
     table = load_table(config)
     federation = deal(config, table)
-    workers = min(config.runtime.workers, len(federation.clients))
+    trainers = 1 if config.method == CENTRALISED else len(federation.clients)
+    workers = min(config.runtime.workers, trainers)
     learner, head = make_learner(
         config,
         table.kind,
@@ -206,7 +214,7 @@ def _head(
 
 def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
     """The method that the configuration names, for a model of this layout."""
-    sal, first, second = config.sal, config.stage1, config.stage2
+    sal, first, second, baselines = config.sal, config.stage1, config.stage2, config.baselines
     options = algorithms.Options(
         stage1=algorithms.Stage(first.rounds, first.cohort, first.epochs),
         stage2=algorithms.Stage(second.rounds, second.cohort, second.epochs),
@@ -214,15 +222,18 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         carry_depth=sal.carry_depth,
         local_init=second.local_init,
         share=config.gate.share,
+        mixture=config.gate.mixture,
         stage1_prior=first.prior == "client",
-        server_momentum=first.server_momentum,
+        server=algorithms.Server(momentum=first.server_momentum, rate=baselines.adam_rate),
         mix_prior=config.gate.mix_prior,
         keep_best=second.checkpoint == "best",
         rate_schedule=config.training.learning_rate_schedule,
+        pull=baselines.pull,
+        private_blocks=baselines.private_blocks,
+        random_blocks=baselines.random_blocks,
     )
-    if config.method == "local":
-        return algorithms.local(layout, options)
-    return {"fedms": algorithms.fedms, "fedavg": algorithms.fedavg}[config.method](layout, options)
+    method = "fedavg" if config.method == CENTRALISED else config.method
+    return replace(algorithms.METHODS[method](layout, options), name=config.method)
 
 
 def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:
@@ -305,6 +316,13 @@ def _client(
     everything = Rows(columns, labels)
     train, val, test = (everything.take(index) for index in (who.train, who.val, who.test))
     return ClientData(who.id, train, val, test, cap)
+
+
+def _pooled(clients: Sequence[ClientData]) -> ClientData:
+    """One client with everybody's rows, for the reference that is not federated."""
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    train, val, test = (join([client.split(name) for client in clients]) for name in splits)
+    return ClientData("everyone", train, val, test)
 
 
 def _caps(

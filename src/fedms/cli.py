@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from fedms.run import Event
 
+T = TypeVar("T")
 _INTERRUPTED = 130
 """What typer exits with on Ctrl-C."""
 
@@ -75,6 +76,68 @@ def run(
 
 
 @app.command()
+def compare(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="A TOML file (default: the embedded digits job), and settings for all methods.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Names, by commas; `fedms compare --methods help` lists them.")
+    ] = "zeroshot,local,fedavg,finetune,ditto,fedsa,fedms",
+    seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
+    rates: Annotated[
+        str,
+        typer.Option(help="Learning rates: validation on the first seed chooses each method's."),
+    ] = "1e-3,3e-3,1e-2",
+    out: Annotated[Path | None, typer.Option(help="Folder [compare/NAME].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print table.json only.")] = False,
+) -> None:
+    """Run methods on the same data, seeds and steps, and put them into one table.
+
+    What was run before with the same configuration is used again.
+
+    Example: fedms compare recipes/digits.toml --methods local,finetune,fedms --seeds 0,1
+    """
+    from fedms.compare import VARIANTS, Plan, plots, table
+    from fedms.compare import compare as perform
+    from fedms.progress import compare_line
+
+    if methods == "help":
+        for name, variant in VARIANTS.items():
+            typer.echo(f"{name:18} {variant.group:18} {variant.title.replace('*', '')}")
+        return
+    config = _config(words or [])
+    file, overrides = _split(words or [])
+    plan = Plan(
+        config=file,
+        overrides=overrides,
+        methods=_list(methods, str, "--methods"),
+        seeds=_list(seeds, int, "--seeds"),
+        rates=_list(rates, float, "--rates"),
+        out=out or Path("compare") / config.name,
+    )
+
+    def watch(name: str, event: Event) -> None:
+        if not as_json and (line := compare_line(event)):
+            typer.echo(f"{name}: {line}", err=True)
+
+    try:
+        results = perform(plan, watch)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; complete runs are kept in {plan.out}, call again to go on")
+    table.write(plan.out, results)
+    plots.write(plan.out, results)
+    if as_json:
+        typer.echo(json.dumps(table.rows(results), indent=2))
+    else:
+        typer.echo((plan.out / "table.md").read_text())
+        typer.echo(f"written: {plan.out}")
+
+
+@app.command()
 def bench(
     only: Annotated[str | None, typer.Option(help="Only this measure.")] = None,
     as_json: Annotated[
@@ -109,11 +172,27 @@ def _config(words: list[str]) -> Any:
     """The configuration from a file, where the first word is one, and overrides."""
     from fedms.config import load_config
 
+    return load_config(*_split(words))
+
+
+def _split(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The configuration file, where the first word is one, and the overrides."""
     has_file = bool(words) and "=" not in words[0]
-    return load_config(Path(words[0]) if has_file else None, words[has_file:])
+    return Path(words[0]) if has_file else None, words[has_file:]
 
 
-def _fail(message: str) -> None:
+def _list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
+    """Values by commas, without repetitions."""
+    try:
+        values = list(dict.fromkeys(kind(word.strip()) for word in text.split(",") if word.strip()))
+    except ValueError:
+        values = []
+    if not values:
+        _fail(f"got {option} {text!r}; expected values by commas, e.g. {option} 1,2")
+    return values
+
+
+def _fail(message: str) -> NoReturn:
     """One line on standard error, exit code 2."""
     typer.echo(f"fedms: {' '.join(message.split())}", err=True)
     raise SystemExit(2)

@@ -95,6 +95,10 @@ class Partition(Section):
     test_fraction: Fraction = Field(0.2, description="of a client's rows, where data give no split")
     val_fraction: Fraction = Field(0.1, description="of the same rows, likewise")
     unseen_clients: int = Field(0, ge=0, description="kept out of training, scored at the end")
+    unseen_rows: int = Field(
+        32, ge=1, description="training rows with which an unseen client adapts, to be scored again"
+    )
+    unseen_rounds: int = Field(5, ge=0, description="rounds of the method's that it adapts for")
 
     @model_validator(mode="after")
     def _column_named(self) -> Partition:
@@ -157,6 +161,9 @@ class Gate(Section):
     """How the two experts are joined."""
 
     share: Literal["adapter", "all", "none"] = "adapter"
+    mixture: Literal["gate", "even", "none"] = Field(
+        "gate", description="of both experts: by the gate, with equal weights, or local one alone"
+    )
     mix: Literal["probabilities", "logits", "features"] = "probabilities"
     mix_prior: Literal["none", "client", "both"] = Field(
         "none", description="whose logits get the log of the client's class frequencies"
@@ -175,6 +182,19 @@ class Gate(Section):
         if self.mix == "features" and self.mix_prior == "client":
             raise ValueError('gate.mix_prior = "client" needs gate.mix "probabilities" or "logits"')
         return self
+
+
+class Baselines(Section):
+    """What methods other than FedMS can be told."""
+
+    pull: float = Field(
+        0.01, ge=0, description="fedprox, ditto: weight of the squared distance to the global model"
+    )
+    private_blocks: int = Field(
+        1, ge=1, description="fedper, fedrep: the last blocks, which stay with the client"
+    )
+    random_blocks: int = Field(3, ge=1, description="fedra: blocks a client trains in a round")
+    adam_rate: float = Field(0.01, gt=0, description="fedadam: learning rate of the server")
 
 
 class Training(Section):
@@ -211,11 +231,31 @@ class Runtime(Section):
     )
 
 
+Method = Literal[
+    "fedms",
+    "finetune",
+    "fedavg",
+    "fedprox",
+    "fedadam",
+    "ffa",
+    "flora",
+    "fedex",
+    "fedra",
+    "ditto",
+    "fedper",
+    "fedrep",
+    "fedsa",
+    "local",
+    "probe",
+    "centralised",
+]
+
+
 class Config(Section):
     """A whole run."""
 
     name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    method: Literal["fedms", "fedavg", "local"] = "fedms"
+    method: Method = "fedms"
     seed: int = Field(0, ge=0, lt=2**63)
     evaluate_every: int = Field(
         5, ge=0, description="rounds between test scores; 0: stage ends only"
@@ -228,6 +268,7 @@ class Config(Section):
     stage1: Stage1 = Field(default_factory=Stage1)
     stage2: Stage2 = Field(default_factory=Stage2)
     gate: Gate = Field(default_factory=Gate)
+    baselines: Baselines = Field(default_factory=Baselines)
     training: Training = Field(default_factory=Training)
     runtime: Runtime = Field(default_factory=Runtime)
 
@@ -237,8 +278,6 @@ class Config(Section):
             raise ValueError(
                 "stage1.rounds and stage2.rounds are both 0; expected at least one round"
             )
-        if self.method == "fedavg" and self.stage1.rounds == 0:
-            raise ValueError('method = "fedavg" trains in stage 1; stage1.rounds must be 1 or more')
         if self.data.source != "digits" and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         return self

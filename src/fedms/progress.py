@@ -21,7 +21,18 @@ _ROWS = {
     "local": "local expert",
     "personal": "personal",
     "unseen": "unseen clients",
+    "unseen_adapted": "unseen clients, adapted",
 }
+
+
+def compare_line(event: Event) -> str | None:
+    """What a comparison tells of a run's event: rounds, and how it ended."""
+    match event:
+        case RoundDone():
+            return f"round {event.record.round + 1}/{event.rounds}, {event.seconds_left:.0f} s left"
+        case Finished():
+            return f"test accuracy {event.summary['test']['personal']['mean']:.3f}"
+    return None
 
 
 class Progress:

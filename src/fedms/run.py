@@ -118,10 +118,11 @@ def _simulator(
     config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
 ) -> Simulator | Workers:
     """The clients, in this process or on several; what that takes is released with `resources`."""
-    everyone = experiment.clients, folder.client_states, experiment.unseen
-    stack = config.runtime.stack
+    everyone = experiment.trained, folder.client_states, experiment.unseen
+    stack, scored = config.runtime.stack, experiment.clients
     if experiment.workers == 1:
-        return Simulator(experiment.algorithm, experiment.learner, *everyone, stack=stack)
+        algorithm, learner = experiment.algorithm, experiment.learner
+        return Simulator(algorithm, learner, *everyone, stack=stack, scored=scored)
     parts = WorkerParts(config, experiment.federation.classes, folder.path, experiment.workers)
     threads = experiment.computes["threads"]
     workers = Workers(parts, *everyone, workers=parts.workers, threads=threads, stack=stack)
@@ -143,9 +144,7 @@ class _Run:
         self._watch, self._simulator = watch, simulator
         self._began = time.perf_counter()
         self._records: list[RoundRecord] = []
-        self._rounds = config.stage1.rounds
-        if config.method != "fedavg":
-            self._rounds += config.stage2.rounds
+        self._rounds = experiment.algorithm.rounds
 
     def perform(self) -> dict[str, Any]:
         """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
@@ -156,16 +155,20 @@ class _Run:
         zero_shot = self._zero_shot()
         state = algorithm.init(self._experiment.learner, self._config.seed)
         scores: Scores = {}
+        plan = algorithm.plan(state)
         for after, record in run_rounds(algorithm, self._simulator, state):
             stage_ended = after.stage != state.stage
-            state = after
+            plan, state = algorithm.plan(state), after
             save_state(self._folder.server_state, state)
             due = stage_ended or self._is_due(state.round)
             scores = self._evaluate(state, record) if due else {}
             costs = record.costs + self._simulator.spent()
             self._record(replace(record, costs=costs), scores)
         self._save_adapters(state)
-        unseen = self._simulator.evaluate(state, "test", unseen=True)
+        assert plan is not None
+        deal = self._config.partition
+        plan = replace(plan, rate=1.0)
+        unseen = self._simulator.newcomers(plan, state, deal.unseen_rounds, deal.unseen_rows)
         summary = self._summary(zero_shot, scores, unseen)
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
@@ -234,7 +237,7 @@ class _Run:
         shared = self._experiment.algorithm.view(state, None, "global")
         if shared is not None:
             with whole_folder(self._folder.global_adapter()) as folder:
-                save_expert(folder, learner, shared.expert.tensors, base)
+                save_expert(folder, learner, shared.expert, base)
         gate = part("gate", state.tensors)
         if gate:
             with whole_folder(self._folder.gate()) as folder:
@@ -245,7 +248,7 @@ class _Run:
             if view is None:
                 continue
             with whole_folder(self._folder.client_adapters(client.id)) as folder:
-                save_expert(folder / "local", learner, view.expert.tensors, base)
+                save_expert(folder / "local", learner, view.expert, base)
                 save_prior(folder / "prior.json", learner, view, client)
                 if view.gate is not None:
                     save_gate(folder / "gate", learner, view.gate)
@@ -259,7 +262,8 @@ class _Run:
             name: {role: _summarised(found[split].get(role)) for role in names}
             for split, name in _NAMES.items()
         }
-        result["test"]["unseen"] = _summarised(unseen.get("personal"))
+        result["test"]["unseen"] = _summarised(unseen.get("before"))
+        result["test"]["unseen_adapted"] = _summarised(unseen.get("after"))
         return {
             "method": self._config.method,
             "seed": self._config.seed,

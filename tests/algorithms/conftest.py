@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fedms.core.algorithm import Expert, Layout, Score, View
+from fedms.core.algorithm import Fit, Layout, Score, View
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
@@ -28,9 +29,9 @@ class Toy:
         head = ("top",) if linear else ()
         shapes = {"top": (WIDTH, CLASSES)} if linear else {}
         for a, b in blocks:
-            shapes |= {a: (WIDTH, 2), b: (2, WIDTH)}
+            shapes |= {a: (2, WIDTH), b: (WIDTH, 2)}
         gate = {"inner": (WIDTH, WIDTH), "outer": (WIDTH, 2)}
-        self.layout = Layout(blocks, head, ("inner",), ("outer",), {**shapes, **gate})
+        self.layout = Layout(blocks, head, ("inner",), ("outer",), {**shapes, **gate}, blocks)
 
     def initial_expert(self, names, seed):
         return {name: self._initial(name, seed) for name in sorted(names)}
@@ -44,40 +45,51 @@ class Toy:
     def initial_gate(self, seed):
         return {"inner": torch.zeros(WIDTH, WIDTH), "outer": torch.zeros(WIDTH, 2)}
 
-    def _logits(self, expert, x):
+    def _logits(self, expert, x, beneath):
         for i, weight in enumerate(self.frozen):
-            low = x @ expert[f"{i}.A"] @ expert[f"{i}.B"] if f"{i}.A" in expert else 0
-            x = torch.tanh(x @ weight + low)
+            pairs = [t for t in (expert, beneath) if f"{i}.A" in t]
+            x = torch.tanh(x @ weight + sum(x @ t[f"{i}.A"].T @ t[f"{i}.B"].T for t in pairs))
         return x @ expert.get("top", self.classes)
 
-    def _log_probabilities(self, expert, partner, gate, x):
-        own = F.log_softmax(self._logits(expert, x), -1)
+    def _log_probabilities(self, expert, partner, gate, x, beneath):
+        own = F.log_softmax(self._logits(expert, x, beneath), -1)
         if partner is None:
             return own, torch.zeros(len(x))
         weights = F.log_softmax((x + x @ gate["inner"]) @ gate["outer"], -1)
-        shared = F.log_softmax(self._logits(partner.tensors, x), -1)
+        shared = F.log_softmax(self._logits(partner.tensors, x, partner.beneath), -1)
         return torch.logaddexp(weights[:, :1] + shared, weights[:, 1:] + own), weights[:, 0].exp()
 
     def fit(self, fits, pace) -> list[View]:
-        return [self._fit(f.view, f.names, f.data, f.epochs, f.seed) for f in fits]
+        return [self._fit(fit) for fit in fits]
 
-    def _fit(self, view: View, names, data: ClientData, epochs: int, seed: int) -> View:
+    def _fit(self, fit: Fit) -> View:
+        view, names, data, epochs, seed = fit.view, fit.names, fit.data, fit.epochs, fit.seed
+        anchor = {**view.expert.tensors, **fit.anchor}
         expert = {n: t.clone() for n, t in view.expert.tensors.items()}
         gate = {n: t.clone() for n, t in (view.gate or {}).items()}
         trained = [expert[n].requires_grad_() for n in sorted(names)]
-        trained += [t.requires_grad_() for t in gate.values()]
+        anchors = [anchor[n] for n in sorted(names)]
+        trained += [t.requires_grad_() for t in gate.values() if fit.gate]
+        anchors += [None] * (len(trained) - len(anchors))
         for epoch in range(epochs):
             for index in shuffled_batches(len(data.train), 4, derive_seed(seed, epoch)):
                 rows = data.train.take(index)
                 x, y = torch.from_numpy(rows.columns["x"]), torch.from_numpy(rows.labels)
-                scores, _ = self._log_probabilities(expert, view.partner, gate, x)
+                scores, _ = self._log_probabilities(
+                    expert, view.partner, gate, x, view.expert.beneath
+                )
                 gradients = torch.autograd.grad(F.nll_loss(scores, y), trained, allow_unused=True)
                 with torch.no_grad():
-                    for tensor, gradient in zip(trained, gradients, strict=True):
+                    for tensor, gradient, to in zip(trained, gradients, anchors, strict=True):
                         if gradient is not None:
-                            tensor.sub_(0.3 * gradient)
-        tensors = {n: t.detach() for n, t in expert.items()}
-        return View(Expert(tensors), view.partner, {n: t.detach() for n, t in gate.items()} or None)
+                            away = 0 if to is None else fit.pull * (tensor - to)
+                            tensor.sub_(0.3 * fit.rate * (gradient + away))
+        tensors, own = {n: t.detach() for n, t in expert.items()}, view.expert
+        return View(
+            replace(own, tensors=tensors),
+            view.partner,
+            {n: t.detach() for n, t in gate.items()} or None,
+        )
 
     def spent(self) -> Costs:
         return Costs()
@@ -86,7 +98,10 @@ class Toy:
     def score(self, view: View, data: ClientData, split) -> Score:
         rows = data.split(split)
         x, y = torch.from_numpy(rows.columns["x"]), torch.from_numpy(rows.labels)
-        scores, weight = self._log_probabilities(view.expert.tensors, view.partner, view.gate, x)
+        own = view.expert
+        scores, weight = self._log_probabilities(
+            own.tensors, view.partner, view.gate, x, own.beneath
+        )
         loss = float(F.nll_loss(scores, y, reduction="sum"))
         return Score(int((scores.argmax(1) == y).sum()), len(y), loss, float(weight.sum()))
 

@@ -6,6 +6,7 @@ order; the tests read both. A new algorithm or option adds one row to `METHODS`.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.algorithms import Options, Sal, Stage, fedavg, fedms, local
-from fedms.core.algorithm import Expert, View, perform
+from fedms import algorithms
+from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
+from fedms.core.algorithm import ClientInfo, Expert, View, perform
 from fedms.core.tensors import fingerprint, part
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
@@ -32,17 +34,34 @@ METHODS = {
     "fedms-queue": (fedms, replace(DEFAULT, sal=Sal("queue", queue=2, epsilon=2.0))),
     "fedms-all": (fedms, replace(DEFAULT, sal=Sal("all"))),
     "fedms-no-stage1": (fedms, replace(DEFAULT, stage1=Stage(0))),
-    "fedms-momentum": (fedms, replace(DEFAULT, server_momentum=0.5)),
+    "fedms-momentum": (fedms, replace(DEFAULT, server=Server(momentum=0.5))),
     "fedms-prior": (fedms, replace(DEFAULT, stage1_prior=True, mix_prior="both")),
     "fedms-cohort": (fedms, replace(DEFAULT, stage1=Stage(2, 2), stage2=Stage(2, 0.5))),
+    "fedms-even": (fedms, replace(DEFAULT, mixture="even")),
+    "finetune": (algorithms.finetune, DEFAULT),
     "fedavg": (fedavg, DEFAULT),
+    "fedprox": (algorithms.fedprox, replace(DEFAULT, pull=0.5)),
+    "fedadam": (algorithms.fedadam, DEFAULT),
+    "ffa": (algorithms.ffa, DEFAULT),
+    "flora": (algorithms.METHODS["flora"], DEFAULT),
+    "fedex": (algorithms.METHODS["fedex"], DEFAULT),
+    "fedra": (algorithms.fedra, replace(DEFAULT, random_blocks=2)),
+    "ditto": (algorithms.ditto, replace(DEFAULT, pull=0.5)),
+    "fedper": (algorithms.fedper, DEFAULT),
+    "fedrep": (algorithms.fedrep, DEFAULT),
+    "fedsa": (algorithms.fedsa, DEFAULT),
     "local": (local, DEFAULT),
+    "probe": (algorithms.probe, DEFAULT),
 }
+ONE_GLOBAL = ("fedavg", "fedprox", "fedadam", "ffa", "flora", "fedex", "fedra")
+PRIVATE = ("fedper", "fedrep", "fedsa", "local", "probe")
+PROMPTED = tuple(method for method in METHODS if method != "probe")
+"""All but the one that needs a linear head."""
 MODELS = {
-    "toy": tuple(METHODS),
+    "toy": PROMPTED,
     "toy-linear": tuple(METHODS),
-    "sentence": tuple(METHODS),
-    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "local"),
+    "sentence": PROMPTED,
+    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "fedex", "ditto", "fedsa", "local"),
     "vit": (
         "fedms",
         "fedms-zero",
@@ -50,12 +69,17 @@ MODELS = {
         "fedms-share-all",
         "fedms-all",
         "fedavg",
+        "flora",
+        "fedra",
+        "fedper",
+        "fedsa",
         "local",
+        "probe",
     ),
 }
-ROUNDS = {"fedavg": 2, "fedms-no-stage1": 2}
+ROUNDS = {"fedms-no-stage1": 2, "ditto": 2, "fedrep": 2}
 PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
-TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith("fedms")]
+TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune"))]
 
 
 class Backwards(Simulator):
@@ -164,6 +188,10 @@ def record(method, learner, clients, runtime, folder) -> Trace:
     return trace
 
 
+def info(data) -> ClientInfo:
+    return ClientInfo(data.id, len(data.train), data.cap)
+
+
 def hashes(trace: Trace) -> tuple:
     """The server after every round, and every client's state."""
     server = [(fingerprint(s.tensors), s.round, s.depth, s.queue) for s in trace.states]
@@ -187,18 +215,20 @@ def test_rounds_end_and_nobody_is_rejected(trace, method, model):
 def test_uploads_are_exactly_what_is_expected(trace, method, model):
     run = trace(method, model)
     for plan, *_, data, _, _, update in run.calls:
-        expected = run.algorithm.expects(plan, data.cap)
+        expected = run.algorithm.expects(plan, info(data))
         assert {n: tuple(t.shape) for n, t in update.tensors.items()} == dict(expected)
         assert update.tensors.keys() <= plan.upload
-        assert update.tensors.keys() == plan.upload or data.cap == 1
+        assert update.tensors.keys() == plan.upload or data.cap == 1 or method == "fedra"
 
 
-@pytest.mark.parametrize(("method", "model"), PAIRS)
+@pytest.mark.parametrize(("method", "model"), TWO_STAGES)
 def test_what_leaves_a_client(trace, method, model):
     """Stage 1: active blocks and the expert's head. Stage 2: what is shared of the gate."""
     run = trace(method, model)
     layout = run.learner.layout
-    share = METHODS[method][1].share
+    options = METHODS[method][1]
+    gated = method != "finetune" and options.mixture == "gate"
+    share = options.share if gated else "none"
     gate = {"adapter": layout.gate_adapter, "none": ()}.get(
         share, layout.gate_adapter + layout.gate_head
     )
@@ -209,8 +239,7 @@ def test_what_leaves_a_client(trace, method, model):
         assert update.depth == depth
         assert update.state is None
     for _, update, _ in run.updates(stage=2):
-        wanted = set() if method == "local" else {f"gate/{n}" for n in gate}
-        assert set(update.tensors) == wanted
+        assert set(update.tensors) == {f"gate/{n}" for n in gate}
         assert update.state is not None
 
 
@@ -287,13 +316,92 @@ def test_an_update_alone_equals_the_update_after_others(world, method, model):
     assert facts(update(a, 1)) == alone
 
 
+KEY_GROUPS = [pair for pair in PAIRS if pair[0] in (*ONE_GLOBAL, *PRIVATE, "ditto")]
+
+
+@pytest.mark.parametrize(("method", "model"), KEY_GROUPS)
+def test_which_tensors_leave_and_which_are_kept(trace, method, model):
+    """By hand: which of a client's tensors are shared, and which are its own."""
+    run = trace(method, model)
+    layout = run.learner.layout
+    for plan, *_, data, _, _, update in run.calls:
+        active = layout.expert(data.cap or 3)
+        down = {n for n in active if n.endswith("A") or ".lora_A." in n}
+        last = layout.expert(1)
+        shared = {
+            "ffa": active - down,
+            "fedsa": down,
+            "fedper": active - last,
+            "fedrep": active - last,
+            "local": set(),
+            "probe": set(),
+        }.get(method, active)
+        sent = {n.removeprefix("global/") for n in update.tensors}
+        if method == "fedra":
+            blocks = [i for i, block in enumerate(layout.blocks) if sent & set(block)]
+            assert len(blocks) == min(2, data.cap or 3)
+            shared = {n for i in blocks for n in layout.blocks[i]} | set(layout.head)
+        assert sent == shared
+        if method in ONE_GLOBAL:
+            assert update.state is None
+        else:
+            whole = set(layout.head) if method == "probe" else active
+            assert whole <= part("local", update.state.tensors).keys()
+        assert plan.stage == (2 if method in PRIVATE else 1)
+
+
+@pytest.mark.parametrize("model", ["toy-linear", "sentence"])
+@pytest.mark.parametrize("method", ["fedper", "fedrep", "fedsa"])
+def test_what_is_private_stays_and_what_is_shared_arrives(trace, method, model):
+    """A client's second round starts from its own private tensors and the average of the others."""
+    run = trace(method, model)
+    fits = []
+    original = run.learner.fit
+    calls = [c for c in run.calls if c[0].round == 1 and c[3].id == "a"]
+    plan, arrived, _, data, state, seed, _ = calls[0]
+    run.learner.fit = lambda some, pace: fits.extend(some) or original(some, pace)
+    try:
+        work = run.algorithm.client_update(run.learner, plan, arrived[0], state, data, seed)
+        perform([work], run.learner, 0)
+    finally:
+        del run.learner.fit
+    start, received = fits[0].view.expert.tensors, part("global", arrived[0])
+    own = part("local", state.tensors)
+    assert received
+    assert own.keys() - received.keys()
+    for name, tensor in start.items():
+        assert torch.equal(tensor, received[name] if name in received else own[name])
+
+
+@pytest.mark.parametrize("model", ["toy", "sentence"])
+def test_blocks_of_fedra_are_drawn_anew(trace, model):
+    """Not the same blocks for every client, nor for one client in every round."""
+    drawn = {}
+    for plan, *_, data, _, _, update in trace("fedra", model).calls:
+        drawn[data.id, plan.round] = frozenset(update.tensors)
+    for client in "ac":
+        assert len({drawn[client, r] for r in range(4)}) > 1
+    assert any(drawn["a", r] != drawn["c", r] for r in range(4))
+
+
+@pytest.mark.parametrize("model", ["toy", "sentence"])
+def test_ffa_averages_products_exactly(trace, model):
+    """All clients have the same A, so the average of B is that of the products."""
+    run = trace("ffa", model)
+    frozen = part("global", run.states[0].tensors)
+    assert frozen.keys() == run.learner.layout.down
+    last = part("global", run.states[-1].tensors)
+    assert all(torch.equal(last[n], frozen[n]) for n in frozen)
+    assert all(f"global/{n}" in run.plans[0].constant for n in frozen)
+
+
 @pytest.mark.parametrize(("method", "model"), TWO_STAGES)
 def test_the_global_expert_stands_still_in_stage_2(trace, method, model):
     run = trace(method, model)
     second = [fingerprint(part("global", s.tensors)) for s in run.states if s.stage == 2]
     assert len(set(second)) == 1
     heads = {f"gate/{n}" for n in run.learner.layout.gate_head}
-    if METHODS[method][1].share != "all":
+    if METHODS[method][1].share != "all" and method != "finetune":
         assert all(not run.states[-1].tensors[n].any() for n in heads)
 
 
@@ -317,18 +425,25 @@ def test_average_is_over_those_who_sent_the_key(trace, method, model):
 @pytest.mark.parametrize(("method", "model"), PAIRS)
 def test_training_moves_every_tensor_of_the_expert(trace, method, model):
     run = trace(method, model)
-    for _, arrived, _, _, _, _, update in run.calls:
+    for _, arrived, _, data, _, _, update in run.calls:
         moved = {**update.tensors, **(update.state.tensors if update.state else {})}
-        for name in (n for n in moved if n.startswith(("global/", "local/"))):
+        active = run.learner.layout.expert(data.cap or 3)
+        for name in (n for n in moved if n.split("/", 1)[1] in active and n[:5] != "gate/"):
             got = arrived[0].get(name, torch.zeros_like(moved[name]))
             assert not torch.equal(moved[name], got)
 
 
-@pytest.mark.parametrize("method", ["fedms", "fedms-all", "local"])
-@pytest.mark.parametrize("model", ["toy", "sentence", "clip"])
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        *itertools.product(["fedms", "fedms-all", "local"], ["toy", "sentence", "clip"]),
+        *itertools.product(["fedadam", "fedra", "ditto", "fedrep", "fedsa"], ["toy", "sentence"]),
+    ],
+)
 def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, model, tmp_path):
     """To the bit, although what the first process had cached is gone."""
-    whole, stop = trace(method, model), 3
+    whole = trace(method, model)
+    stop = ROUNDS.get(method, 4) - 1
     learner, clients = world(model)
     algorithm = METHODS[method][0](learner.layout, METHODS[method][1])
     states = ClientStates(tmp_path)
@@ -339,25 +454,29 @@ def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, mo
     *_, (last, _) = run_rounds(algorithm, simulator, whole.states[stop])
     assert fingerprint(last.tensors) == fingerprint(whole.states[-1].tensors)
     for client, state in whole.kept.items():
-        assert fingerprint(states.load(client).tensors) == fingerprint(state.tensors)
+        again = states.load(client)
+        assert (again and fingerprint(again.tensors)) == (state and fingerprint(state.tensors))
 
 
 @pytest.mark.parametrize("model", ["toy", "sentence"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROMPTED)
 def test_views(trace, method, model):
     """A client without a state is served by what the method shares."""
     run = trace(method, model)
     view, last = run.algorithm.view, run.states[-1]
     shared, own = view(last, None, "global"), view(last, run.kept["a"], "personal")
     assert view(last, None, "local") is None
-    if method == "local":
+    new = view(last, None, "personal").expert
+    if method in PRIVATE:
         assert shared is None
-        assert dict(view(last, None, "personal").expert.tensors) == {}
         assert own.partner is None
+        known = part("global", last.tensors)
+        assert {n: t for n, t in new.tensors.items() if n in known}.keys() == known.keys()
+        assert all(not new.tensors[n].any() for n in new.tensors.keys() - known.keys())
         return
     assert fingerprint(shared.expert.tensors) == fingerprint(part("global", last.tensors))
-    assert view(last, None, "personal").expert.fingerprint == shared.expert.fingerprint
-    mixture = method != "fedavg" and run.kept["a"] is not None
+    assert new.fingerprint == shared.expert.fingerprint
+    mixture = method.startswith("fedms") and run.kept["a"] is not None
     assert (own.partner is not None) == (own.gate is not None) == mixture
     assert isinstance(own, View)
     assert isinstance(own.expert, Expert)

@@ -52,7 +52,7 @@ def test_plain_peft_reads_what_is_saved(
     rows = make_rows(learner.backbone, 4)
     batch = learner.backbone.collate(rows)
     tensors = random_expert(learner, depth)
-    save_expert(tmp_path / "expert", learner, tensors, str(model_folder(kind)))
+    save_expert(tmp_path / "expert", learner, Expert(tensors), str(model_folder(kind)))
 
     plain = plain_model(model_folder(kind), kind)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_any_missing_tensor_of_a_block_is_noticed(make_learner, drop):
 
 
 def test_what_is_saved_of_an_expert_that_adapts_nothing(make_learner, tmp_path):
-    save_expert(tmp_path / "none", make_learner("clip"), {}, "base")
+    save_expert(tmp_path / "none", make_learner("clip"), Expert({}), "base")
     assert list((tmp_path / "none").iterdir()) == []
 
 
@@ -202,7 +202,7 @@ def test_a_saved_gate_can_be_read(make_learner, tmp_path):
 
 def test_saved_adapters_say_where_they_belong(make_learner, tmp_path):
     learner = make_learner("sentence")
-    save_expert(tmp_path / "e", learner, random_expert(learner, 2), "the-base")
+    save_expert(tmp_path / "e", learner, Expert(random_expert(learner, 2)), "the-base")
     config = peft.PeftConfig.from_pretrained(str(tmp_path / "e"))
     assert config.base_model_name_or_path == "the-base"
     assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 4, 0.0)

@@ -94,7 +94,8 @@ COHORTS = [("0.5", 2), ("0.1", 1), ("2", 2), ("9", 3)]
 
 @pytest.mark.parametrize(("cohort", "size"), COHORTS)
 def test_partial_cohorts(done, parts, cohort, size):
-    finished = done("method=fedavg", "stage1.rounds=3", f"stage1.cohort={cohort}")
+    rounds = ("stage1.rounds=3", "stage2.rounds=0", f"stage1.cohort={cohort}")
+    finished = done("method=fedms", *rounds)
     lines = finished.lines("rounds")
     assert [len(set(line["cohort"])) for line in lines] == [size] * 3
     assert {line["upload_bytes"] for line in lines} == {size * wire(parts[0])}
@@ -106,7 +107,7 @@ def test_methods_are_compared_on_the_same_cohorts(done):
     first, second = (
         done(f"method={method}", *options).lines("rounds") for method in ("fedavg", "local")
     )
-    assert [line["cohort"] for line in first] == [line["cohort"] for line in second[:3]]
+    assert [line["cohort"] for line in first] == [line["cohort"] for line in second]
 
 
 def test_client_outside_every_cohort_has_the_global_expert(done):
@@ -163,3 +164,25 @@ def test_unseen_clients_take_no_part_and_are_scored_at_the_end(done):
     kept = {p.stem for p in (finished.path / "checkpoints" / "clients").iterdir()}
     assert kept == seen
     assert {line["id"] for line in finished.lines("clients")} == seen
+
+
+def test_unseen_clients_adapt_with_few_rows(done):
+    """What a method has for its clients it gives to newcomers, who change nothing for others."""
+    kept_out = ("partition.clients=4", "partition.unseen_clients=2")
+    rounds = "partition.unseen_rounds=12"
+    tests = {
+        method: done(*kept_out, rounds, f"method={method}").summary["test"]
+        for method in ("fedms", "fedavg", "local")
+    }
+    for method, test in tests.items():
+        before, after = test["unseen"], test["unseen_adapted"]
+        assert before["per_client"].keys() == after["per_client"].keys()
+        if method == "fedavg":
+            assert before == after  # there is nothing of a client's own
+        else:
+            assert after["loss"] != before["loss"]
+    still = done(*kept_out, "partition.unseen_rounds=0").summary["test"]
+    assert still["unseen"] == still["unseen_adapted"] == tests["fedms"]["unseen"]
+    assert still["personal"] == tests["fedms"]["personal"]
+    fewer = done(*kept_out, rounds, "partition.unseen_rows=2").summary["test"]
+    assert fewer["unseen_adapted"] != tests["fedms"]["unseen_adapted"]

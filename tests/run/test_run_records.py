@@ -13,7 +13,7 @@ from fedms.build import build
 from fedms.config import load_config
 from fedms.run import run
 
-ROLES = ("zero_shot", "global", "local", "personal", "unseen")
+ROLES = ("zero_shot", "global", "local", "personal", "unseen", "unseen_adapted")
 COSTS = {
     "upload_bytes",
     "download_bytes",
@@ -87,7 +87,8 @@ def test_summary_has_these_keys(done):
     assert [summary[k] for k in ("method", "seed", "clients", "rounds")] == ["fedms", 0, 3, 4]
     assert tuple(summary["test"]) == ROLES
     assert summary["test"]["unseen"] is None  # no client was kept out
-    for role in ROLES[:-1]:
+    assert summary["test"]["unseen_adapted"] is None
+    for role in ROLES[:-2]:
         scores = summary["test"][role]
         assert set(scores) == {"mean", "weighted", "worst_decile", "std", "loss", "per_client"}
         assert set(scores["per_client"]) == {"0", "1", "2"}
@@ -124,7 +125,10 @@ def test_total_parameters_are_those_of_the_plain_model(done):
     assert done().summary["cost"]["total_parameters"] == sum(p.numel() for p in plain.parameters())
 
 
-ACCURACIES = [(), ("method=fedavg", "partition.clients=12", "stage1.rounds=1")]
+ACCURACIES = [
+    (),
+    ("method=fedavg", "partition.clients=12", "stage1.rounds=1", "stage2.rounds=0"),
+]
 
 
 @pytest.mark.parametrize("overrides", ACCURACIES, ids=["fedms", "fedavg, 12 clients"])
@@ -163,7 +167,7 @@ def test_summary_follows_from_the_clients_lines(done, small, overrides):
 def test_accuracies_differ_enough_to_tell_the_numbers_apart(done):
     """Guards the test above: with equal scores it could not see a role or a weight mixed up."""
     test = done().summary["test"]
-    assert len({test[role]["mean"] for role in ROLES[:-1]}) == 4
+    assert len({test[role]["mean"] for role in ROLES[:-2]}) == 4
     assert test["personal"]["mean"] != test["personal"]["weighted"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -18,38 +19,60 @@ from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.store.states import ClientStates, load_server_state
 
+_SHARED = ({"zero_shot", "global", "personal"}, True, True, False)
+_BOTH = ({"zero_shot", "global", "local", "personal"}, True, True, True)
+_OWN = ({"zero_shot", "local", "personal"}, True, False, True)
 METHODS = {
     # roles with scores, whether anything is sent, whether the global expert and clients' are kept
-    "fedms": ({"zero_shot", "global", "local", "personal"}, True, True, True),
-    "fedavg": ({"zero_shot", "global", "personal"}, True, True, False),
+    "fedms": _BOTH,
+    "finetune": _BOTH,
+    "fedavg": _SHARED,
+    "fedprox": _SHARED,
+    "fedadam": _SHARED,
+    "ffa": _SHARED,
+    "flora": _SHARED,
+    "fedex": _SHARED,
+    "fedra": _SHARED,
+    "centralised": _SHARED,
+    "ditto": _BOTH,
+    "fedper": _OWN,
+    "fedrep": _OWN,
+    "fedsa": _OWN,
     "local": ({"zero_shot", "local", "personal"}, False, False, True),
+    "probe model.head=linear": ({"local", "personal"}, False, False, True),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(done, method):
     roles, sends, shared, private = METHODS[method]
-    finished = done(f"method={method}")
+    finished = done(*f"method={method}".split())
     test, cost = finished.summary["test"], finished.summary["cost"]
     assert {role for role, scores in test.items() if scores is not None} == roles
     assert (cost["upload_bytes"] > 0) == (cost["download_bytes"] > 0) == sends
-    assert finished.summary["rounds"] == (2 if method == "fedavg" else 4)
+    assert finished.summary["rounds"] == (2 if method in ("ditto", "fedrep") else 4)
     assert (finished.path / "adapters" / "global").is_dir() == shared
     assert (finished.path / "adapters" / "clients").is_dir() == private
     assert (finished.path / "checkpoints" / "clients").is_dir() == private
 
 
-def test_fedavg_is_stage_1_of_fedms(done):
-    first, second = done(), done("method=fedavg")
+def test_fedavg_is_stage_1_of_fedms_with_all_blocks(done):
+    alone = ("stage1.rounds=4", "stage2.rounds=0", "sal.trigger=all")
+    first, second = done(*alone), done("method=fedavg")
     mine = {k: v for k, v in first.bytes().items() if k.startswith("adapters/global/")}
     theirs = {k: v for k, v in second.bytes().items() if k.startswith("adapters/global/")}
     assert mine == theirs != {}
 
 
-def test_fedavg_without_rounds_of_its_own_says_so(tmp_path, small):
-    """`fedavg` has stage 1 alone; with `stage1.rounds=0` there is nothing to do."""
-    with pytest.raises((UserError, ValueError), match=r"stage1\.rounds"):
-        run_module.run(small("method=fedavg", "stage1.rounds=0"), tmp_path / "run")
+def test_centralised_training_sees_all_rows_and_is_scored_client_by_client(done):
+    finished = done("method=centralised")
+    test = finished.summary["test"]["personal"]
+    assert set(test["per_client"]) == {"0", "1", "2"}
+    assert {tuple(line["cohort"]) for line in finished.lines("rounds")} == {("everyone",)}
+    sizes = json.loads((finished.path / "partition.json").read_text())
+    assert [s["id"] for s in sizes] == ["0", "1", "2"]
+    steps = {line["costs"]["flops"] for line in finished.lines("rounds")}
+    assert len(steps) == 1
 
 
 @pytest.mark.parametrize("options", [(), ("method=local",), ("stage1.rounds=0",)], ids=str)

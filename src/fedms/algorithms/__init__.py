@@ -1,7 +1,65 @@
 """Federated methods. Each is a `FederatedAlgorithm` and sees the model only as a `Learner`."""
 
-from fedms.algorithms.fedms import Options, Stage, fedavg, fedms
-from fedms.algorithms.local import local
-from fedms.algorithms.sal import Sal
+from collections.abc import Callable, Mapping
 
-__all__ = ["Options", "Sal", "Stage", "fedavg", "fedms", "local"]
+from fedms.algorithms.ditto import ditto
+from fedms.algorithms.fedms import fedms, finetune
+from fedms.algorithms.keygroups import (
+    fedadam,
+    fedavg,
+    fedper,
+    fedprox,
+    fedra,
+    fedrep,
+    fedsa,
+    ffa,
+    local,
+    probe,
+)
+from fedms.algorithms.options import Options, Stage
+from fedms.algorithms.products import fedex, flora
+from fedms.algorithms.sal import Sal
+from fedms.algorithms.server import Server
+from fedms.core.algorithm import FederatedAlgorithm, Layout
+
+METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
+    "fedms": fedms,
+    "finetune": finetune,
+    "fedavg": fedavg,
+    "fedprox": fedprox,
+    "fedadam": fedadam,
+    "ffa": ffa,
+    "flora": flora,
+    "fedex": fedex,
+    "fedra": fedra,
+    "ditto": ditto,
+    "fedper": fedper,
+    "fedrep": fedrep,
+    "fedsa": fedsa,
+    "local": local,
+    "probe": probe,
+}
+"""By the name in the configuration."""
+
+__all__ = [
+    "METHODS",
+    "Options",
+    "Sal",
+    "Server",
+    "Stage",
+    "ditto",
+    "fedadam",
+    "fedavg",
+    "fedex",
+    "fedms",
+    "fedper",
+    "fedprox",
+    "fedra",
+    "fedrep",
+    "fedsa",
+    "ffa",
+    "finetune",
+    "flora",
+    "local",
+    "probe",
+]

@@ -5,21 +5,19 @@ hand. It says: two stages; a global expert, then a local expert for personalisat
 mixture of foundation models; a gate with an inserted gate adapter that joins the aggregation in
 every round of stage two; low-rank matrices activated progressively. All else is reconstructed and
 therefore an option.
-
-FedAvg of LoRA adapters (FedIT, arXiv 2305.05644) is stage 1 alone: `fedavg`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
+from fedms.algorithms.options import Options, Share
 from fedms.algorithms.sal import Sal
 from fedms.core.algorithm import (
     Aggregate,
+    ClientInfo,
     ClientState,
     ClientUpdate,
     ClientWork,
@@ -37,68 +35,13 @@ from fedms.core.algorithm import (
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
-LocalInit = Literal["global", "zero"]
-Share = Literal["adapter", "all", "none"]
-MixPrior = Literal["none", "client", "both"]
-RateSchedule = Literal["constant", "cosine"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Rounds of one stage, clients a round (fraction or number), passes over their rows."""
-
-    rounds: int
-    cohort: float | int = 1.0
-    epochs: int = 1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen; every default is reconstructed.
-
-    Args:
-        stage1, stage2: lengths. Without stage 1 the global expert is the foundation model.
-        sal: when depth grows; on the server in stage 1, on each client in stage 2.
-        carry_depth: stage 2 begins at the depth that stage 1 reached, instead of at `sal.start`.
-        local_init: the local expert starts from the global one, or from zero.
-        share: which part of the gate is averaged: its adapter, all of it, or none.
-        stage1_prior: the client's class prior is added to the logits while it trains the global
-            expert, which then need not learn the class frequencies of one client after the other
-            (logit calibration, arXiv 2209.00189, with the client's prior).
-        server_momentum: of the global expert's average, 0 to below 1 (FedAvgM, arXiv 1909.06335):
-            the server goes on in the direction of earlier rounds. 0 is federated averaging.
-        mix_prior: whose logits get the client's class prior in stage 2: nobody's, the global
-            expert's in the mixture (`client`), or also the local one's (`both`).
-        keep_best: a client's model is its checkpoint with the best score on its validation rows
-            (ties: the lower loss), instead of the last one.
-        rate_schedule: of learning rates over the rounds of a stage (`local`: of both): constant, or
-            down towards nothing along half a cosine (arXiv 1608.03983, without restarts).
-    """
-
-    stage1: Stage
-    stage2: Stage
-    sal: Sal = field(default_factory=Sal)
-    carry_depth: bool = True
-    local_init: LocalInit = "global"
-    share: Share = "adapter"
-    stage1_prior: bool = False
-    server_momentum: float = 0.0
-    mix_prior: MixPrior = "none"
-    keep_best: bool = True
-    rate_schedule: RateSchedule = "constant"
-
-    def rate(self, round: int, rounds: int) -> float:
-        """What learning rates are multiplied by in a round (from 0) of so many."""
-        if self.rate_schedule == "constant":
-            return 1.0
-        return (1 + math.cos(math.pi * round / rounds)) / 2
-
 
 def fedms(layout: Layout, options: Options, name: str = "fedms") -> FederatedAlgorithm:
     """Both stages over a model of this layout."""
     method = _FedMS(layout, options)
     return FederatedAlgorithm(
         name=name,
+        rounds=options.rounds,
         init=partial(_init, method),
         plan=partial(_plan, method),
         expects=partial(_expects, method),
@@ -108,9 +51,12 @@ def fedms(layout: Layout, options: Options, name: str = "fedms") -> FederatedAlg
     )
 
 
-def fedavg(layout: Layout, options: Options) -> FederatedAlgorithm:
-    """Federated averaging of LoRA adapters: stage 1 alone, for as many rounds as stage 1 has."""
-    return fedms(layout, replace(options, stage2=replace(options.stage2, rounds=0)), "fedavg")
+def finetune(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """Federated averaging of all blocks, then local fine-tuning of all blocks, without a mixture.
+
+    The strongest cheap baseline of personalised federated learning (arXiv 2302.07838 among others).
+    """
+    return fedms(layout, replace(options, sal=Sal("all"), mixture="none"), "finetune")
 
 
 @dataclass(frozen=True)
@@ -127,6 +73,8 @@ class _FedMS:
     @property
     def shared_gate(self) -> frozenset[str]:
         """Names of the gate's tensors that are averaged."""
+        if self.options.mixture != "gate":
+            return frozenset()
         names: dict[Share, tuple[str, ...]] = {
             "adapter": self.layout.gate_adapter,
             "all": self.layout.gate_adapter + self.layout.gate_head,
@@ -135,15 +83,19 @@ class _FedMS:
         return frozenset(f"gate/{name}" for name in names[self.options.share])
 
     def mixture(self, own: Tensors, shared: Tensors, gate: Tensors) -> View:
+        """A client's model in stage 2; its local expert alone where nothing is mixed."""
         prior = self.options.mix_prior
-        return View(Expert(own, prior == "both"), Expert(shared, prior != "none"), gate)
+        expert = Expert(own, prior == "both")
+        if self.options.mixture == "none":
+            return View(expert)
+        return View(expert, Expert(shared, prior != "none"), gate)
 
 
 def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
-    tensors = under("gate", learner.initial_gate(seed) if method.options.stage2.rounds else {})
-    if method.options.server_momentum:
-        start = learner.initial_expert(method.layout.expert(method.blocks), seed)
-        tensors |= under("start", start)
+    gated = method.options.stage2.rounds and method.options.mixture != "none"
+    tensors = under("gate", learner.initial_gate(seed) if gated else {})
+    names = method.layout.expert(method.blocks)
+    tensors |= method.options.server.start(learner, names, seed)
     return ServerState(
         seed=seed,
         round=0,
@@ -171,10 +123,11 @@ def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
     return replace(plan, broadcast=shared, constant=expert | (gate - shared), upload=shared)
 
 
-def _expects(method: _FedMS, plan: RoundPlan, cap: int | None) -> Shapes:
+def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
     names = plan.upload
-    if plan.stage == 1 and cap is not None:
-        names = frozenset(f"global/{n}" for n in method.layout.expert(min(plan.depth, cap)))
+    if plan.stage == 1 and client.cap is not None:
+        depth = min(plan.depth, client.cap)
+        names = frozenset(f"global/{n}" for n in method.layout.expert(depth))
     return {name: method.layout.shapes[name.split("/", 1)[1]] for name in sorted(names)}
 
 
@@ -231,7 +184,8 @@ def _train_local(
     received = part("gate", pick(broadcast, plan.broadcast))
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
     mixture = method.mixture(start, part("global", broadcast), gate)
-    view = yield Fit(mixture, names, data, plan.epochs, seed, plan.rate)
+    gated = method.options.mixture == "gate"
+    view = yield Fit(mixture, names, data, plan.epochs, seed, plan.rate, gate=gated)
     trained = pick(view.expert.tensors, names | own.keys())
     tensors = {**under("local", trained), **under("gate", view.gate or {})}
     score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
@@ -246,7 +200,7 @@ def _train_local(
         state, tensors, score, depth=depth_after, queue=queue, keep_best=method.options.keep_best
     )
     upload = pick(tensors, plan.upload)
-    size = method.layout.size([*names, *gate])
+    size = method.layout.size([*names, *(gate if gated else ())])
     return ClientUpdate(data.id, plan.round, len(data.train), upload, score, depth, size, after)
 
 
@@ -274,26 +228,10 @@ def _server_update(
         blocks=method.blocks,
     )
     stage = 1 if rounds < method.options.stage1.rounds else 2
-    tensors = _averaged(method, state.tensors, part("global", aggregate.tensors))
+    tensors = method.options.server.move(state.tensors, part("global", aggregate.tensors))
     if stage == 2:
         tensors = {n: t for n, t in tensors.items() if n.startswith(("global/", "gate/"))}
     return replace(state, round=rounds, tensors=tensors, stage=stage, depth=depth, queue=queue)
-
-
-def _averaged(method: _FedMS, state: Tensors, average: Tensors) -> Tensors:
-    """Server tensors with the global expert moved to the clients' average, and beyond it.
-
-    With momentum `m`, `v ← m·v + (average - expert)` and `expert ← expert + v` for every tensor
-    that arrived; the velocities `v` are kept until the stage ends.
-    """
-    momentum = method.options.server_momentum
-    if not momentum:
-        return {**state, **under("global", average)}
-    before = {**part("start", state), **part("global", state)}
-    velocity = part("velocity", state)
-    moved = {n: momentum * velocity.get(n, 0.0) + (t - before[n]) for n, t in average.items()}
-    expert = {n: before[n] + v for n, v in moved.items()}
-    return {**state, **under("global", expert), **under("velocity", moved)}
 
 
 def _view(

@@ -20,7 +20,7 @@ that a runtime can have the clients of a stack trained together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -29,7 +29,7 @@ import torch
 
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
-from fedms.core.tensors import Tensors, fingerprint
+from fedms.core.tensors import Tensors, fingerprint, under
 
 Shapes = Mapping[str, tuple[int, ...]]
 Role = Literal["global", "local", "personal"]
@@ -45,14 +45,17 @@ class Expert:
     Args:
         tensors: by name.
         prior: whether the log of the client's own class frequencies is added to its logits.
+        beneath: frozen pairs (A, B) of any rank, by the same names as adapter tensors; their
+            products are added to the same projections.
     """
 
     tensors: Tensors
     prior: bool = False
+    beneath: Tensors = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self.tensors)
+        return fingerprint({**self.tensors, **under("beneath", self.beneath)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,7 @@ class Layout:
             against their prompts.
         gate_adapter, gate_head: names of the gate's tensors.
         shapes: shape of every tensor named above.
+        pairs: the matrices (A, B) of every projection, whose product `B @ A` is added to it.
     """
 
     blocks: tuple[tuple[str, ...], ...]
@@ -114,6 +118,17 @@ class Layout:
     gate_adapter: tuple[str, ...]
     gate_head: tuple[str, ...]
     shapes: Shapes
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def down(self) -> frozenset[str]:
+        """Names of all A matrices."""
+        return frozenset(a for a, _ in self.pairs)
+
+    def whole(self, names: Collection[str]) -> frozenset[str]:
+        """These names, and those of all adapter tensors of the blocks they are of."""
+        blocks = (block for block in self.blocks if any(name in names for name in block))
+        return frozenset(names).union(*blocks)
 
     def expert(self, depth: int) -> frozenset[str]:
         """What an expert trains when its last `depth` blocks are active (0..all), head included."""
@@ -130,12 +145,15 @@ class Fit:
     """What a client asks to have trained.
 
     Args:
-        view: the expert to start from; the gate trains too where the view has one.
+        view: the expert to start from.
         names: the expert's tensors that train.
         data: the client's rows.
         epochs: passes over its training rows.
         seed: of the order of rows.
         rate: what learning rates are multiplied by, greater than 0.
+        pull: `pull / 2` times the squared distance from `anchor` is added to the loss; at least 0.
+        anchor: tensors by name; what is missing pulls towards where it started.
+        gate: whether the view's gate, if it has one, trains too.
     """
 
     view: View
@@ -144,6 +162,9 @@ class Fit:
     epochs: int
     seed: int
     rate: float = 1.0
+    pull: float = 0.0
+    anchor: Tensors = field(default_factory=dict)
+    gate: bool = True
 
 
 class Learner(Protocol):
@@ -206,6 +227,15 @@ class ClientState:
     queue: tuple[float, ...] = ()
     rounds: int = 0
     kept: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """What a client declared at the start: its id, training rows, and the cap on its blocks."""
+
+    id: str
+    rows: int
+    cap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -300,26 +330,30 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class FederatedAlgorithm:
-    """A federated method as five functions and two descriptions.
+    """A federated method as functions.
 
     Fields:
         name: as in the configuration.
+        rounds: how many there are in all.
         init: `(learner, seed) -> ServerState` before the first round.
         plan: `(state) -> RoundPlan`, or None when training is finished.
-        expects: `(plan, cap) -> shapes` of exactly what a client with that cap uploads.
+        expects: `(plan, client) -> shapes` of exactly what that client uploads.
         client_update: `(learner, plan, broadcast, client_state, data, seed) -> ClientWork`,
             where `broadcast` holds the plan's broadcast and constant tensors.
         server_update: `(state, plan, aggregate) -> ServerState`.
+        lift: what the server averages of an accepted update, made of what was sent; e.g. products.
         view: `(state, client_state, role) -> View`, or None where this method has no such model.
             A client that never took part has `client_state` None.
     """
 
     name: str
+    rounds: int
     init: Callable[[Learner, int], ServerState]
     plan: Callable[[ServerState], RoundPlan | None]
-    expects: Callable[[RoundPlan, int | None], Shapes]
+    expects: Callable[[RoundPlan, ClientInfo], Shapes]
     client_update: Callable[
         [Learner, RoundPlan, Tensors, ClientState | None, ClientData, int], ClientWork
     ]
     server_update: Callable[[ServerState, RoundPlan, Aggregate], ServerState]
     view: Callable[[ServerState, ClientState | None, Role], View | None]
+    lift: Callable[[Tensors], Tensors] = lambda tensors: tensors

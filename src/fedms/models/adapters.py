@@ -73,24 +73,35 @@ class AdapterSlots:
         """Blocks whose adapters are computed now."""
         self.groups: tuple[tuple[str, ...], ...] = ()
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.pairs: tuple[tuple[str, str], ...] = ()
         for index in range(blocks.count):
             paths = [f"{blocks.root}.{index}.{target}" for target in blocks.targets]
             found = {path: layers[path] for path in paths}
             slots = {n: f for path, m in found.items() for n, f in _slots(path, m, self.shapes)}
             self._layers.append([m for m in found.values() if isinstance(m, LoraLayer)])
             self.groups += (tuple(slots),)
+            self.pairs += tuple(zip(self.groups[-1][::2], self.groups[-1][1::2], strict=True))
             self._factors.update(slots)
         self._switch([])
 
+    @property
+    def down(self) -> frozenset[str]:
+        """Names of all A matrices."""
+        return frozenset(a for a, _ in self.pairs)
+
     def config(
-        self, blocks: Iterator[int] | range | list[int], base: str | None = None
+        self,
+        blocks: Iterator[int] | range | list[int],
+        base: str | None = None,
+        rank: int | None = None,
     ) -> LoraConfig:
-        """PEFT's configuration of an adapter in these blocks."""
+        """PEFT's configuration of an adapter in these blocks, of the slots' rank or another."""
+        rank = rank or self._rank
         numbers = "|".join(str(index) for index in blocks)
         targets = "|".join(re.escape(target) for target in self._blocks.targets)
         return LoraConfig(
-            r=self._rank,
-            lora_alpha=self._alpha,
+            r=rank,
+            lora_alpha=self._alpha * rank / self._rank,
             lora_dropout=0.0,
             bias="none",
             target_modules=rf"{re.escape(self._blocks.root)}\.({numbers})\.({targets})",
@@ -163,8 +174,9 @@ class AdapterSlots:
         return min(self.blocks_of(names), default=len(self.groups))
 
     def save_config(self, folder: Path, tensors: Tensors, base: str) -> None:
-        """Write `adapter_config.json` for an expert into an existing folder."""
-        self.config(self.blocks_of(tensors), base).save_pretrained(str(folder))
+        """Write `adapter_config.json` for adapters of one rank into an existing folder."""
+        rank = next(t.shape[0] for name, t in tensors.items() if name in self.down)
+        self.config(self.blocks_of(tensors), base, rank).save_pretrained(str(folder))
 
 
 def _slots(

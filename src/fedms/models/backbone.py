@@ -167,7 +167,8 @@ class Backbone:
     def _pad(self, ids: Sequence[Tensor]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(row) for row in ids])
         tile = 8 if self.dtype == torch.bfloat16 else 1
-        tokens = min(-(-int(lengths.max()) // tile) * tile, self.max_length)
+        longest = int(lengths.max())
+        tokens = max(longest, min(-(-longest // tile) * tile, self.max_length))
         padded = torch.full((len(ids), tokens), self.processor.pad_token_id)
         for line, row in zip(padded, ids, strict=True):
             line[: len(row)] = row

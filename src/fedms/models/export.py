@@ -6,14 +6,17 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fedms.core.algorithm import View
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.core.algorithm import Expert, View
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, serialise
 from fedms.models.learner import ModelLearner
 from fedms.models.mixture import log_prior
 
 
-def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str) -> None:
+def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) -> None:
     """Write an expert into a folder (made if needed), as PEFT writes an adapter.
 
     `PeftModel.from_pretrained(foundation_model, folder)` loads it without fedms. A linear head, if
@@ -23,18 +26,28 @@ def save_expert(folder: Path, learner: ModelLearner, tensors: Tensors, base: str
     Args:
         folder: where.
         learner: whose slots the tensors fit.
-        tensors: the expert's.
+        expert: whatever lies beneath its adapters is joined with them, at a higher rank.
         base: name of the foundation model, for the configuration.
     """
     folder.mkdir(exist_ok=True)
-    heads = {name: t for name, t in tensors.items() if name in learner.head.shapes}
-    adapters = {name: t for name, t in tensors.items() if name not in heads}
+    heads = {name: t for name, t in expert.tensors.items() if name in learner.head.shapes}
+    adapters = _of_one_rank(learner, learner.adapters(expert.tensors, expert.beneath))
     if heads:
         (folder / "head.safetensors").write_bytes(serialise(heads))
     if adapters:
         learner.slots.save_config(folder, adapters, base)
         metadata = {"format": "pt"}
         (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
+
+
+def _of_one_rank(learner: ModelLearner, adapters: Tensors) -> dict[str, Tensor]:
+    """Adapters filled up with zeros to the highest rank of any: PEFT knows one rank."""
+    down = learner.slots.down
+    rank = max((t.shape[0] for name, t in adapters.items() if name in down), default=0)
+    return {
+        name: F.pad(t, (0, 0, 0, rank - t.shape[0]) if name in down else (0, rank - t.shape[1]))
+        for name, t in adapters.items()
+    }
 
 
 def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:

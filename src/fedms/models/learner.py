@@ -60,6 +60,7 @@ class ModelLearner(Resident):
             gate_adapter=ADAPTER,
             gate_head=HEAD,
             shapes={**slots.shapes, **head.shapes, **gate},
+            pairs=slots.pairs,
         )
         assert len(self.layout.shapes) == len(slots.shapes) + len(head.shapes) + len(gate)
 

@@ -30,6 +30,7 @@ from fedms.models.prefix import Kept, PrefixCache, Room, take
 from fedms.models.settings import Mixing
 
 _PREDICT_BATCH = 128
+_NONE: Tensors = {}
 FROZEN = Expert({})
 
 
@@ -93,9 +94,18 @@ class Resident:
             weakref.WeakKeyDictionary()
         )
 
-    def adapters(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Those of an expert's tensors that are adapters."""
-        return {name: t for name, t in tensors.items() if name not in self.head.shapes}
+    def adapters(self, tensors: Tensors, beneath: Tensors = _NONE) -> dict[str, Tensor]:
+        """Those of an expert's tensors that are adapters, joined with the pairs beneath them.
+
+        Joined, a pair `[A; A']` and `[B B']` has the sum of both products.
+        """
+        own = {name: t for name, t in tensors.items() if name not in self.head.shapes}
+        both = own.keys() & beneath.keys()
+        joined = {
+            n: torch.cat([own[n], beneath[n].to(own[n].device)], 0 if n in self.slots.down else 1)
+            for n in both
+        }
+        return {**beneath, **own, **joined}
 
     def own(self, expert: Expert, data: ClientData) -> Own:
         """One client's expert, for logits."""
@@ -118,14 +128,14 @@ class Resident:
         known = self._known.get(rows, {})
         if expert.fingerprint in known:
             return known[expert.fingerprint]
-        adapters = self.adapters(expert.tensors)
+        adapters = self.adapters(expert.tensors, expert.beneath)
         with torch.no_grad(), self.slots.holding(alone(adapters)):
             below = self._below(adapters)
             kept = self.prefixes.find(rows, below)
             if kept is None and adapters:
                 kept = self.keep(rows, adapters, self.slots.lowest(adapters))
             features = self.forward(rows, kept)
-        if not expert.tensors:  # the foundation model's are asked for again
+        if expert.fingerprint == FROZEN.fingerprint:  # the foundation model's are asked for again
             self._known[rows] = {**known, expert.fingerprint: features}
         return features
 

@@ -53,11 +53,15 @@ class _Trainee:
             for name, tensor in sorted(view.expert.tensors.items())
         }
         self.gate = {
-            name: tensor.to(device, copy=True).requires_grad_()
+            name: tensor.to(device, copy=True).requires_grad_(fit.gate)
             for name, tensor in sorted((view.gate or {}).items())
         }
-        self.adapters = resident.adapters(self.expert)
-        self.heads = {n: t for n, t in self.expert.items() if n not in self.adapters}
+        anchors = {**view.expert.tensors, **fit.anchor}
+        trained = {n: t for n, t in self.expert.items() if t.requires_grad and fit.pull}
+        self._pulled = [(t, anchors[n].to(device)) for n, t in trained.items()]
+        self._beneath = {n: t.to(device) for n, t in view.expert.beneath.items()}
+        self._joined = resident.adapters
+        self.heads = {n: t for n, t in self.expert.items() if n in resident.head.shapes}
         self.prior = resident.prior(view.expert, fit.data)
         on_val = resident.mixing.data == "val"
         self.gate_rows = fit.data.val if on_val else self.rows
@@ -66,7 +70,8 @@ class _Trainee:
         self.kind = (
             fit.names,
             frozenset(self.expert),
-            frozenset(self.gate),
+            tuple((name, *t.shape) for name, t in sorted(self._beneath.items())),
+            frozenset(self.gate) if fit.gate else None,
             self.prior is None,
             view.partner is None,
             self.kept is None,
@@ -77,15 +82,27 @@ class _Trainee:
 
     def prefix(self, resident: Resident, rows: Rows) -> Kept | None:
         """What lies below everything that trains, kept for `rows` where there is room."""
-        boundary = resident.slots.lowest(self.fit.names)
+        boundary, expert = resident.slots.lowest(self.fit.names), self.fit.view.expert
         with resident.slots.holding(_stacked([self.adapters])):
-            return resident.keep(rows, resident.adapters(self.fit.view.expert.tensors), boundary)
+            below = resident.adapters(expert.tensors, expert.beneath)
+            return resident.keep(rows, below, boundary)
+
+    @property
+    def adapters(self) -> dict[str, Tensor]:
+        """As the slots hold them; made anew where they are joined with pairs beneath them."""
+        return self._joined(self.expert, self._beneath)
 
     def batches(self, rows: Rows, size: int, epoch: int, pace: int) -> Iterator[Index]:
         """An epoch's batches of its training rows, or of others."""
         order = derive_seed(self.fit.seed, "epoch", epoch)
         lengths = self.lengths if rows is self.rows else None
         return shuffled_batches(len(rows), size, order, lengths, pace)
+
+    def pull(self) -> None:
+        """Add the gradient of the squared distance from the anchor, times `pull / 2`."""
+        for tensor, anchor in self._pulled:
+            if tensor.grad is not None:
+                tensor.grad.add_(tensor.detach() - anchor, alpha=self.fit.pull)
 
     def trained(self) -> View:
         """The view with what was trained, as copies on the CPU."""
@@ -140,7 +157,7 @@ class _Stack:
         self._pace = pace
         self._resident, self._size, self._trainees = resident, training.batch_size, trainees
         experts = [t for one in trainees for t in one.expert.values() if t.requires_grad]
-        gates = [t for one in trainees for t in one.gate.values()]
+        gates = [t for one in trainees for t in one.gate.values() if t.requires_grad]
         rate = trainees[0].fit.rate
         groups = [
             {"params": experts, "lr": training.learning_rate * rate},
@@ -237,6 +254,9 @@ class _Stack:
             loss = loss + (local if constants else 1.0) * _loss(alone, batch.labels)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if not gate_only:
+            for one in on:
+                one.pull()
         self._optimiser.step()
 
 

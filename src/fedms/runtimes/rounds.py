@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fedms.core.aggregation import Averager
 from fedms.core.algorithm import (
     Aggregate,
+    ClientInfo,
     ClientUpdate,
     FederatedAlgorithm,
     RoundPlan,
@@ -20,14 +21,6 @@ from fedms.core.errors import UserError
 from fedms.core.screening import reason_to_reject
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors
-
-
-@dataclass(frozen=True)
-class ClientInfo:
-    """What a client declared at the start: its training rows, and the cap on its blocks."""
-
-    rows: int
-    cap: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +109,13 @@ class _Intake:
         update = answer.update
         self._up, self._down = self._up + answer.upload_bytes, self._down + answer.download_bytes
         info = self._declared[update.client]
-        expected = self._algorithm.expects(self._plan, info.cap)
+        expected = self._algorithm.expects(self._plan, info)
         reason = reason_to_reject(update, self._plan, expected, info.rows)
         if reason:
             self._rejected[update.client] = reason
         else:
-            self._averager.add(update)
+            lifted = self._algorithm.lift(update.tensors)
+            self._averager.add(replace(update, tensors=lifted))
             self._trained = max(self._trained, update.trained_parameters)
         self._costs += answer.costs + _aggregation(began)
 

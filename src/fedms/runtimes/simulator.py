@@ -6,7 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fedms.core.algorithm import (
+    ClientInfo,
+    ClientState,
     ClientUpdate,
     ClientWork,
     FederatedAlgorithm,
@@ -22,7 +26,7 @@ from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, pick, wire_bytes
-from fedms.runtimes.rounds import Answer, ClientInfo
+from fedms.runtimes.rounds import Answer
 from fedms.store.states import ClientStates
 
 _POOL = 4
@@ -33,12 +37,11 @@ Scores = dict[str, dict[str, Score]]
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """What goes to every client of a round, and its bytes: each round, and those sent only once."""
+    """What goes to every client of a round; `bytes` are those of what is sent every time."""
 
     plan: RoundPlan
     tensors: Tensors
     bytes: int
-    bytes_once: int
 
 
 class Simulator:
@@ -53,6 +56,7 @@ class Simulator:
         states: where their private states are kept.
         unseen: clients that never train, to be scored.
         stack: how many clients are trained together, at least 1.
+        scored: clients to be scored, where they are not those that train.
     """
 
     def __init__(
@@ -64,9 +68,11 @@ class Simulator:
         unseen: Sequence[ClientData] = (),
         *,
         stack: int = 1,
+        scored: Sequence[ClientData] | None = None,
     ) -> None:
         self._algorithm, self._learner, self._states = algorithm, learner, states
         self._clients = {client.id: client for client in clients}
+        self._scored = tuple(clients if scored is None else scored)
         self._unseen, self._stack = tuple(unseen), stack
         self.declared = declare(clients)
         self._constant_at: dict[str, frozenset[str]] = {}
@@ -107,21 +113,19 @@ class Simulator:
 
     def _answer(self, sent: Sent, client: str, update: ClientUpdate, costs: Costs) -> Answer:
         """What leaves a client; its private state is kept here."""
-        first = self._constant_at.get(client) != sent.plan.constant
+        known = self._constant_at.get(client, frozenset())
+        new = pick(sent.tensors, sent.plan.constant - known)
         self._constant_at[client] = sent.plan.constant
         if update.state is not None:
             self._states.save(client, update.state)
-        down = sent.bytes + (sent.bytes_once if first else 0)
+        down = sent.bytes + wire_bytes(new)
         return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
 
-    def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
-        """Scores by role of clients: those that train, or those that never do.
-
-        A role that the method does not have is missing.
-        """
+    def evaluate(self, state: ServerState, split: Split) -> Scores:
+        """Scores by role of the clients. A role that the method does not have is missing."""
         scores: Scores = {}
         roles: tuple[Role, ...] = ("global", "local", "personal")
-        for data in self._unseen if unseen else self._clients.values():
+        for data in self._scored:
             own = self._states.load(data.id)
             for role in roles:
                 view = self._algorithm.view(state, own, role)
@@ -130,9 +134,41 @@ class Simulator:
                     scores.setdefault(role, {})[data.id] = score
         return scores
 
+    def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
+        """Test scores of unseen clients' personal models: `before` and `after` they adapt.
+
+        Before, they have what the server shares. Then each performs the method's rounds on few of
+        its training rows, and sends nothing.
+
+        Args:
+            plan: of a round as the method ends with; what it sends is taken from `state`.
+            state: the server's, after training.
+            rounds: of the plan, each with an order of rows of its own; at least 0.
+            rows: drawn from a client's training rows, at least 1.
+        """
+        scores: Scores = {}
+        tensors = send(plan, state.tensors).tensors
+        for data in self._unseen:
+            few = _some(data, rows, derive_seed(plan.seed, "newcomer", data.id))
+            own: ClientState | None = None
+            for when, count in (("before", 0), ("after", rounds)):
+                for number in range(count):
+                    seed = derive_seed(plan.seed, "newcomer", data.id, number)
+                    work = self._algorithm.client_update(
+                        self._learner, plan, tensors, own, few, seed
+                    )
+                    own = perform([work], self._learner, seed)[0].state
+                    if own is None:
+                        break  # the method has no models of clients' own
+                view = self._algorithm.view(state, own, "personal")
+                assert view is not None
+                score = self._learner.score(view, replace(few, test=data.test), "test")
+                scores.setdefault(when, {})[data.id] = score
+        return scores
+
     def score_all(self, view: View, split: Split) -> dict[str, Score]:
         """Every client's score under the same view."""
-        return {c: self._learner.score(view, d, split) for c, d in self._clients.items()}
+        return {data.id: self._learner.score(view, data, split) for data in self._scored}
 
     def spent(self) -> Costs:
         """What evaluation since the last call cost."""
@@ -144,12 +180,18 @@ def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
         yield items[start : start + size]
 
 
+def _some(data: ClientData, rows: int, seed: int) -> ClientData:
+    """The client with so many of its training rows, or all if it has fewer."""
+    chosen = np.random.default_rng(seed).permutation(len(data.train))[:rows]
+    return replace(data, train=data.train.take(np.sort(chosen)))
+
+
 def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:
     """What clients say of themselves at the start."""
-    return {client.id: ClientInfo(len(client.train), client.cap) for client in clients}
+    return {client.id: ClientInfo(client.id, len(client.train), client.cap) for client in clients}
 
 
 def send(plan: RoundPlan, tensors: Tensors) -> Sent:
     """What the plan sends, of the server's tensors."""
     broadcast, constant = pick(tensors, plan.broadcast), pick(tensors, plan.constant)
-    return Sent(plan, {**broadcast, **constant}, wire_bytes(broadcast), wire_bytes(constant))
+    return Sent(plan, {**broadcast, **constant}, wire_bytes(broadcast))

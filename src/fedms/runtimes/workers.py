@@ -150,11 +150,20 @@ class Workers:
             bare, data = self._receive(self._at[client])
             yield replace(bare, update=replace(bare.update, tensors=deserialise(data)))
 
-    def evaluate(self, state: ServerState, split: Split, *, unseen: bool = False) -> Scores:
+    def evaluate(self, state: ServerState, split: Split) -> Scores:
         """See `Simulator.evaluate`."""
         packed = replace(state, tensors={}), serialise(state.tensors)
+        return self._scores("evaluate", *packed, split)
+
+    def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
+        """See `Simulator.newcomers`."""
+        packed = replace(state, tensors={}), serialise(state.tensors)
+        return self._scores("newcomers", plan, *packed, rounds, rows)
+
+    def _scores(self, *words: Any) -> Scores:
+        """All workers' scores together."""
         found: Scores = {}
-        for scores in self._everywhere("evaluate", *packed, split, unseen):
+        for scores in self._everywhere(*words):
             for role, by_client in scores.items():
                 found.setdefault(role, {}).update(by_client)
         return {role: self._sorted(by_client) for role, by_client in found.items()}
@@ -261,6 +270,8 @@ def _answers(simulator: Simulator, what: str, *words: Any) -> Iterator[Any]:
         yield from _train(simulator, *words)
     elif what == "evaluate":
         yield _evaluate(simulator, *words), simulator.spent()
+    elif what == "newcomers":
+        yield _newcomers(simulator, *words), simulator.spent()
     else:
         yield _score_all(simulator, *words), simulator.spent()
 
@@ -274,10 +285,20 @@ def _train(
         yield bare, serialise(answer.update.tensors)
 
 
-def _evaluate(
-    simulator: Simulator, state: ServerState, data: bytes, split: Split, unseen: bool
+def _evaluate(simulator: Simulator, state: ServerState, data: bytes, split: Split) -> Scores:
+    return simulator.evaluate(replace(state, tensors=deserialise(data)), split)
+
+
+def _newcomers(
+    simulator: Simulator,
+    plan: RoundPlan,
+    state: ServerState,
+    data: bytes,
+    rounds: int,
+    rows: int,
 ) -> Scores:
-    return simulator.evaluate(replace(state, tensors=deserialise(data)), split, unseen=unseen)
+    state = replace(state, tensors=deserialise(data))
+    return simulator.newcomers(plan, state, rounds, rows)
 
 
 def _score_all(simulator: Simulator, data: bytes, prior: bool, split: Split) -> dict[str, Score]:

@@ -1,0 +1,71 @@
+"""Ditto (arXiv 2012.04221): a private model a client, pulled towards the global one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
+from fedms.algorithms.keygroups import fedavg
+from fedms.algorithms.options import Options, Stage
+from fedms.core.algorithm import (
+    ClientState,
+    ClientWork,
+    Expert,
+    FederatedAlgorithm,
+    Fit,
+    Layout,
+    Learner,
+    Role,
+    RoundPlan,
+    ServerState,
+    View,
+)
+from fedms.core.rows import ClientData
+from fedms.core.seeds import derive_seed
+from fedms.core.tensors import Tensors, all_finite, part, under
+
+
+def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """Federated averaging, and beside it every client trains an expert of its own.
+
+    The own expert starts from the first global one that the client receives, and pays
+    `options.pull / 2` times its squared distance from the global expert of the round. Two passes
+    over a client's rows a round, and so half as many rounds.
+    """
+    halved = replace(
+        options,
+        stage1=Stage(max(1, options.rounds // 2), options.stage1.cohort, options.stage1.epochs),
+        stage2=replace(options.stage2, rounds=0),
+    )
+    shared = fedavg(layout, halved)
+    prior = options.mix_prior == "both"
+
+    def client_update(
+        learner: Learner,
+        plan: RoundPlan,
+        broadcast: Tensors,
+        state: ClientState | None,
+        data: ClientData,
+        seed: int,
+    ) -> ClientWork:
+        update = yield from shared.client_update(learner, plan, broadcast, None, data, seed)
+        names = layout.expert(update.depth)
+        start = {**learner.initial_expert(names, plan.seed), **part("global", broadcast)}
+        own = {**start, **part("local", state.tensors if state else {})}
+        seed = derive_seed(seed, "own")
+        view = View(Expert(own, prior))
+        view = yield Fit(view, names, data, plan.epochs, seed, plan.rate, options.pull, start)
+        tensors = under("local", view.expert.tensors)
+        score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
+        before = state or ClientState({}, update.depth)
+        keep_best = options.keep_best
+        after = remember(before, tensors, score, depth=update.depth, keep_best=keep_best)
+        size = update.trained_parameters + layout.size(names)
+        return replace(update, state=after, trained_parameters=size)
+
+    def view(state: ServerState, client: ClientState | None, role: Role) -> View | None:
+        if role == "global" or client is None:
+            return shared.view(state, None, role)
+        return View(Expert(part("local", chosen(client)), prior))
+
+    return replace(shared, name="ditto", client_update=client_update, view=view)

@@ -1,0 +1,86 @@
+"""What may be chosen of a method, in one record for all of them: each reads what concerns it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedms.algorithms.sal import Sal
+from fedms.algorithms.server import Server
+
+LocalInit = Literal["global", "zero"]
+Share = Literal["adapter", "all", "none"]
+Mixture = Literal["gate", "even", "none"]
+MixPrior = Literal["none", "client", "both"]
+RateSchedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rounds of one stage, clients a round (fraction or number), passes over their rows."""
+
+    rounds: int
+    cohort: float | int = 1.0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen; every default of FedMS' own is reconstructed.
+
+    Args:
+        stage1, stage2: lengths. Without stage 1 the global expert is the foundation model. Methods
+            without stages take part in the rounds of both.
+        sal: when depth grows; on the server in stage 1, on each client in stage 2.
+        carry_depth: stage 2 begins at the depth that stage 1 reached, instead of at `sal.start`.
+        local_init: the local expert starts from the global one, or from zero.
+        share: which part of the gate is averaged: its adapter, all of it, or none.
+        mixture: how both experts are joined in stage 2: by the gate, with equal weights (a
+            control), or not at all, so that the local expert is the client's model.
+        stage1_prior: the client's class prior is added to the logits while it trains the global
+            expert, which then need not learn the class frequencies of one client after the other
+            (logit calibration, arXiv 2209.00189, with the client's prior).
+        server: how the global expert moves by the clients' average.
+        mix_prior: whose logits get the client's class prior in stage 2: nobody's, the global
+            expert's in the mixture (`client`), or also the local one's (`both`).
+        keep_best: a client's model is its checkpoint with the best score on its validation rows
+            (ties: the lower loss), instead of the last one.
+        rate_schedule: of learning rates over the rounds of a stage (methods without stages: of
+            all): constant, or down towards nothing along half a cosine (arXiv 1608.03983, without
+            restarts).
+        pull: FedProx and Ditto: weight of the squared distance from the global model, at least 0.
+        private_blocks: FedPer and FedRep: the last blocks that stay with the client, with the head.
+        random_blocks: FedRA: how many blocks a client trains in a round.
+    """
+
+    stage1: Stage
+    stage2: Stage
+    sal: Sal = field(default_factory=Sal)
+    carry_depth: bool = True
+    local_init: LocalInit = "global"
+    share: Share = "adapter"
+    mixture: Mixture = "gate"
+    stage1_prior: bool = False
+    server: Server = field(default_factory=Server)
+    mix_prior: MixPrior = "none"
+    keep_best: bool = True
+    rate_schedule: RateSchedule = "constant"
+    pull: float = 0.0
+    private_blocks: int = 1
+    random_blocks: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """Of both stages."""
+        return self.stage1.rounds + self.stage2.rounds
+
+    def stage(self, round: int) -> Stage:
+        """The stage a round (from 0) belongs to, for methods that take part in both alike."""
+        return self.stage1 if round < self.stage1.rounds else self.stage2
+
+    def rate(self, round: int, rounds: int) -> float:
+        """What learning rates are multiplied by in a round (from 0) of so many."""
+        if self.rate_schedule == "constant":
+            return 1.0
+        return (1 + math.cos(math.pi * round / rounds)) / 2

@@ -1,0 +1,167 @@
+"""Federated averaging of the products of low-rank matrices, which averaging A and B apart misses.
+
+`mean(B @ A)` over clients is not `mean(B) @ mean(A)`. The server averages the products and shares
+what is missing:
+
+- FLoRA (arXiv 2409.05976): the products of a round are merged into the frozen model for good, and
+  everybody starts from new adapters. (Stacking all clients' A and B, as the paper does, gives the
+  same product.)
+- FedEx-LoRA (arXiv 2410.09432): A and B are averaged as ever, and what their product misses of the
+  average of products is merged into the frozen model.
+
+What is merged into the frozen model lies beneath the adapters as frozen pairs, one set for every
+round, each sent to a client once. Their rank is at most that of the round's clients together, which
+the server finds by decomposing, so that they are no larger than the clients' own pairs stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedms.algorithms.keygroups import fedavg
+from fedms.algorithms.options import Options
+from fedms.core.algorithm import (
+    Aggregate,
+    ClientState,
+    ClientUpdate,
+    ClientWork,
+    Expert,
+    FederatedAlgorithm,
+    Fit,
+    Layout,
+    Learner,
+    Role,
+    RoundPlan,
+    ServerState,
+    View,
+)
+from fedms.core.rows import ClientData
+from fedms.core.seeds import derive_seed
+from fedms.core.tensors import Tensors, part, pick, under
+
+_PRODUCT = "product"
+_MERGED = "merged"
+
+
+def flora(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """FLoRA: products are merged into the frozen model, adapters start anew every round."""
+    return _merging("flora", layout, options, anew=True)
+
+
+def fedex(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """FedEx-LoRA: A and B are averaged, what their product misses is merged."""
+    return _merging("fedex", layout, options, anew=False)
+
+
+def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> FederatedAlgorithm:
+    plain = fedavg(layout, options)
+    heads = frozenset(layout.head)
+    prior = options.stage1_prior
+
+    def plan(state: ServerState) -> RoundPlan | None:
+        planned = plain.plan(state)
+        if planned is None:
+            return None
+        merged = frozenset(n for n in state.tensors if n.startswith(f"{_MERGED}/"))
+        return replace(planned, constant=planned.constant | merged)
+
+    def client_update(
+        learner: Learner,
+        plan: RoundPlan,
+        broadcast: Tensors,
+        state: ClientState | None,
+        data: ClientData,
+        seed: int,
+    ) -> ClientWork:
+        received, beneath = part("global", broadcast), _together(layout, broadcast)
+        score = learner.score(View(Expert(received, beneath=beneath)), data, "val")
+        depth = data.depth(len(layout.blocks))
+        active = layout.expert(depth)
+        first = derive_seed(plan.seed, "anew", plan.round) if anew else plan.seed
+        start = {**learner.initial_expert(active, first), **received}
+        expert = Expert(start, prior, beneath)
+        view = yield Fit(View(expert), active, data, plan.epochs, seed, plan.rate)
+        tensors = under("global", pick(view.expert.tensors, active))
+        size = layout.size(active)
+        return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size)
+
+    def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
+        average = part("global", aggregate.tensors)
+        products = part(_PRODUCT, aggregate.tensors)
+        missing = (
+            products
+            if anew
+            else {
+                b: products[b] - average[b] @ average[a] for a, b in layout.pairs if b in products
+            }
+        )
+        terms = aggregate.clients + (0 if anew else 1)
+        kept = {n: t for n, t in average.items() if n in heads} if anew else average
+        merged = under(f"{_MERGED}/{plan.round}", _decomposed(layout, missing, terms))
+        tensors = {**options.server.move(state.tensors, kept), **merged}
+        return replace(state, round=state.round + 1, tensors=tensors)
+
+    def view(state: ServerState, client: ClientState | None, role: Role) -> View | None:
+        if role == "local":
+            return None
+        beneath = _together(layout, state.tensors)
+        with_prior = role == "personal" and options.mix_prior != "none"
+        return View(Expert(part("global", state.tensors), with_prior, beneath))
+
+    def lift(tensors: Tensors) -> Tensors:
+        return {**tensors, **under(_PRODUCT, _products(layout, part("global", tensors)))}
+
+    return replace(
+        plain,
+        name=name,
+        plan=plan,
+        client_update=client_update,
+        server_update=server_update,
+        view=view,
+        lift=lift,
+    )
+
+
+def _products(layout: Layout, tensors: Tensors) -> dict[str, Tensor]:
+    """`B @ A` of every pair that is there, by the name of B, in float64."""
+    pairs = [(a, b) for a, b in layout.pairs if b in tensors]
+    return {b: tensors[b].double() @ tensors[a].double() for a, b in pairs}
+
+
+def _decomposed(layout: Layout, products: Mapping[str, Tensor], terms: int) -> dict[str, Tensor]:
+    """Pairs (A, B) whose products are these, each a sum of so many products of pairs."""
+    found: dict[str, Tensor] = {}
+    for a, b in layout.pairs:
+        if b not in products:
+            continue
+        u, s, v = torch.linalg.svd(products[b].double(), full_matrices=False)
+        rank = min(terms * layout.shapes[a][0], len(s))
+        root = s[:rank].sqrt()
+        found[b] = (u[:, :rank] * root).float()
+        found[a] = (root[:, None] * v[:rank]).float()
+    return found
+
+
+def _together(layout: Layout, tensors: Tensors) -> dict[str, Tensor]:
+    """All rounds' merged pairs as one: A above A, B beside B. A block without any has none."""
+    rounds: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in part(_MERGED, tensors).items():
+        number, rest = name.split("/", 1)
+        rounds.setdefault(int(number), {})[rest] = tensor
+    if not rounds:
+        return {}
+    ordered = [rounds[number] for number in sorted(rounds)]
+    found: dict[str, Tensor] = {}
+    for a, b in layout.pairs:
+        found |= _stacked(
+            [r[a] for r in ordered if a in r], [r[b] for r in ordered if b in r], a, b
+        )
+    return found
+
+
+def _stacked(firsts: Sequence[Tensor], seconds: Sequence[Tensor], a: str, b: str) -> Tensors:
+    return {a: torch.cat(list(firsts), 0), b: torch.cat(list(seconds), 1)} if firsts else {}

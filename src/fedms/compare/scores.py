@@ -1,0 +1,127 @@
+"""What is said of a method: means over seeds, their intervals, and tests against another."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from fedms.compare.runs import Result
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds and half of its 95 % interval (Student's t; None of one seed)."""
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return cls(mean, None)
+        quantile = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1))
+        return cls(mean, quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A method beside the one it is tested against, client by client on every seed.
+
+    Args:
+        difference: of mean accuracies, over all pairs of client and seed.
+        better, worse: clients (times seeds) with a higher or lower accuracy.
+        p: of Wilcoxon's signed-rank test, two-sided; None where no two differ. Clients of one
+            federation are not independent, so it is a measure, no proof.
+    """
+
+    difference: float
+    better: int
+    worse: int
+    p: float | None
+
+
+def versus(ours: Sequence[Result], theirs: Sequence[Result]) -> Versus | None:
+    """The first beside the second, on the seeds and clients of both; None where they share none."""
+    other = {result.seed: result.test["per_client"] for result in theirs}
+    pairs = [
+        (accuracy, other[result.seed][client])
+        for result in ours
+        for client, accuracy in result.test["per_client"].items()
+        if client in other.get(result.seed, {})
+    ]
+    if not pairs:
+        return None
+    differences = [round(a - b, 12) for a, b in pairs]  # equal ones are equal, for their ranks
+    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    p = float(stats.wilcoxon(differences, zero_method="wilcox").pvalue) if better + worse else None
+    return Versus(statistics.fmean(differences), better, worse, p)
+
+
+def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of every method, in the order given."""
+    return {name: list(group) for name, group in groupby(results, key=lambda r: r.method)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run after some rounds: what it had cost, and mean accuracies of its personal models."""
+
+    round: int
+    bytes: int
+    flops: int
+    seconds: float
+    validation: float | None
+    test: float
+
+
+def curve(folder: Path) -> list[Point]:
+    """A run's points, at every round after which its models were scored."""
+    costs: list[tuple[int, int, float]] = []
+    for line in _lines(folder / "rounds.jsonl"):
+        up, flops, seconds = costs[-1] if costs else (0, 0, 0.0)
+        up += line["upload_bytes"] + line["download_bytes"]
+        costs.append((up, flops + line["costs"]["flops"], seconds + line["seconds"]))
+    points = []
+    for done, clients in groupby(_lines(folder / "clients.jsonl"), key=lambda c: int(c["round"])):
+        scores = list(clients)
+        means = {name: _mean([c[name].get("personal") for c in scores]) for name in _SPLITS}
+        if means["test"] is not None:
+            points.append(Point(done, *costs[done - 1], means["validation"], means["test"]))
+    return points
+
+
+_SPLITS = ("validation", "test")
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    return (json.loads(line) for line in path.read_text().splitlines())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def within(points: Sequence[Point], resource: str, budget: float) -> Point | None:
+    """The point with the best validation accuracy of those that cost at most `budget`.
+
+    `resource` names a field of `Point`. None where nothing was scored that early.
+    """
+    affordable = [p for p in points if getattr(p, resource) <= budget]
+    return max(affordable, key=lambda p: p.validation or 0.0, default=None)
+
+
+def until(points: Sequence[Point], accuracy: float) -> Point | None:
+    """The first point whose validation accuracy is at least this; None where none is."""
+    return next((p for p in points if p.validation is not None and p.validation >= accuracy), None)

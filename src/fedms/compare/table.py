@@ -1,0 +1,183 @@
+"""The comparison on disk: `table.json`, `table.csv`, `table.md`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedms.compare.runs import Result
+from fedms.compare.scores import Point, Spread, by_method, curve, until, versus, within
+from fedms.compare.variants import VARIANTS
+from fedms.store.files import write_text
+
+_OURS = "fedms"
+_SHARES = (0.25, 0.5, 1.0)
+"""Budgets, as shares of what FedMS spends."""
+_BELOW = (0.10, 0.05, 0.02)
+"""Accuracies to reach: so much below FedMS' best on validation rows."""
+_COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "MB sent": lambda c: (c["upload_bytes"] + c["download_bytes"]) / 1e6,
+    "TFLOPs": lambda c: c["train_flops"] / 1e12,
+    "train s": lambda c: c["train_seconds"],
+    "activations MB": lambda c: c["peak_activation_bytes"] / 1e6,
+}
+
+
+def write(folder: Path, results: Sequence[Result]) -> None:
+    """Write all three into the comparison's folder."""
+    write_text(folder / "table.json", json.dumps(rows(results), indent=2) + "\n")
+    write_text(folder / "table.csv", as_csv(results))
+    write_text(folder / "table.md", markdown(results))
+
+
+def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One object a method and seed, as JSON values."""
+    return [
+        {
+            "method": result.method,
+            "title": VARIANTS[result.method].title,
+            "group": VARIANTS[result.method].group,
+            "upper_bound": VARIANTS[result.method].bound,
+            "seed": result.seed,
+            "learning_rate": result.rate,
+            "folder": str(result.folder),
+            "test": {"personal": dict(result.test), "unseen": result.unseen},
+            "validation": {"personal": dict(result.validation)},
+            "cost": dict(result.cost),
+        }
+        for result in results
+    ]
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """The same as CSV, without clients."""
+    text = io.StringIO()
+    names = ("mean", "weighted", "worst_decile", "std", "loss")
+    writer = csv.writer(text, lineterminator="\n")
+    costs = [name.replace(" ", "_") for name in _COSTS]
+    writer.writerow(["method", "group", "seed", "learning_rate", *names, *costs])
+    for result in results:
+        scores = [result.test[name] for name in names]
+        spent = [cost(result.cost) for cost in _COSTS.values()]
+        group = VARIANTS[result.method].group
+        writer.writerow([result.method, group, result.seed, result.rate, *scores, *spent])
+    return text.getvalue()
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy."""
+    methods = by_method(results)
+    views = [_equal_steps(methods)]
+    if _OURS in methods:
+        curves = {name: [curve(r.folder) for r in found] for name, found in _trained(methods)}
+        views += [_margins(methods), _budgets(curves), _targets(curves)]
+    return "\n\n".join(views) + "\n"
+
+
+def _trained(methods: Mapping[str, list[Result]]) -> list[tuple[str, list[Result]]]:
+    """Methods that have runs of their own."""
+    return [(name, found) for name, found in methods.items() if not VARIANTS[name].run]
+
+
+def _title(name: str) -> str:
+    return VARIANTS[name].title + (" (upper bound)" if VARIANTS[name].bound else "")
+
+
+def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
+    head = ["at equal local steps", "mean", "worst decile", "weighted", "std over clients"]
+    head += ["FedMS is ahead by", "clients", "p", "rate", *_COSTS]
+    ours = methods.get(_OURS)
+    lines = []
+    for name, found in methods.items():
+        cells = [_title(name), _spread(found, "mean"), _spread(found, "worst_decile")]
+        cells += [_spread(found, "weighted"), _spread(found, "std")]
+        beside = versus(ours, found) if ours and name != _OURS else None
+        cells += _versus_cells(beside)
+        derived = bool(VARIANTS[name].run)
+        cells.append("" if derived else f"{found[0].rate:g}")
+        for cost in _COSTS.values():
+            mean = statistics.fmean(cost(r.cost) for r in found)
+            cells.append("" if derived else f"{mean:,.1f}")
+        lines.append(cells)
+    return _table(head, lines)
+
+
+def _versus_cells(beside: Any) -> list[str]:
+    if beside is None:
+        return ["", "", ""]
+    p = "–" if beside.p is None else f"{beside.p:.3f}" if beside.p >= 0.001 else "< 0.001"
+    return [f"{beside.difference:+.3f}", f"{beside.better} : {beside.worse}", p]
+
+
+def _spread(found: Sequence[Result], key: str) -> str:
+    spread = Spread.of([result.test[key] for result in found])
+    return f"{spread.mean:.3f}" + ("" if spread.half is None else f" ± {spread.half:.3f}")
+
+
+def _margins(methods: Mapping[str, list[Result]]) -> str:
+    """FedMS against the weakest, the median and the strongest of the others, by their means."""
+    means = {n: statistics.fmean(r.test["mean"] for r in found) for n, found in methods.items()}
+    others = sorted(
+        (n for n in means if VARIANTS[n].group != "ours" and not VARIANTS[n].bound),
+        key=means.__getitem__,
+    )
+    if not others:
+        return ""
+    chosen = {"weakest": others[0], "median": others[len(others) // 2], "strongest": others[-1]}
+    head = ["baseline", "which", "its mean", "FedMS", "ahead by", "relative"]
+    mine = means[_OURS]
+    lines = []
+    for which, n in chosen.items():
+        relative = f"{mine / means[n] - 1:+.1%}" if means[n] else "–"
+        cells = [which, _title(n), f"{means[n]:.3f}", f"{mine:.3f}", f"{mine - means[n]:+.3f}"]
+        lines.append([*cells, relative])
+    return _table(head, lines)
+
+
+def _budgets(curves: Mapping[str, list[list[Point]]]) -> str:
+    """Test accuracy of the best round by validation that was within a share of FedMS' costs."""
+    parts = []
+    for resource, unit, scale in (("bytes", "MB", 1e6), ("flops", "TFLOP", 1e12)):
+        whole = statistics.fmean(getattr(points[-1], resource) for points in curves[_OURS])
+        budgets = [share * whole for share in _SHARES]
+        head = [f"test accuracy within {resource}", *(f"{b / scale:,.1f} {unit}" for b in budgets)]
+        lines = []
+        for name, runs in curves.items():
+            cells = [_title(name)]
+            for budget in budgets:
+                found = [point.test for p in runs if (point := within(p, resource, budget))]
+                whole_row = len(found) == len(runs)
+                cells.append(f"{statistics.fmean(found):.3f}" if whole_row else "–")
+            lines.append(cells)
+        parts.append(_table(head, lines))
+    return "\n\n".join(parts)
+
+
+def _targets(curves: Mapping[str, list[list[Point]]]) -> str:
+    """What it costs until an accuracy on validation rows is first seen, mean over seeds."""
+    best = statistics.fmean(max(p.validation or 0.0 for p in points) for points in curves[_OURS])
+    targets = [best - below for below in _BELOW]
+    head = ["until validation accuracy"]
+    head += [f"{t:.3f}: {what}" for t in targets for what in ("MB", "TFLOP", "s")]
+    lines = []
+    for name, runs in curves.items():
+        cells = [_title(name)]
+        for target in targets:
+            found = [point for points in runs if (point := until(points, target))]
+            if len(found) < len(runs):
+                cells += ["–"] * 3
+                continue
+            for key, scale in (("bytes", 1e6), ("flops", 1e12), ("seconds", 1)):
+                cells.append(f"{statistics.fmean(getattr(p, key) for p in found) / scale:,.1f}")
+        lines.append(cells)
+    return _table(head, lines)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))

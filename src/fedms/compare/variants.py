@@ -1,0 +1,79 @@
+"""What can be compared: a method with the settings that make it fair, and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["reference", "one global model", "personal", "ours"]
+_PLAIN = ("gate.mix_prior=none", "stage1.prior=none", "stage1.server_momentum=0.0")
+"""Without what the configuration may give FedMS: class priors and momentum."""
+_OWN_PRIOR = ("gate.mix_prior=both", "stage1.prior=none", "stage1.server_momentum=0.0")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the comparison.
+
+    Args:
+        title: in tables.
+        group: of methods.
+        settings: on top of the configuration; `{rounds}` is the rounds of both its stages.
+        role: of the run's models, the one that is scored.
+        run: name of the variant whose runs it reads; empty: its own.
+        bound: an upper bound rather than a method: not federated, or it sees labels.
+    """
+
+    title: str
+    group: Group
+    settings: tuple[str, ...] = ()
+    role: Literal["zero_shot", "global", "local", "personal"] = "personal"
+    run: str = ""
+    bound: bool = False
+
+
+def _plain(method: str, title: str, group: Group, *settings: str, bound: bool = False) -> Variant:
+    return Variant(title, group, (f"method={method}", *_PLAIN, *settings), bound=bound)
+
+
+def _ours(title: str, *settings: str) -> Variant:
+    return Variant(title, "ours", ("method=fedms", *settings))
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "zeroshot": Variant("zero-shot", "reference", ("method=fedms",), "zero_shot", run="fedms"),
+    "probe": _plain("probe", "linear probe, local", "reference", "model.head=linear"),
+    "local": _plain("local", "local-only LoRA", "reference"),
+    "local+prior": Variant(
+        "local-only LoRA, class prior", "reference", ("method=local", *_OWN_PRIOR)
+    ),
+    "centralised": _plain("centralised", "centralised LoRA", "reference", bound=True),
+    "fedavg": _plain("fedavg", "FedAvg-LoRA", "one global model"),
+    "fedprox": _plain("fedprox", "FedProx", "one global model"),
+    "fedadam": _plain("fedadam", "FedAdam", "one global model"),
+    "ffa": _plain("ffa", "FFA-LoRA", "one global model"),
+    "flora": _plain("flora", "FLoRA", "one global model"),
+    "fedex": _plain("fedex", "FedEx-LoRA", "one global model"),
+    "fedra": _plain("fedra", "FedRA", "one global model"),
+    "finetune": _plain("finetune", "FedAvg-LoRA, then local fine-tuning", "personal"),
+    "finetune+prior": Variant(
+        "FedAvg-LoRA, then local fine-tuning, FedMS' prior and momentum",
+        "personal",
+        ("method=finetune",),
+    ),
+    "ditto": _plain("ditto", "Ditto", "personal"),
+    "fedper": _plain("fedper", "FedPer", "personal"),
+    "fedrep": _plain("fedrep", "FedRep", "personal"),
+    "fedsa": _plain("fedsa", "FedSA-LoRA", "personal"),
+    "fedms": _ours("**FedMS**"),
+    "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),
+    "fedms:local": Variant("its local experts alone", "ours", role="local", run="fedms"),
+    "fedms-even": _ours("FedMS, equal weights", "gate.mixture=even"),
+    "fedms-all-blocks": _ours("FedMS without SAL", "sal.trigger=all"),
+    "fedms-no-stage1": _ours("FedMS without stage 1", "stage1.rounds=0", "stage2.rounds={rounds}"),
+    "fedms-share-all": _ours("FedMS, whole gate shared", "gate.share=all"),
+    "fedms-share-none": _ours("FedMS, no gate shared", "gate.share=none"),
+    "fedms-plain": _ours("FedMS without priors and momentum", *_PLAIN),
+}
+"""By the name in `--methods`."""

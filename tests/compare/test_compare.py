@@ -1,0 +1,240 @@
+"""A comparison: what is run, what is used again, and what is said of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from fedms.cli import app
+from fedms.compare import VARIANTS, Plan, Result, compare, plots, runs, table
+from fedms.compare.scores import Point, Spread, curve, until, versus, within
+from fedms.config import load_config
+from fedms.core.errors import UserError
+
+SETTINGS = (
+    "data.max_rows=120",
+    "partition.clients=3",
+    "partition.alpha=1.0",
+    "partition.test_fraction=0.4",
+    "stage1.rounds=1",
+    "stage2.rounds=1",
+    "evaluate_every=1",
+    "sal.start=1",
+)
+METHODS = ("zeroshot", "local", "fedavg", "fedms", "fedms:global")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    return Plan(None, SETTINGS, METHODS, (0, 1), (1e-3, 3e-3), out)
+
+
+@pytest.fixture(scope="module")
+def results(plan):
+    return compare(plan)
+
+
+def test_one_result_a_method_and_seed(results):
+    found = [(r.method, r.seed) for r in results]
+    assert found == [(method, seed) for method in METHODS for seed in (0, 1)]
+    for result in results:
+        assert 0 <= result.test["mean"] <= 1
+        assert set(result.test["per_client"]) == {"0", "1", "2"}
+
+
+def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_first_seed(plan, results):
+    for method in ("local", "fedavg", "fedms"):
+        losses = {}
+        for rate in plan.rates:
+            summary = json.loads((plan.folder(method, rate, 0) / "summary.json").read_text())
+            losses[rate] = summary["validation"]["personal"]["loss"]
+        chosen = {r.rate for r in results if r.method == method}
+        assert chosen == {min(losses, key=losses.__getitem__)}
+        other = next(rate for rate in plan.rates if rate not in chosen)
+        assert not plan.folder(method, other, 1).exists()
+
+
+def test_roles_of_one_run_are_read_from_it(plan, results):
+    by = {(r.method, r.seed): r for r in results}
+    for seed in (0, 1):
+        summary = json.loads((by["fedms", seed].folder / "summary.json").read_text())
+        for method, role in {"zeroshot": "zero_shot", "fedms:global": "global"}.items():
+            assert by[method, seed].folder == by["fedms", seed].folder
+            assert by[method, seed].test == summary["test"][role]
+    assert not (plan.out / "runs" / "zeroshot-rate0.001-seed0").exists()
+
+
+def test_what_is_there_is_used_again_and_what_is_missing_is_run(plan, results, monkeypatch):
+    performed = []
+    original = runs.run
+
+    def spy(config, folder, **options):
+        performed.append(folder.name)
+        return original(config, folder, **options)
+
+    monkeypatch.setattr(runs, "run", spy)
+    assert compare(plan) == results
+    assert performed == []
+    lost = by_name(results, "local")[1].folder
+    (lost / "summary.json").unlink()
+    assert compare(plan) == [*results[:3], changed(results[3]), *results[4:]]
+    assert performed == [lost.name]
+
+
+def by_name(results, method):
+    return [r for r in results if r.method == method]
+
+
+def changed(result):
+    """The same result, with the seconds that its new run took."""
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["test"]["personal"] == result.test
+    return Result(**{**vars(result), "cost": summary["cost"]})
+
+
+def test_a_run_with_other_settings_is_not_used(plan, results):
+    config = load_config(None, [*SETTINGS, "method=fedms", "gate.smoothing=0.4"])
+    assert not runs.is_done(by_name(results, "fedms")[0].folder, config)
+
+
+def test_every_variant_is_a_valid_configuration():
+    plan = Plan(None, ("stage1.rounds=2", "stage2.rounds=3"), list(VARIANTS), (0,), (1e-3,), Path())
+    runs.check(plan)
+    for name, variant in VARIANTS.items():
+        if variant.run:
+            assert VARIANTS[variant.run].run == ""
+            continue
+        config = plan.configure(variant, 1e-3, 0)
+        assert config.stage1.rounds + config.stage2.rounds == 5, name
+        if variant.group != "ours" and "prior" not in name:
+            assert (config.gate.mix_prior, config.stage1.prior) == ("none", "none")
+            assert config.stage1.server_momentum == 0
+
+
+def test_an_unknown_method_is_named(plan):
+    with pytest.raises(UserError, match=r"'sgd'.*fedavg"):
+        compare(Plan(None, (), ("sgd",), (0,), (1e-3,), plan.out))
+
+
+def test_a_rate_that_diverges_is_not_chosen(plan, monkeypatch):
+    original = runs.run
+
+    def diverges(config, folder, **options):
+        if config.training.learning_rate > 1:
+            raise UserError("got no usable update")
+        return original(config, folder, **options)
+
+    monkeypatch.setattr(runs, "run", diverges)
+    wild = Plan(None, SETTINGS, ("local",), (0,), (10.0, 1e-3), plan.out)
+    assert compare(wild)[0].rate == 1e-3
+    with pytest.raises(UserError, match="no usable"):
+        compare(Plan(None, SETTINGS, ("local",), (0,), (10.0, 20.0), plan.out))
+
+
+def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
+    table.write(tmp_path, results)
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [(r["method"], r["seed"]) for r in rows] == [(r.method, r.seed) for r in results]
+    for row, result in zip(rows, results, strict=True):
+        assert row["test"]["personal"] == result.test
+        assert row["cost"] == result.cost
+    with (tmp_path / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["mean"]) for line in lines] == [r.test["mean"] for r in results]
+    text = (tmp_path / "table.md").read_text()
+    mean = np.mean([r.test["mean"] for r in by_name(results, "local")])
+    line = next(line for line in text.splitlines() if line.startswith("| local-only LoRA |"))
+    assert f"| {mean:.3f} ± " in line
+    assert text.count("\n| FedAvg-LoRA |") == 4  # equal steps, bytes, FLOPs, until accuracy
+    plots.write(tmp_path, results)
+    assert "<svg" in (tmp_path / "accuracy.svg").read_text()
+    assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()
+
+
+def test_a_table_without_fedms_and_of_one_seed(results, tmp_path):
+    table.write(tmp_path, by_name(results, "local")[:1])
+    text = (tmp_path / "table.md").read_text()
+    assert "±" not in text
+    assert "local-only LoRA" in text
+
+
+def test_intervals_and_tests_against_scipy():
+    values = [0.8, 0.83, 0.9]
+    spread = Spread.of(values)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert spread.mean - spread.half == pytest.approx(low)
+    assert spread.mean + spread.half == pytest.approx(high)
+    assert Spread.of([0.5]) == Spread(0.5, None)
+
+
+def result(method, seed, clients):
+    scores = {"per_client": clients, "mean": float(np.mean(list(clients.values())))}
+    return Result(method, seed, 1e-3, Path(), scores, scores, None, {})
+
+
+def test_clients_are_paired_seed_by_seed():
+    ours = [result("a", 0, {"x": 0.9, "y": 0.5, "z": 0.7}), result("a", 1, {"x": 0.8, "y": 0.6})]
+    theirs = [result("b", 1, {"x": 0.7, "y": 0.6}), result("b", 0, {"x": 0.5, "y": 0.6, "z": 0.4})]
+    found = versus(ours, theirs)
+    differences = [0.4, -0.1, 0.3, 0.1, 0.0]
+    assert found.difference == pytest.approx(np.mean(differences))
+    assert (found.better, found.worse) == (3, 1)
+    expected = stats.wilcoxon(differences, zero_method="wilcox").pvalue
+    assert found.p == pytest.approx(expected)
+    assert versus(ours, ours).p is None
+    assert versus(ours, [result("b", 7, {"x": 1.0})]) is None
+
+
+POINTS = [
+    Point(1, 10, 100, 1.0, 0.5, 0.4),
+    Point(2, 20, 200, 2.0, 0.8, 0.6),
+    Point(3, 30, 300, 3.0, 0.7, 0.9),
+]
+
+
+def test_budgets_and_targets_are_decided_by_validation():
+    assert within(POINTS, "bytes", 9) is None
+    assert within(POINTS, "bytes", 10) is POINTS[0]
+    assert within(POINTS, "flops", math.inf) is POINTS[1]  # though the last has the best test score
+    assert until(POINTS, 0.6) is POINTS[1]
+    assert until(POINTS, 0.81) is None
+
+
+def test_a_curve_adds_up_to_the_summary(results):
+    for found in by_name(results, "fedms"):
+        points = curve(found.folder)
+        assert [p.round for p in points] == [1, 2]
+        last, cost = points[-1], found.cost
+        assert last.bytes == cost["upload_bytes"] + cost["download_bytes"]
+        assert last.flops == cost["train_flops"]
+        assert last.seconds == pytest.approx(cost["train_seconds"])
+        assert last.test == pytest.approx(found.test["mean"])
+
+
+def test_the_command(plan, results):
+    words = [*SETTINGS, "--methods", "local,fedms", "--seeds", "0", "--rates", "1e-3"]
+    done = CliRunner().invoke(app, ["compare", *words, "--out", str(plan.out)])
+    assert done.exit_code == 0, done.output
+    assert "local-only LoRA" in done.output
+    assert (plan.out / "accuracy.svg").is_file()
+    as_json = CliRunner().invoke(app, ["compare", *words, "--out", str(plan.out), "--json"])
+    assert [row["method"] for row in json.loads(as_json.stdout)] == ["local", "fedms"]
+    names = CliRunner().invoke(app, ["compare", "--methods", "help"]).stdout
+    assert all(name in names for name in VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--seeds", "a"], "--seeds"), (["--rates", ""], "--rates")]
+)
+def test_wrong_lists_are_one_line(words, said):
+    done = CliRunner().invoke(app, ["compare", *words])
+    assert done.exit_code == 2
+    assert said in done.stderr
