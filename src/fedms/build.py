@@ -204,12 +204,18 @@ def _head(
         )
     texts = models.class_prompts(wanted.prompt, classes, wanted.label_names)
     head = models.PromptHead.encode(backbone, texts, wanted.temperature)
-    return head, {
-        **described,
-        "kind": "prompt",
-        "prompts": texts,
-        "temperature": head.temperature,
-    }
+    described |= {"prompts": texts, "temperature": head.temperature}
+    if config.method == "fedclip":
+        learned = models.AttentionHead(head.embeddings, head.temperature)
+        return learned, {**described, "kind": "attention"}
+    if config.method == "promptfl":
+        words = config.baselines.context_words
+        (labels,) = models.class_prompts("{label}", classes, wanted.label_names)
+        table = backbone.word_embeddings()
+        encode = backbone.context_encoder(labels, words)
+        shape, spread = (words, table.shape[1]), float(table.std())
+        return models.ContextHead(encode, shape, spread, head), {**described, "kind": "context"}
+    return head, {**described, "kind": "prompt"}
 
 
 def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:

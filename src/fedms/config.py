@@ -194,6 +194,7 @@ class Baselines(Section):
         1, ge=1, description="fedper, fedrep: the last blocks, which stay with the client"
     )
     random_blocks: int = Field(3, ge=1, description="fedra: blocks a client trains in a round")
+    context_words: int = Field(4, ge=1, description="promptfl: learned vectors before a class")
     adam_rate: float = Field(0.01, gt=0, description="fedadam: learning rate of the server")
 
 
@@ -240,6 +241,8 @@ Method = Literal[
     "ffa",
     "flora",
     "fedex",
+    "promptfl",
+    "fedclip",
     "fedra",
     "ditto",
     "fedper",

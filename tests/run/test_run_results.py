@@ -31,6 +31,8 @@ METHODS = {
     "fedadam": _SHARED,
     "ffa": _SHARED,
     "flora": _SHARED,
+    "promptfl": ({"global", "personal"}, True, True, False),
+    "fedclip": ({"global", "personal"}, True, True, False),
     "fedex": _SHARED,
     "fedra": _SHARED,
     "centralised": _SHARED,

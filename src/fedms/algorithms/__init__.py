@@ -7,6 +7,7 @@ from fedms.algorithms.fedms import fedms, finetune
 from fedms.algorithms.keygroups import (
     fedadam,
     fedavg,
+    fedclip,
     fedper,
     fedprox,
     fedra,
@@ -15,6 +16,7 @@ from fedms.algorithms.keygroups import (
     ffa,
     local,
     probe,
+    promptfl,
 )
 from fedms.algorithms.options import Options, Stage
 from fedms.algorithms.products import fedex, flora
@@ -31,6 +33,8 @@ METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "ffa": ffa,
     "flora": flora,
     "fedex": fedex,
+    "promptfl": promptfl,
+    "fedclip": fedclip,
     "fedra": fedra,
     "ditto": ditto,
     "fedper": fedper,
@@ -50,6 +54,7 @@ __all__ = [
     "ditto",
     "fedadam",
     "fedavg",
+    "fedclip",
     "fedex",
     "fedms",
     "fedper",
@@ -62,4 +67,5 @@ __all__ = [
     "flora",
     "local",
     "probe",
+    "promptfl",
 ]

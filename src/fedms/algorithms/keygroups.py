@@ -9,6 +9,8 @@ Most methods are this, with another choice of names:
 - A shared, B private: FedSA-LoRA (arXiv 2410.01463);
 - the first blocks shared, the last ones and the head private: FedPer (arXiv 1912.00818), or FedRep
   (arXiv 2102.07078) where the private part trains first and the shared part after it;
+- a head alone shared: PromptFL (arXiv 2208.11625) and FedCLIP (arXiv 2302.13485), by what head the
+  model has;
 - nothing shared: local-only LoRA; of a linear head alone: a linear probe.
 
 They take part in the rounds of both stages, with all blocks, or as many as a client's cap allows.
@@ -109,6 +111,16 @@ def local(layout: Layout, options: Options) -> FederatedAlgorithm:
     return _grouped("local", layout, options, Groups(shared=_none, private=_all))
 
 
+def promptfl(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """PromptFL: federated averaging of the head alone, whose prompts have learned words."""
+    return _grouped("promptfl", layout, options, _shared_head(layout))
+
+
+def fedclip(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """FedCLIP: federated averaging of the head alone, which weighs features."""
+    return _grouped("fedclip", layout, options, _shared_head(layout))
+
+
 def probe(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Linear probe: every client trains a linear head alone, on the frozen model's features."""
     head = frozenset(layout.head)
@@ -144,6 +156,11 @@ def _all(names: Names) -> Names:
 
 def _none(names: Names) -> Names:
     return frozenset()
+
+
+def _shared_head(layout: Layout) -> Groups:
+    head = frozenset(layout.head)
+    return Groups(shared=lambda names: names & head, private=_none)
 
 
 def _last_blocks(layout: Layout, options: Options) -> Groups:

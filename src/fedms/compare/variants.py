@@ -56,6 +56,8 @@ VARIANTS: Mapping[str, Variant] = {
     "flora": _plain("flora", "FLoRA", "one global model"),
     "fedex": _plain("fedex", "FedEx-LoRA", "one global model"),
     "fedra": _plain("fedra", "FedRA", "one global model"),
+    "promptfl": _plain("promptfl", "PromptFL", "one global model"),
+    "fedclip": _plain("fedclip", "FedCLIP", "one global model"),
     "finetune": _plain("finetune", "FedAvg-LoRA, then local fine-tuning", "personal"),
     "finetune+prior": Variant(
         "FedAvg-LoRA, then local fine-tuning, FedMS' prior and momentum",

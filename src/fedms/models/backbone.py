@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ from fedms.models.blocks import Blocks, find_blocks
 
 Kind = Literal["clip", "sentence", "text", "image"]
 Pooling = Literal["mean", "cls"]
+_WORD = "x"
+"""Stands where context vectors are put; one token in any vocabulary of words."""
 EMBEDDED = Path(__file__).parent / "glyphclip"
 
 
@@ -140,6 +142,48 @@ class Backbone:
         else:
             features = self.features(self._pad([torch.as_tensor(t) for t in self._tokens(prompts)]))
         return nn.functional.normalize(features, dim=-1)
+
+    def context_encoder(self, labels: Sequence[str], words: int) -> Callable[[Tensor], Tensor]:
+        """Class embeddings of unit length as a function of context vectors.
+
+        Args:
+            labels: as they stand in prompts.
+            words: context vectors before each, taking the place of so many words.
+
+        Returns:
+            a function of `(words, width of a word)` to `(labels, width)`, through the model without
+            adapters; gradients flow to the vectors.
+        """
+        filled = [" ".join([*[_WORD] * words, label]) for label in labels]
+        if self.kind == "clip":
+            batch, tower = self._prompt_batch(filled), self.model.text_model
+        else:
+            batch, tower = self._pad([torch.as_tensor(t) for t in self._tokens(filled)]), self.model
+        table: nn.Module = tower.get_input_embeddings()  # type: ignore[operator,union-attr]
+
+        def encode(context: Tensor) -> Tensor:
+            def place(module: nn.Module, args: Any, found: Tensor) -> Tensor:
+                given = context.to(found.dtype).expand(len(found), -1, -1)
+                return torch.cat([found[:, :1], given, found[:, 1 + words :]], 1)
+
+            handle = table.register_forward_hook(place)
+            try:
+                if self.kind == "clip":
+                    pooled = tower(**batch).pooler_output  # type: ignore[operator]
+                    features = self.model.text_projection(pooled).float()  # type: ignore[operator]
+                else:
+                    features = self.features(batch)
+            finally:
+                handle.remove()
+            return nn.functional.normalize(features, dim=-1)
+
+        return encode
+
+    def word_embeddings(self) -> Tensor:
+        """`(vocabulary, width of a word)` of the text encoder."""
+        tower = self.model.text_model if self.kind == "clip" else self.model
+        table: nn.Embedding = tower.get_input_embeddings()  # type: ignore[operator,union-attr]
+        return table.weight
 
     def temperature(self) -> float:
         """What cosines are multiplied by: CLIP's learned `logit_scale`, 20 for sentence encoders.

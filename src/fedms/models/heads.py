@@ -5,13 +5,14 @@ Several clients' features are scored at once: the first axis of everything is cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
 from fedms.models.backbone import Backbone
 
@@ -24,6 +25,10 @@ class Head(Protocol):
 
     @property
     def classes(self) -> int: ...
+
+    def initial(self, name: str, seed: int) -> Tensor:
+        """One of its tensors before training."""
+        ...
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         """`(clients, batch, width)` features to `(clients, batch, classes)` logits.
@@ -63,8 +68,86 @@ class PromptHead:
     def classes(self) -> int:
         return len(self.embeddings)
 
+    def initial(self, name: str, seed: int) -> Tensor:
+        raise KeyError(name)
+
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         return self.temperature * F.normalize(features, dim=-1) @ self.embeddings.T
+
+
+class AttentionHead(PromptHead):
+    """FedCLIP's adapter (arXiv 2302.13485): features are weighed before they meet the prompts.
+
+    `feature * softmax(up(tanh(down(feature))))`, each layer as wide as the feature. `up` starts at
+    zero, so that all weights are equal and the head starts as the foundation model's
+    (reconstructed, as is the feature's scaling to unit mean square before `down`).
+    """
+
+    def __init__(self, embeddings: Tensor, temperature: float) -> None:
+        super().__init__(embeddings, temperature)
+        width = embeddings.shape[1]
+        square, line = (width, width), (width,)
+        names = ("down.weight", "down.bias", "up.weight", "up.bias")
+        kinds = dict(zip(names, (square, line, square, line), strict=True))
+        self.shapes = {f"attention.{name}": shape for name, shape in kinds.items()}
+
+    def initial(self, name: str, seed: int) -> Tensor:
+        if name != "attention.down.weight":
+            return torch.zeros(self.shapes[name])
+        width = self.shapes[name][0]
+        generator = torch.Generator().manual_seed(derive_seed(seed, "head", name))
+        uniform: Tensor = torch.rand(width, width, generator=generator)
+        return uniform.mul(2).sub(1).div(width**0.5)
+
+    def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
+        if "attention.up.weight" not in expert:
+            return super().__call__(features, expert)
+        down, up = (
+            (expert[f"attention.{side}.weight"], expert[f"attention.{side}.bias"])
+            for side in ("down", "up")
+        )
+        scaled = F.normalize(features, dim=-1) * features.shape[-1] ** 0.5
+        weights = F.softmax(affine(torch.tanh(affine(scaled, *down)), *up), dim=-1)
+        return super().__call__(features * weights, expert)
+
+
+class ContextHead(PromptHead):
+    """PromptFL (arXiv 2208.11625): classes are scored by prompts that start with learned words.
+
+    As CoOp (arXiv 2109.01134): the same context vectors stand before every class name, in place of
+    word embeddings. The text encoder runs, frozen, in every step.
+
+    Args:
+        encode: from context vectors `(words, width of a word)` to class embeddings of unit length,
+            `(classes, width)`.
+        words: the shape of context vectors.
+        spread: standard deviation of the model's word embeddings, from which contexts start.
+        prompts: the head without learned words.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        words: tuple[int, int],
+        spread: float,
+        prompts: PromptHead,
+    ) -> None:
+        super().__init__(prompts.embeddings, prompts.temperature)
+        self._encode, self._spread = encode, spread
+        self.shapes = {_CONTEXT: words}
+
+    def initial(self, name: str, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "head", name))
+        return torch.randn(self.shapes[name], generator=generator) * self._spread
+
+    def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
+        if _CONTEXT not in expert:
+            return super().__call__(features, expert)
+        embeddings = torch.stack([self._encode(context) for context in expert[_CONTEXT]])
+        return self.temperature * F.normalize(features, dim=-1) @ embeddings.mT
+
+
+_CONTEXT = "prompt.context"
 
 
 class LinearHead:
@@ -76,6 +159,9 @@ class LinearHead:
     def __init__(self, width: int, classes: int) -> None:
         self.shapes = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}
         self.classes = classes
+
+    def initial(self, name: str, seed: int) -> Tensor:
+        return torch.zeros(self.shapes[name])
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         if "classifier.weight" not in expert:  # the foundation model alone has no opinion

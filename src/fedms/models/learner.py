@@ -66,7 +66,7 @@ class ModelLearner(Resident):
 
     def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, Tensor]:
         return {
-            name: torch.zeros(self.head.shapes[name])
+            name: self.head.initial(name, seed)
             if name in self.head.shapes
             else self.slots.initial(name, seed)
             for name in sorted(names)

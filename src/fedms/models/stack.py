@@ -66,8 +66,11 @@ class _Trainee:
         on_val = resident.mixing.data == "val"
         self.gate_rows = fit.data.val if on_val else self.rows
         self.constants = resident.constants(view, fit.data, self.gate_rows)
+        self.features = self._constant(resident)
+        """`(rows, width)` where no block trains, and they stand still."""
         self.kept = self.prefix(resident, self.rows)  # last: the cache holds one of these rows
         self.kind = (
+            self.features is None,
             fit.names,
             frozenset(self.expert),
             tuple((name, *t.shape) for name, t in sorted(self._beneath.items())),
@@ -79,6 +82,11 @@ class _Trainee:
             fit.rate,
         )
         """What must be equal in a stack."""
+
+    def _constant(self, resident: Resident) -> Tensor | None:
+        if resident.slots.blocks_of(self.fit.names):
+            return None
+        return resident.features(self.fit.view.expert, self.rows)
 
     def prefix(self, resident: Resident, rows: Rows) -> Kept | None:
         """What lies below everything that trains, kept for `rows` where there is room."""
@@ -197,7 +205,12 @@ class _Stack:
             for batch in self._batches(rows, epoch):
                 on = [self._trainees[i] for i in batch.clients]
                 resident.slots.put(_stacked([one.adapters for one in on]))
-                parts = zip(on, batch.index, strict=True)
+                parts = list(zip(on, batch.index, strict=True))
+                still = [one.features[at] for one, at in parts if one.features is not None]
+                if still:
+                    with resident.meter.step((on[0].kind, "head"), *batch.labels.shape):
+                        self._step(batch, torch.stack(still), constants)
+                    continue
                 inputs = resident.backbone.collate(join([one.rows.take(i) for one, i in parts]))
                 kept = [one.kept for one in on if one.kept]
                 with resident.metered(on[0].kind, on[0].kept, inputs, len(on)):
