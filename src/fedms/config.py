@@ -248,6 +248,8 @@ Method = Literal[
     "fedper",
     "fedrep",
     "fedsa",
+    "dual",
+    "fedalt",
     "local",
     "probe",
     "centralised",

@@ -31,7 +31,10 @@ class Toy:
         for a, b in blocks:
             shapes |= {a: (2, WIDTH), b: (WIDTH, 2)}
         gate = {"inner": (WIDTH, WIDTH), "outer": (WIDTH, 2)}
-        self.layout = Layout(blocks, head, ("inner",), ("outer",), {**shapes, **gate}, blocks)
+        mixers = tuple((f"{i}.mixer",) for i in range(BLOCKS))
+        shapes |= {name: (2, WIDTH) for (name,) in mixers}
+        every = {**shapes, **gate}
+        self.layout = Layout(blocks, head, ("inner",), ("outer",), every, blocks, mixers)
 
     def initial_expert(self, names, seed):
         return {name: self._initial(name, seed) for name in sorted(names)}
@@ -47,8 +50,13 @@ class Toy:
 
     def _logits(self, expert, x, beneath):
         for i, weight in enumerate(self.frozen):
-            pairs = [t for t in (expert, beneath) if f"{i}.A" in t]
-            x = torch.tanh(x @ weight + sum(x @ t[f"{i}.A"].T @ t[f"{i}.B"].T for t in pairs))
+            shares = [1.0, 1.0]
+            if f"{i}.mixer" in expert:
+                shares = F.softmax(x @ expert[f"{i}.mixer"].T, -1).T[..., None]
+            pairs = [(s, t) for s, t in zip(shares, (expert, beneath), strict=True)]
+            pairs = [(s, t) for s, t in pairs if f"{i}.A" in t]
+            low = sum(s * (x @ t[f"{i}.A"].T @ t[f"{i}.B"].T) for s, t in pairs)
+            x = torch.tanh(x @ weight + low)
         return x @ expert.get("top", self.classes)
 
     def _log_probabilities(self, expert, partner, gate, x, beneath):

@@ -50,18 +50,20 @@ METHODS = {
     "fedper": (algorithms.fedper, DEFAULT),
     "fedrep": (algorithms.fedrep, DEFAULT),
     "fedsa": (algorithms.fedsa, DEFAULT),
+    "dual": (algorithms.dual, DEFAULT),
+    "fedalt": (algorithms.fedalt, DEFAULT),
     "local": (local, DEFAULT),
     "probe": (algorithms.probe, DEFAULT),
 }
 ONE_GLOBAL = ("fedavg", "fedprox", "fedadam", "ffa", "flora", "fedex", "fedra")
-PRIVATE = ("fedper", "fedrep", "fedsa", "local", "probe")
+PRIVATE = ("fedper", "fedrep", "fedsa", "fedalt", "local", "probe")
 PROMPTED = tuple(method for method in METHODS if method != "probe")
 """All but the one that needs a linear head."""
 MODELS = {
     "toy": PROMPTED,
     "toy-linear": tuple(METHODS),
     "sentence": PROMPTED,
-    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "fedex", "ditto", "fedsa", "local"),
+    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "fedex", "dual", "fedalt", "local"),
     "vit": (
         "fedms",
         "fedms-zero",
@@ -73,6 +75,8 @@ MODELS = {
         "fedra",
         "fedper",
         "fedsa",
+        "dual",
+        "fedalt",
         "local",
         "probe",
     ),
@@ -333,6 +337,7 @@ def test_which_tensors_leave_and_which_are_kept(trace, method, model):
             "fedsa": down,
             "fedper": active - last,
             "fedrep": active - last,
+            "fedalt": active - set(layout.head),
             "local": set(),
             "probe": set(),
         }.get(method, active)
@@ -437,7 +442,9 @@ def test_training_moves_every_tensor_of_the_expert(trace, method, model):
     ("method", "model"),
     [
         *itertools.product(["fedms", "fedms-all", "local"], ["toy", "sentence", "clip"]),
-        *itertools.product(["fedadam", "fedra", "ditto", "fedrep", "fedsa"], ["toy", "sentence"]),
+        *itertools.product(
+            ["fedadam", "fedra", "ditto", "fedrep", "fedsa", "dual", "fedalt"], ["toy", "sentence"]
+        ),
     ],
 )
 def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, model, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedms.algorithms import (
     METHODS,
@@ -15,7 +16,9 @@ from fedms.algorithms import (
     Server,
     Stage,
     ditto,
+    dual,
     fedadam,
+    fedalt,
     fedavg,
     fedms,
     fedper,
@@ -28,7 +31,8 @@ from fedms.algorithms import (
 from fedms.core.aggregation import average
 from fedms.core.algorithm import Aggregate, Expert, Fit, Score, View, perform
 from fedms.core.tensors import fingerprint, part, pick, wire_bytes
-from fedms.models import Training
+from fedms.models import Training, save_expert
+from fedms.models.adapters import Factor
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.store.states import ClientStates
@@ -354,3 +358,109 @@ def test_pairs_beneath_add_their_product(make_learner, make_client, kind):
             torch.testing.assert_close(
                 gradient[True][b], gradient[False][b][:, :rank], atol=1e-5, rtol=1e-4
             )
+
+
+def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client):
+    """What lies beneath a client's own adapters, by hand: the others' average of last round."""
+    learner = toy(linear=True)
+    clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("abc")]
+    algorithm, states = fedalt(learner.layout, OPTIONS), ClientStates(tmp_path)
+    uploads, seen = {}, {}
+    original = algorithm.client_update
+
+    def spied(learner, plan, broadcast, state, data, seed):
+        work = original(learner, plan, broadcast, state, data, seed)
+        fit = next(work)
+        seen[plan.round, data.id] = fit.view.expert.beneath
+        try:
+            work.send((yield fit))
+        except StopIteration as end:
+            uploads[plan.round, data.id] = end.value.tensors
+            return end.value
+
+    cohorts = replace(OPTIONS, stage1=Stage(2, 2), stage2=Stage(2, 1.0))
+    algorithm = replace(fedalt(learner.layout, cohorts), client_update=spied)
+    simulator = Simulator(algorithm, learner, clients, states)
+    rows = {c.id: len(c.train) for c in clients}
+    last = {}
+    for _, record in run_rounds(algorithm, simulator, algorithm.init(learner, 0)):
+        for client in record.cohort:
+            others = {c: t for c, t in last.items() if c != client}
+            beneath = seen[record.round, client]
+            assert (beneath == {}) == (not others)
+            total = sum(rows[c] for c in others)
+            for name, tensor in beneath.items():
+                expected = sum(rows[c] / total * t[f"global/{name}"] for c, t in others.items())
+                torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-4)
+        last = {c: uploads[record.round, c] for c in record.cohort}
+        assert {n for t in last.values() for n in t} == {
+            f"global/{n}" for pair in learner.layout.pairs for n in pair
+        }
+
+
+def test_both_of_dual_start_as_the_shared_one(ended):
+    """With equal weights of two equal products, stage 2 begins where stage 1 ended."""
+    shared, own = ended(dual, replace(OPTIONS, stage2=Stage(1, epochs=0)))
+    for mine in own:
+        assert same({n: t for n, t in mine.items() if "mixer" not in n}, shared)
+        assert not any(t.any() for n, t in mine.items() if "mixer" in n)
+    assert same(shared, ended(finetune, replace(OPTIONS, stage2=Stage(1)))[0])
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_mixers_weigh_both_products_by_hand(clients):
+    rng = np.random.default_rng(0)
+    own, other, width, batch, tokens = 2, 3, 5, 4, 6
+    weight = rng.normal(size=(clients, own + other, width))
+    mixer = rng.normal(size=(clients, 2, width))
+    x = rng.normal(size=(clients * batch, tokens, width))
+    factor = Factor(own)
+    factor.weight, factor.mixer = torch.from_numpy(weight), torch.from_numpy(mixer)
+    got = factor(torch.from_numpy(x)).numpy()
+    for row in range(clients * batch):
+        client = row // batch
+        e = np.exp(x[row] @ mixer[client].T)
+        share = e / e.sum(1, keepdims=True)
+        z = x[row] @ weight[client].T
+        expected = np.concatenate([z[:, :own] * share[:, :1], z[:, own:] * share[:, 1:]], 1)
+        np.testing.assert_allclose(got[row], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["clip", "vit", "sentence"])
+def test_new_mixers_halve_both_products_and_learn(make_learner, make_client, kind, tmp_path):
+    learner = make_learner(kind, training=Training(batch_size=99, learning_rate=0.02))
+    client = make_client(learner.backbone)
+    rng = torch.Generator().manual_seed(0)
+    shapes, layout = learner.layout.shapes, learner.layout
+    pairs = [
+        {n: 0.3 * torch.randn(shapes[n], generator=rng) for p in layout.pairs for n in p}
+        for _ in range(2)
+    ]
+    heads = learner.initial_expert(frozenset(layout.head), 0)
+    mixers = learner.initial_expert(layout.mixing(3), 0)
+    own = {**heads, **pairs[0]}
+    mixed = Expert({**own, **mixers}, beneath=pairs[1])
+    half = [{n: t if n in layout.down else t / 2 for n, t in p.items()} for p in pairs]
+    plain = Expert({**heads, **half[0]}, beneath=half[1])
+    rows = client.train
+    torch.testing.assert_close(
+        learner.features(mixed, rows), learner.features(plain, rows), atol=1e-5, rtol=1e-4
+    )
+    names = frozenset(mixed.tensors)
+    after = learner.fit([Fit(View(mixed), names, client, 8, 0)])[0]
+    assert all(after.expert.tensors[n].any() for n in mixers)
+    before = learner.score(View(mixed), client, "train").loss
+    assert learner.score(after, client, "train").loss < before
+    fits = [Fit(View(mixed), names, c, 2, 0) for c in (client, make_client(learner.backbone, "z"))]
+    together, alone = learner.fit(fits), [learner.fit([fit])[0] for fit in fits]
+    for one, other in zip(together, alone, strict=True):
+        for n, tensor in one.expert.tensors.items():
+            torch.testing.assert_close(tensor, other.expert.tensors[n], atol=1e-4, rtol=1e-3)
+    save_expert(tmp_path / "e", learner, after.expert, "base")
+    kept = load_file(tmp_path / "e" / "mixers.safetensors")
+    assert same(kept, pick(after.expert.tensors, mixers))
+    assert same(load_file(tmp_path / "e" / "beneath.safetensors"), pairs[1])
+    assert same(
+        load_file(tmp_path / "e" / "adapter_model.safetensors"),
+        pick(after.expert.tensors, pairs[0]),
+    )

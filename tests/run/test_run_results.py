@@ -40,6 +40,8 @@ METHODS = {
     "fedper": _OWN,
     "fedrep": _OWN,
     "fedsa": _OWN,
+    "dual": _BOTH,
+    "fedalt": _OWN,
     "local": ({"zero_shot", "local", "personal"}, False, False, True),
     "probe model.head=linear": ({"local", "personal"}, False, False, True),
 }

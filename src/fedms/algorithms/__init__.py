@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from fedms.algorithms.ditto import ditto
+from fedms.algorithms.dual import dual, fedalt
 from fedms.algorithms.fedms import fedms, finetune
 from fedms.algorithms.keygroups import (
     fedadam,
@@ -40,6 +41,8 @@ METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "fedper": fedper,
     "fedrep": fedrep,
     "fedsa": fedsa,
+    "dual": dual,
+    "fedalt": fedalt,
     "local": local,
     "probe": probe,
 }
@@ -52,7 +55,9 @@ __all__ = [
     "Server",
     "Stage",
     "ditto",
+    "dual",
     "fedadam",
+    "fedalt",
     "fedavg",
     "fedclip",
     "fedex",

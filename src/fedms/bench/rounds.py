@@ -46,7 +46,7 @@ class Idle:
         shapes = {name: sides[name[-1]] for block in blocks for name in block}
         gate = {"down": (_WIDTH // 4, _WIDTH), "up": (_WIDTH, _WIDTH // 4), "head": (2, _WIDTH)}
         pairs = tuple((block[i], block[i + 1]) for block in blocks for i in (0, 2))
-        self.layout = Layout(blocks, (), ("down", "up"), ("head",), {**shapes, **gate}, pairs)
+        self.layout = Layout(blocks, (), ("down", "up"), ("head",), {**shapes, **gate}, pairs, ())
 
     def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(self.layout.shapes[name]) for name in sorted(names)}

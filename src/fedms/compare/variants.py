@@ -68,6 +68,8 @@ VARIANTS: Mapping[str, Variant] = {
     "fedper": _plain("fedper", "FedPer", "personal"),
     "fedrep": _plain("fedrep", "FedRep", "personal"),
     "fedsa": _plain("fedsa", "FedSA-LoRA", "personal"),
+    "fedalt": _plain("fedalt", "FedALT", "personal"),
+    "dual": _plain("dual", "two LoRAs and a gate in every layer", "personal"),
     "fedms": _ours("**FedMS**"),
     "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),
     "fedms:local": Variant("its local experts alone", "ours", role="local", run="fedms"),

@@ -46,7 +46,8 @@ class Expert:
         tensors: by name.
         prior: whether the log of the client's own class frequencies is added to its logits.
         beneath: frozen pairs (A, B) of any rank, by the same names as adapter tensors; their
-            products are added to the same projections.
+            products are added to the same projections. Where the expert has mixers, both products
+            are weighed by the softmax of `mixer @ input`, token by token: the expert's own first.
     """
 
     tensors: Tensors
@@ -111,6 +112,8 @@ class Layout:
         gate_adapter, gate_head: names of the gate's tensors.
         shapes: shape of every tensor named above.
         pairs: the matrices (A, B) of every projection, whose product `B @ A` is added to it.
+        mixers: names of the tensors by which a block's projections weigh an expert's own product
+            and the one beneath it, one group a block; an expert has them or not.
     """
 
     blocks: tuple[tuple[str, ...], ...]
@@ -119,6 +122,7 @@ class Layout:
     gate_head: tuple[str, ...]
     shapes: Shapes
     pairs: tuple[tuple[str, str], ...]
+    mixers: tuple[tuple[str, ...], ...]
 
     @property
     def down(self) -> frozenset[str]:
@@ -134,6 +138,11 @@ class Layout:
         """What an expert trains when its last `depth` blocks are active (0..all), head included."""
         active = self.blocks[len(self.blocks) - depth :]
         return frozenset(name for block in active for name in block).union(self.head)
+
+    def mixing(self, depth: int) -> frozenset[str]:
+        """The mixers of the last `depth` blocks."""
+        active = self.mixers[len(self.mixers) - depth :]
+        return frozenset(name for block in active for name in block)
 
     def size(self, names: Iterable[str]) -> int:
         """How many numbers the tensors of these names hold together."""

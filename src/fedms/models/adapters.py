@@ -40,14 +40,30 @@ class Factor(nn.Module):
 
     weight: Tensor
     """`(clients, out, in)`; whoever holds the adapters owns it."""
+    mixer: Tensor | None = None
+    """`(clients, 2, in)`: weighs the first `own` outputs and the others, or None."""
+
+    def __init__(self, own: int) -> None:
+        super().__init__()
+        self.own = own
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(clients * batch, …, in)` to `(clients * batch, …, out)`."""
-        clients, out, _ = self.weight.shape
-        if clients == 1:
-            return F.linear(inputs, self.weight[0])
-        rows = inputs.reshape(clients, -1, inputs.shape[-1])
-        return torch.bmm(rows, self.weight.mT).view(*inputs.shape[:-1], out)
+        outputs = _product(inputs, self.weight)
+        if self.mixer is None:
+            return outputs
+        share = F.softmax(_product(inputs, self.mixer), dim=-1)
+        first, second = outputs[..., : self.own], outputs[..., self.own :]
+        return torch.cat([first * share[..., :1], second * share[..., 1:]], dim=-1)
+
+
+def _product(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Each client's rows times its own matrix: see `Factor.forward`."""
+    clients, out, _ = weight.shape
+    if clients == 1:
+        return F.linear(inputs, weight[0])
+    rows = inputs.reshape(clients, -1, inputs.shape[-1])
+    return torch.bmm(rows, weight.mT).view(*inputs.shape[:-1], out)
 
 
 class AdapterSlots:
@@ -74,6 +90,9 @@ class AdapterSlots:
         self.groups: tuple[tuple[str, ...], ...] = ()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.pairs: tuple[tuple[str, str], ...] = ()
+        self.mixers: tuple[tuple[str, ...], ...] = ()
+        self.mixer_shapes: dict[str, tuple[int, ...]] = {}
+        self._mixed: dict[str, Factor] = {}
         for index in range(blocks.count):
             paths = [f"{blocks.root}.{index}.{target}" for target in blocks.targets]
             found = {path: layers[path] for path in paths}
@@ -82,6 +101,10 @@ class AdapterSlots:
             self.groups += (tuple(slots),)
             self.pairs += tuple(zip(self.groups[-1][::2], self.groups[-1][1::2], strict=True))
             self._factors.update(slots)
+            mixed = {_mixer(a): slots[a] for a in self.groups[-1][::2]}
+            self.mixers += (tuple(mixed),)
+            self._mixed.update(mixed)
+        self.mixer_shapes = {_mixer(a): (2, self.shapes[a][1]) for a, _ in self.pairs}
         self._switch([])
 
     @property
@@ -110,7 +133,12 @@ class AdapterSlots:
         )
 
     def initial(self, name: str, seed: int) -> Tensor:
-        """A slot before training: B zero, A uniform as in PEFT, from `seed` and the name."""
+        """A slot before training: B zero, A uniform as in PEFT, from `seed` and the name.
+
+        A mixer is zero: both products have half of the weight.
+        """
+        if name in self._mixed:
+            return torch.zeros(self.mixer_shapes[name])
         shape = self.shapes[name]
         if ".lora_B." in name:
             return torch.zeros(shape)
@@ -129,7 +157,7 @@ class AdapterSlots:
         Raises:
             ValueError: if a block's tensors are incomplete or there is no slot for one.
         """
-        unknown = tensors.keys() - self.shapes.keys()
+        unknown = tensors.keys() - self.shapes.keys() - self._mixed.keys()
         if unknown:
             raise ValueError(f"got a tensor {min(unknown)!r} for which the model has no slot")
         active = self.blocks_of(tensors)
@@ -144,12 +172,16 @@ class AdapterSlots:
         finally:
             self._switch([])
             for factor in self._factors.values():
-                factor.weight = _NOTHING
+                factor.weight, factor.mixer = _NOTHING, None
 
     def put(self, tensors: Tensors) -> None:
         """Other tensors in place of those that are held, of the same names."""
         for name, tensor in tensors.items():
-            self._factors[name].weight = tensor.to(self._weight.device, self._weight.dtype)
+            placed = tensor.to(self._weight.device, self._weight.dtype)
+            if name in self._mixed:
+                self._mixed[name].mixer = placed
+            else:
+                self._factors[name].weight = placed
 
     def held(self) -> list[Tensor]:
         """What the slots hold now."""
@@ -179,6 +211,11 @@ class AdapterSlots:
         self.config(self.blocks_of(tensors), base, rank).save_pretrained(str(folder))
 
 
+def _mixer(down: str) -> str:
+    """The name of a projection's mixer, from that of its A."""
+    return down.replace(".lora_A.", ".mixer.")
+
+
 def _slots(
     path: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Factor]]:
@@ -189,6 +226,6 @@ def _slots(
         matrices: nn.ModuleDict = getattr(module, side)
         name = f"{_PREFIX}{path}.{side}.weight"
         shapes[name] = tuple(matrices[_SLOT].weight.shape)  # type: ignore[arg-type]
-        factor = matrices[_SLOT] = Factor()
+        factor = matrices[_SLOT] = Factor(shapes[name][0])
         factor.weight = _NOTHING
         yield name, factor

@@ -26,12 +26,18 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
     Args:
         folder: where.
         learner: whose slots the tensors fit.
-        expert: whatever lies beneath its adapters is joined with them, at a higher rank.
+        expert: whatever lies beneath its adapters is joined with them, at a higher rank; but with
+            mixers, which PEFT does not know, both stand beside them in files of their own.
         base: name of the foundation model, for the configuration.
     """
     folder.mkdir(exist_ok=True)
     heads = {name: t for name, t in expert.tensors.items() if name in learner.head.shapes}
-    adapters = _of_one_rank(learner, learner.adapters(expert.tensors, expert.beneath))
+    mixers = {name: t for name, t in expert.tensors.items() if name in learner.slots.mixer_shapes}
+    own = {name: t for name, t in expert.tensors.items() if name not in mixers}
+    adapters = _of_one_rank(learner, learner.adapters(own, {} if mixers else expert.beneath))
+    if mixers:
+        (folder / "mixers.safetensors").write_bytes(serialise(mixers))
+        (folder / "beneath.safetensors").write_bytes(serialise(expert.beneath))
     if heads:
         (folder / "head.safetensors").write_bytes(serialise(heads))
     if adapters:

@@ -59,10 +59,10 @@ class ModelLearner(Resident):
             head=tuple(head.shapes),
             gate_adapter=ADAPTER,
             gate_head=HEAD,
-            shapes={**slots.shapes, **head.shapes, **gate},
+            shapes={**slots.shapes, **slots.mixer_shapes, **head.shapes, **gate},
             pairs=slots.pairs,
+            mixers=slots.mixers,
         )
-        assert len(self.layout.shapes) == len(slots.shapes) + len(head.shapes) + len(gate)
 
     def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, Tensor]:
         return {

@@ -147,7 +147,8 @@ class Resident:
         """The hash of the adapters below a boundary."""
 
         def hashed(boundary: int) -> str:
-            names = [n for group in self.slots.groups[:boundary] for n in group if n in adapters]
+            groups = (*self.slots.groups[:boundary], *self.slots.mixers[:boundary])
+            names = [n for group in groups for n in group if n in adapters]
             return fingerprint(pick(adapters, names))
 
         return hashed
