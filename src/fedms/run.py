@@ -256,7 +256,7 @@ class _Run:
     def _summary(
         self, zero_shot: Scores, scores: Scores, unseen: Mapping[str, Mapping[str, Score]]
     ) -> dict[str, Any]:
-        names = ("zero_shot", "global", "local", "personal")
+        names = ("zero_shot", "global", "local", "personal", "oracle")
         found = {split: {**zero_shot.get(split, {}), **scores.get(split, {})} for split in _NAMES}
         result = {
             name: {role: _summarised(found[split].get(role)) for role in names}

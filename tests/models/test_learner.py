@@ -263,3 +263,24 @@ def test_weight_decay_and_learning_rates_reach_what_they_name(make_learner, make
     assert names["gate"][1] > 5 * names["plain"][1]
     assert names["gate"][0] == pytest.approx(names["plain"][0], rel=0.5)
     assert all(d != p for d, p in zip(names["decay"], names["plain"], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["clip", "vit"])
+@pytest.mark.parametrize("mix", ["probabilities", "logits"])
+def test_the_oracle_gives_each_example_to_the_better_expert(make_learner, make_client, kind, mix):
+    learner = make_learner(kind, mixing=Mixing(mix))
+    client, view = make_client(learner.backbone, rows=30), random_view(learner, own=True)
+    shared, own = (
+        learner.predict(View(e), client, client.train).log_probabilities.numpy()
+        for e in (view.partner, view.expert)
+    )
+    labels = client.train.labels
+    rows = np.arange(len(labels))
+    right = (shared.argmax(1) == labels) | (own.argmax(1) == labels)
+    best = np.maximum(shared[rows, labels], own[rows, labels])
+    score = learner.score(replace(view, oracle=True), client, "train")
+    assert score.correct == right.sum()
+    one = (shared.argmax(1) == labels) == (own.argmax(1) == labels)
+    picked = np.where(shared.argmax(1) == labels, shared[rows, labels], own[rows, labels])
+    expected = np.where(one, best, picked)
+    assert score.loss == pytest.approx(-expected.sum(), rel=1e-5)

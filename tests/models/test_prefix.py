@@ -305,7 +305,7 @@ def test_memory_is_filled_before_files_and_files_not_beyond_their_budget(
     learner = make_learner("clip", cache_bytes=PLENTY)
     some = [make_rows(learner.backbone, 6, seed) for seed in range(4)]
     expert = Expert(random_expert(learner, 1))
-    learner.features(expert, some[0])
+    learner.features(expert, make_rows(learner.backbone, 6, 9))
     one = learner.prefixes.bytes
     room_on_disk(learner, tmp_path, disk=2 * one, memory=one)
     for rows in some:

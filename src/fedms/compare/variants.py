@@ -28,7 +28,7 @@ class Variant:
     title: str
     group: Group
     settings: tuple[str, ...] = ()
-    role: Literal["zero_shot", "global", "local", "personal"] = "personal"
+    role: Literal["zero_shot", "global", "local", "personal", "oracle"] = "personal"
     run: str = ""
     bound: bool = False
 
@@ -73,6 +73,7 @@ VARIANTS: Mapping[str, Variant] = {
     "fedms": _ours("**FedMS**"),
     "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),
     "fedms:local": Variant("its local experts alone", "ours", role="local", run="fedms"),
+    "fedms:oracle": Variant("its oracle gate", "ours", role="oracle", run="fedms", bound=True),
     "fedms-even": _ours("FedMS, equal weights", "gate.mixture=even"),
     "fedms-all-blocks": _ours("FedMS without SAL", "sal.trigger=all"),
     "fedms-no-stage1": _ours("FedMS without stage 1", "stage1.rounds=0", "stage2.rounds={rounds}"),

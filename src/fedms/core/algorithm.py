@@ -67,11 +67,14 @@ class View:
         expert: the only expert, or the local one of a mixture.
         partner: the frozen global expert of a mixture, or None.
         gate: the gate's tensors (adapter and head), or None without a partner.
+        oracle: an upper bound for every gate: each example is given to the expert that is right, or
+            to the one that gives its class more probability. It sees labels; only scores use it.
     """
 
     expert: Expert
     partner: Expert | None = None
     gate: Tensors | None = None
+    oracle: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,12 @@ class ModelLearner(Resident):
         rows = data.split(split)
         if not len(rows):
             return Score()
-        with self.meter.phase("evaluate"):
-            prediction = self.predict(view, data, rows)
         labels = torch.from_numpy(rows.labels)
+        with self.meter.phase("evaluate"):
+            if view.oracle:
+                prediction = self._oracle(view, data, rows, labels)
+            else:
+                prediction = self.predict(view, data, rows)
         chosen = prediction.log_probabilities.gather(1, labels[:, None])
         correct = prediction.log_probabilities.argmax(1) == labels
         weight = prediction.gate_weight
@@ -101,6 +104,19 @@ class ModelLearner(Resident):
             loss=-float(chosen.sum()),
             gate_weight=float(weight.sum()) if weight is not None else 0.0,
         )
+
+    @torch.no_grad()
+    def _oracle(self, view: View, data: ClientData, rows: Rows, labels: Tensor) -> Prediction:
+        """See `View.oracle`."""
+        constants = self.constants(view, data, rows)
+        assert constants is not None
+        features = self.features(view.expert, rows)[None]
+        both = constants.logits, self.logits(features, self.own(view.expert, data))[0]
+        shared, own = (F.log_softmax(logits, -1).cpu() for logits in both)
+        right = [x.argmax(1) == labels for x in (shared, own)]
+        more = shared.gather(1, labels[:, None])[:, 0] > own.gather(1, labels[:, None])[:, 0]
+        takes = torch.where(right[0] == right[1], more, right[0])
+        return Prediction(torch.where(takes[:, None], shared, own), takes.float())
 
     @torch.no_grad()
     def predict(self, view: View, data: ClientData, rows: Rows) -> Prediction:

@@ -90,6 +90,7 @@ class Resident:
         self.backbone, self.slots, self.head, self.mixing = backbone, slots, head, mixing
         self.meter = Meter(lambda: [*backbone.model.parameters(), *slots.held()], backbone.device)
         self.prefixes = PrefixCache(backbone, slots, room, self.meter)
+        self._last: tuple[Rows, str, Tensor] | None = None
         self._known: weakref.WeakKeyDictionary[Rows, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -124,10 +125,16 @@ class Resident:
         return prior[None, None].to(self.backbone.device)
 
     def features(self, expert: Expert, rows: Rows) -> Tensor:
-        """`(rows, width)` features under an expert; remembered for constant experts only."""
+        """`(rows, width)` features under an expert.
+
+        Those of constant experts are remembered, and the last ones: a client's models have its
+        experts in common and are scored one after the other.
+        """
         known = self._known.get(rows, {})
         if expert.fingerprint in known:
             return known[expert.fingerprint]
+        if self._last and self._last[0] is rows and self._last[1] == expert.fingerprint:
+            return self._last[2]
         adapters = self.adapters(expert.tensors, expert.beneath)
         with torch.no_grad(), self.slots.holding(alone(adapters)):
             below = self._below(adapters)
@@ -137,6 +144,7 @@ class Resident:
             features = self.forward(rows, kept)
         if expert.fingerprint == FROZEN.fingerprint:  # the foundation model's are asked for again
             self._known[rows] = {**known, expert.fingerprint: features}
+        self._last = (rows, expert.fingerprint, features)
         return features
 
     def keep(self, rows: Rows, adapters: Tensors, boundary: int) -> Kept | None:

@@ -122,16 +122,23 @@ class Simulator:
         return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
 
     def evaluate(self, state: ServerState, split: Split) -> Scores:
-        """Scores by role of the clients. A role that the method does not have is missing."""
+        """Scores by role of the clients. A role that the method does not have is missing.
+
+        `oracle` is the bound of `View.oracle`, of personal models that are mixtures.
+        """
         scores: Scores = {}
         roles: tuple[Role, ...] = ("global", "local", "personal")
         for data in self._scored:
             own = self._states.load(data.id)
             for role in roles:
                 view = self._algorithm.view(state, own, role)
-                if view is not None:
-                    score = self._learner.score(view, data, split)
-                    scores.setdefault(role, {})[data.id] = score
+                if view is None:
+                    continue
+                score = self._learner.score(view, data, split)
+                scores.setdefault(role, {})[data.id] = score
+                if role == "personal" and view.partner is not None:
+                    score = self._learner.score(replace(view, oracle=True), data, split)
+                    scores.setdefault("oracle", {})[data.id] = score
         return scores
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
