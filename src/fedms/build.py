@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -70,15 +70,19 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     )
     columns = encode(learner.backbone, table)
     labels = _class_indices(table, federation.classes)
-    caps = _caps(config.sal.caps, learner.layout, [c.id for c in federation.clients])
+    ids = [c.id for c in federation.clients]
+    caps = _caps(config.sal.caps, learner.layout, ids)
+    ranks = _ranks(config, ids)
     return Experiment(
         federation=federation,
         partition=data.describe(federation, table.labels),
         partition_summary=data.summary(federation, table.labels),
         learner=learner,
         algorithm=make_algorithm(config, learner.layout),
-        clients=tuple(_client(c, columns, labels, caps.get(c.id)) for c in federation.clients),
-        unseen=tuple(_client(c, columns, labels, None) for c in federation.unseen),
+        clients=tuple(
+            _client(c, columns, labels, caps[c.id], ranks[c.id]) for c in federation.clients
+        ),
+        unseen=tuple(_client(c, columns, labels) for c in federation.unseen),
         head=head,
         workers=workers,
         computes=computes(config, learner.backbone.width, workers),
@@ -317,11 +321,12 @@ def _client(
     who: data.ClientIndex,
     columns: Mapping[str, Column],
     labels: np.ndarray[Any, Any],
-    cap: int | None,
+    cap: int | None = None,
+    rank: int | None = None,
 ) -> ClientData:
     everything = Rows(columns, labels)
     train, val, test = (everything.take(index) for index in (who.train, who.val, who.test))
-    return ClientData(who.id, train, val, test, cap)
+    return ClientData(who.id, train, val, test, cap, rank)
 
 
 def _pooled(clients: Sequence[ClientData]) -> ClientData:
@@ -339,15 +344,42 @@ def _caps(
     Raises:
         UserError: if a client is unknown, or its bytes do not suffice for one block.
     """
+    caps = _by_client("sal.caps", wanted, clients)
+    return {c: _blocks(cap, layout) if isinstance(cap, str) else cap for c, cap in caps.items()}
+
+
+def _ranks(config: Config, clients: list[str]) -> dict[str, int | None]:
+    """Ranks of clients whose rank is not the slots'.
+
+    Raises:
+        UserError: if a client is unknown, a rank is above `lora.rank`, or the method has one rank.
+    """
+    wanted, most = config.lora.ranks, config.lora.rank
+    if wanted and config.method != "flexlora":
+        raise UserError(
+            f'got lora.ranks with method = "{config.method}", whose clients have one rank; '
+            'expected method = "flexlora"'
+        )
+    if any(rank > most for rank in wanted.values()):
+        raise UserError(
+            f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"
+        )
+    return _by_client("lora.ranks", wanted, clients)
+
+
+T = TypeVar("T")
+
+
+def _by_client(key: str, wanted: Mapping[str, T], clients: list[str]) -> dict[str, T | None]:
+    """What is set for every client; `*` stands for all that are not named."""
     unknown = wanted.keys() - {*clients, "*"}
     if unknown:
         known = ", ".join(clients[:5])
         raise UserError(
-            f"got sal.caps for client {min(unknown)!r}, which does not train; expected one of "
+            f"got {key} for client {min(unknown)!r}, which does not train; expected one of "
             f'{known}{", …" if len(clients) > 5 else ""}, or "*"'
         )
-    caps = {client: wanted.get(client, wanted.get("*")) for client in clients}
-    return {c: _blocks(cap, layout) if isinstance(cap, str) else cap for c, cap in caps.items()}
+    return {client: wanted.get(client, wanted.get("*")) for client in clients}
 
 
 def _blocks(size: str, layout: Layout) -> int:

@@ -20,6 +20,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Cohort = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0.0, le=1.0)]
 Size = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[kKMG]?B$")]
 
+Rank = Annotated[int, Field(ge=1, strict=True)]
 Cap = Annotated[int, Field(ge=1, strict=True)] | Size
 
 
@@ -113,6 +114,9 @@ class Lora(Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0, description="low-rank products are scaled by alpha / rank")
     targets: str = Field("qv", pattern="^[qkvo]+$", description="projections, of q, k, v and o")
+    ranks: dict[str, Rank] = Field(
+        default_factory=dict, description='flexlora: ranks of clients, at most lora.rank; "*": all'
+    )
 
 
 class Sal(Section):
@@ -241,6 +245,7 @@ Method = Literal[
     "ffa",
     "flora",
     "fedex",
+    "flexlora",
     "promptfl",
     "fedclip",
     "fedra",
@@ -362,7 +367,7 @@ def _value(text: str) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first problem, in one line."""
     first = error.errors()[0]
-    parts = 3 if first["loc"][:2] == ("sal", "caps") else 2
+    parts = 3 if first["loc"][:2] in (("sal", "caps"), ("lora", "ranks")) else 2
     key = ".".join(str(word) for word in first["loc"][:parts])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(

@@ -45,6 +45,7 @@ METHODS = {
     "ffa": (algorithms.ffa, DEFAULT),
     "flora": (algorithms.METHODS["flora"], DEFAULT),
     "fedex": (algorithms.METHODS["fedex"], DEFAULT),
+    "flexlora": (algorithms.METHODS["flexlora"], DEFAULT),
     "fedra": (algorithms.fedra, replace(DEFAULT, random_blocks=2)),
     "ditto": (algorithms.ditto, replace(DEFAULT, pull=0.5)),
     "fedper": (algorithms.fedper, DEFAULT),
@@ -55,7 +56,7 @@ METHODS = {
     "local": (local, DEFAULT),
     "probe": (algorithms.probe, DEFAULT),
 }
-ONE_GLOBAL = ("fedavg", "fedprox", "fedadam", "ffa", "flora", "fedex", "fedra")
+ONE_GLOBAL = ("fedavg", "fedprox", "fedadam", "ffa", "flora", "fedex", "flexlora", "fedra")
 PRIVATE = ("fedper", "fedrep", "fedsa", "fedalt", "local", "probe")
 PROMPTED = tuple(method for method in METHODS if method != "probe")
 """All but the one that needs a linear head."""

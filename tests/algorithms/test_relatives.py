@@ -29,7 +29,7 @@ from fedms.algorithms import (
     local,
 )
 from fedms.core.aggregation import average
-from fedms.core.algorithm import Aggregate, Expert, Fit, Score, View, perform
+from fedms.core.algorithm import Aggregate, ClientInfo, Expert, Fit, Score, View, perform
 from fedms.core.tensors import fingerprint, part, pick, wire_bytes
 from fedms.models import Training, save_expert
 from fedms.models.adapters import Factor
@@ -464,3 +464,62 @@ def test_new_mixers_halve_both_products_and_learn(make_learner, make_client, kin
         load_file(tmp_path / "e" / "adapter_model.safetensors"),
         pick(after.expert.tensors, pairs[0]),
     )
+
+
+def test_flexlora_shares_the_best_part_of_the_average_product(toy, make_toy_client, tmp_path):
+    """Of clients of ranks 1 and 2, against NumPy's decomposition; each receives its own rank."""
+    learner = toy(linear=True)
+    clients = [
+        replace(make_toy_client(n, 5 + i, i), rank=rank)
+        for i, (n, rank) in enumerate({"a": 1, "b": None, "c": 2}.items())
+    ]
+    algorithm = METHODS["flexlora"](learner.layout, OPTIONS)
+    state = algorithm.init(learner, 0)
+    for _ in range(3):
+        plan = algorithm.plan(state)
+        works = [
+            algorithm.client_update(learner, plan, state.tensors, None, c, i)
+            for i, c in enumerate(clients)
+        ]
+        updates = perform(works, learner, 0)
+        for client, update in zip(clients, updates, strict=True):
+            who = ClientInfo(client.id, len(client.train), client.cap, client.rank)
+            shapes = {n: tuple(t.shape) for n, t in update.tensors.items()}
+            assert shapes == dict(algorithm.expects(plan, who))
+            assert shapes["global/0.A"] == (client.rank or 2, 4)
+        rows = sum(u.rows for u in updates)
+        lifted = [replace(u, tensors=algorithm.lift(u.tensors)) for u in updates]
+        state = algorithm.server_update(state, plan, average(lifted))
+        shared = part("global", state.tensors)
+        for a, b in learner.layout.pairs:
+            product = sum(
+                u.rows
+                / rows
+                * (u.tensors[f"global/{b}"].double() @ u.tensors[f"global/{a}"].double())
+                for u in updates
+            ).numpy()
+            u, s, v = np.linalg.svd(product)
+            best = (u[:, :2] * s[:2]) @ v[:2]
+            got = shared[b].double().numpy() @ shared[a].double().numpy()
+            np.testing.assert_allclose(got, best, atol=1e-6)
+            first = shared[b][:, :1].double().numpy() @ shared[a][:1].double().numpy()
+            np.testing.assert_allclose(first, s[0] * np.outer(u[:, 0], v[0]), atol=1e-6)
+
+
+def test_stacks_of_unequal_ranks_are_trained_apart(make_learner, make_client):
+    learner = make_learner("clip", training=Training(batch_size=4))
+    algorithm = METHODS["flexlora"](learner.layout, OPTIONS)
+    clients = [
+        replace(make_client(learner.backbone, n, 6, i), rank=rank)
+        for i, (n, rank) in enumerate({"a": 1, "b": 2, "c": 1}.items())
+    ]
+    plan = algorithm.plan(algorithm.init(learner, 0))
+
+    def updates(some):
+        works = [algorithm.client_update(learner, plan, {}, None, c, 0) for c in some]
+        return perform(works, learner, 0)
+
+    alone = [updates([c])[0] for c in clients]
+    for one, other in zip(updates(clients), alone, strict=True):
+        for name, tensor in one.tensors.items():
+            torch.testing.assert_close(tensor, other.tensors[name], atol=1e-5, rtol=1e-4)

@@ -152,6 +152,19 @@ def test_cap_below_one_block_is_refused(small):
         build(small(f"sal.caps.0={BLOCK - 1}B"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["lora.ranks.0=2"], "flexlora"),
+        (["method=flexlora", "lora.ranks.0=9"], "at most lora.rank = 8"),
+        (["method=flexlora", "lora.ranks.nobody=1"], "'nobody'"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(small, settings, said):
+    with pytest.raises(UserError, match=said):
+        build(small(*settings))
+
+
 def test_unseen_clients_take_no_part_and_are_scored_at_the_end(done):
     clients = 2
     finished = done("partition.clients=4", f"partition.unseen_clients={clients}")

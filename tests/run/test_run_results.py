@@ -34,6 +34,7 @@ METHODS = {
     "promptfl": ({"global", "personal"}, True, True, False),
     "fedclip": ({"global", "personal"}, True, True, False),
     "fedex": _SHARED,
+    'flexlora lora.ranks={"0"=1,"*"=3}': _SHARED,
     "fedra": _SHARED,
     "centralised": _SHARED,
     "ditto": _BOTH,

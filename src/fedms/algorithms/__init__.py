@@ -20,7 +20,7 @@ from fedms.algorithms.keygroups import (
     promptfl,
 )
 from fedms.algorithms.options import Options, Stage
-from fedms.algorithms.products import fedex, flora
+from fedms.algorithms.products import fedex, flexlora, flora
 from fedms.algorithms.sal import Sal
 from fedms.algorithms.server import Server
 from fedms.core.algorithm import FederatedAlgorithm, Layout
@@ -34,6 +34,7 @@ METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "ffa": ffa,
     "flora": flora,
     "fedex": fedex,
+    "flexlora": flexlora,
     "promptfl": promptfl,
     "fedclip": fedclip,
     "fedra": fedra,
@@ -69,6 +70,7 @@ __all__ = [
     "fedsa",
     "ffa",
     "finetune",
+    "flexlora",
     "flora",
     "local",
     "probe",

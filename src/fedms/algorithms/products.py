@@ -8,6 +8,8 @@ what is missing:
   same product.)
 - FedEx-LoRA (arXiv 2410.09432): A and B are averaged as ever, and what their product misses of the
   average of products is merged into the frozen model.
+- FlexLoRA (arXiv 2402.11505), for clients of unequal ranks: the average of products is decomposed
+  into A and B again, and a client gets as many of the leading singular vectors as it has rank.
 
 What is merged into the frozen model lies beneath the adapters as frozen pairs, one set for every
 round, each sent to a client once. Their rank is at most that of the round's clients together, which
@@ -26,6 +28,7 @@ from fedms.algorithms.keygroups import fedavg
 from fedms.algorithms.options import Options
 from fedms.core.algorithm import (
     Aggregate,
+    ClientInfo,
     ClientState,
     ClientUpdate,
     ClientWork,
@@ -36,7 +39,9 @@ from fedms.core.algorithm import (
     Learner,
     Role,
     RoundPlan,
+    Score,
     ServerState,
+    Shapes,
     View,
 )
 from fedms.core.rows import ClientData
@@ -55,6 +60,81 @@ def flora(layout: Layout, options: Options) -> FederatedAlgorithm:
 def fedex(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedEx-LoRA: A and B are averaged, what their product misses is merged."""
     return _merging("fedex", layout, options, anew=False)
+
+
+def flexlora(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """FlexLoRA: clients of unequal ranks (`ClientData.rank`) share what they can hold of a product.
+
+    A singular value is shared out equally to A and B (reconstructed).
+    """
+    plain = fedavg(layout, options)
+    heads = frozenset(layout.head)
+
+    def cut(tensors: Tensors, rank: int | None) -> dict[str, Tensor]:
+        """To the first `rank` rows of A and columns of B."""
+        downs, ups = layout.down, {b for _, b in layout.pairs}
+        return {
+            n: t[:rank].clone() if n in downs else t[:, :rank].clone() if n in ups else t
+            for n, t in tensors.items()
+        }
+
+    def expects(plan: RoundPlan, client: ClientInfo) -> Shapes:
+        every = plain.expects(plan, client)
+        empty = {n.removeprefix("global/"): torch.empty(s) for n, s in every.items()}
+        return {f"global/{n}": tuple(t.shape) for n, t in cut(empty, client.rank).items()}
+
+    def client_update(
+        learner: Learner,
+        plan: RoundPlan,
+        broadcast: Tensors,
+        state: ClientState | None,
+        data: ClientData,
+        seed: int,
+    ) -> ClientWork:
+        received = cut(part("global", broadcast), data.rank)
+        score = learner.score(View(Expert(received)), data, "val")
+        active = layout.expert(data.depth(len(layout.blocks)))
+        start = {**cut(learner.initial_expert(active, plan.seed), data.rank), **received}
+        expert = Expert(start, options.stage1_prior)
+        return (yield from _one_round(learner, plan, expert, active, score, data, seed))
+
+    def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
+        products = part(_PRODUCT, aggregate.tensors)
+        kept = {n: t for n, t in part("global", aggregate.tensors).items() if n in heads}
+        pairs = _decomposed(layout, products, 1)
+        tensors = options.server.move(state.tensors, {**kept, **pairs})
+        return replace(state, round=state.round + 1, tensors=tensors)
+
+    def lift(tensors: Tensors) -> Tensors:
+        given = part("global", tensors)
+        kept = under("global", {n: t for n, t in given.items() if n in heads})
+        return {**kept, **under(_PRODUCT, _products(layout, given))}
+
+    return replace(
+        plain,
+        name="flexlora",
+        expects=expects,
+        client_update=client_update,
+        server_update=server_update,
+        lift=lift,
+    )
+
+
+def _one_round(
+    learner: Learner,
+    plan: RoundPlan,
+    expert: Expert,
+    names: frozenset[str],
+    score: Score,
+    data: ClientData,
+    seed: int,
+) -> ClientWork:
+    """Train these names of an expert and send them; the score is of what arrived."""
+    view = yield Fit(View(expert), names, data, plan.epochs, seed, plan.rate)
+    trained = pick(view.expert.tensors, names)
+    depth, size = data.depth(len(learner.layout.blocks)), sum(t.numel() for t in trained.values())
+    tensors = under("global", trained)
+    return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size)
 
 
 def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> FederatedAlgorithm:
@@ -79,15 +159,11 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
     ) -> ClientWork:
         received, beneath = part("global", broadcast), _together(layout, broadcast)
         score = learner.score(View(Expert(received, beneath=beneath)), data, "val")
-        depth = data.depth(len(layout.blocks))
-        active = layout.expert(depth)
+        active = layout.expert(data.depth(len(layout.blocks)))
         first = derive_seed(plan.seed, "anew", plan.round) if anew else plan.seed
         start = {**learner.initial_expert(active, first), **received}
         expert = Expert(start, prior, beneath)
-        view = yield Fit(View(expert), active, data, plan.epochs, seed, plan.rate)
-        tensors = under("global", pick(view.expert.tensors, active))
-        size = layout.size(active)
-        return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size)
+        return (yield from _one_round(learner, plan, expert, active, score, data, seed))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
         average = part("global", aggregate.tensors)

@@ -55,6 +55,7 @@ VARIANTS: Mapping[str, Variant] = {
     "ffa": _plain("ffa", "FFA-LoRA", "one global model"),
     "flora": _plain("flora", "FLoRA", "one global model"),
     "fedex": _plain("fedex", "FedEx-LoRA", "one global model"),
+    "flexlora": _plain("flexlora", "FlexLoRA", "one global model"),
     "fedra": _plain("fedra", "FedRA", "one global model"),
     "promptfl": _plain("promptfl", "PromptFL", "one global model"),
     "fedclip": _plain("fedclip", "FedCLIP", "one global model"),

@@ -243,11 +243,12 @@ class ClientState:
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What a client declared at the start: its id, training rows, and the cap on its blocks."""
+    """What a client declared at the start: id, training rows, cap on its blocks, and rank."""
 
     id: str
     rows: int
     cap: int | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

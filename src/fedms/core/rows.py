@@ -104,6 +104,7 @@ class ClientData:
         train, val, test: its rows. Training rows are never empty; the others may be.
         cap: the most blocks whose adapters this client can train (at least 1), or None for no
             limit. An edge device declares one.
+        rank: of the adapters it can train, for methods that allow unequal ranks; None: the slots'.
     """
 
     id: str
@@ -111,6 +112,7 @@ class ClientData:
     val: Rows
     test: Rows
     cap: int | None = None
+    rank: int | None = None
 
     def split(self, name: Split) -> Rows:
         return {"train": self.train, "val": self.val, "test": self.test}[name]

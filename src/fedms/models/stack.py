@@ -72,7 +72,7 @@ class _Trainee:
         self.kind = (
             self.features is None,
             fit.names,
-            frozenset(self.expert),
+            tuple((name, *t.shape) for name, t in self.expert.items()),
             tuple((name, *t.shape) for name, t in sorted(self._beneath.items())),
             frozenset(self.gate) if fit.gate else None,
             self.prior is None,

@@ -193,9 +193,13 @@ def _some(data: ClientData, rows: int, seed: int) -> ClientData:
     return replace(data, train=data.train.take(np.sort(chosen)))
 
 
+def _info(client: ClientData) -> ClientInfo:
+    return ClientInfo(client.id, len(client.train), client.cap, client.rank)
+
+
 def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:
     """What clients say of themselves at the start."""
-    return {client.id: ClientInfo(client.id, len(client.train), client.cap) for client in clients}
+    return {client.id: _info(client) for client in clients}
 
 
 def send(plan: RoundPlan, tensors: Tensors) -> Sent:
