@@ -108,6 +108,7 @@ def test_names_of_expert_and_gate_are_apart(make_learner, kind):
     learner = make_learner(kind)
     layout = learner.layout
     expert = [n for block in layout.blocks for n in block] + list(layout.head)
+    expert += [n for block in layout.mixers for n in block]
     gate = [*layout.gate_adapter, *layout.gate_head]
     assert len({*expert, *gate}) == len(expert) + len(gate) == len(layout.shapes)
     made = {**learner.initial_expert(frozenset(expert), 0), **learner.initial_gate(0)}
