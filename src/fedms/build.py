@@ -199,6 +199,16 @@ def _head(
     wanted = config.model
     described: dict[str, Any] = {"model": wanted.name, "classes": list(classes)}
     prompts = backbone.scores_prompts if wanted.head == "auto" else wanted.head == "prompt"
+    if config.method == "probe" and prompts:
+        raise UserError(
+            'got method = "probe" with class prompts, of which nothing trains; '
+            'expected a linear head; try model.head = "linear"'
+        )
+    if config.method in ("promptfl", "fedclip") and not prompts:
+        raise UserError(
+            f'got method = "{config.method}" with a linear head; expected class prompts, as CLIP '
+            "or a sentence encoder can score them"
+        )
     if not prompts:
         return models.LinearHead(backbone.width, len(classes)), {**described, "kind": "linear"}
     if not backbone.scores_prompts:

@@ -241,7 +241,7 @@ def test_the_global_model_is_the_average_of_the_clients_models(toy, make_toy_cli
     """Whatever lies beneath, after every round the effective weights are the clients' mean."""
     learner = toy(linear=True)
     clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("abc")]
-    algorithm = METHODS[method](learner.layout, OPTIONS)
+    algorithm = METHODS[method](learner.layout, replace(OPTIONS, server=Server(momentum=0.5)))
     state = algorithm.init(learner, 0)
     for _ in range(3):
         plan = algorithm.plan(state)

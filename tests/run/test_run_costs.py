@@ -158,9 +158,12 @@ def test_cap_below_one_block_is_refused(small):
         (["lora.ranks.0=2"], "flexlora"),
         (["method=flexlora", "lora.ranks.0=9"], "at most lora.rank = 8"),
         (["method=flexlora", "lora.ranks.nobody=1"], "'nobody'"),
+        (["method=probe"], "linear head"),
+        (["method=promptfl", "model.head=linear"], "class prompts"),
+        (["method=fedclip", "model.head=linear"], "class prompts"),
     ],
 )
-def test_ranks_that_cannot_be_are_refused(small, settings, said):
+def test_what_a_method_cannot_do_is_refused(small, settings, said):
     with pytest.raises(UserError, match=said):
         build(small(*settings))
 

@@ -14,6 +14,7 @@ what is missing:
 What is merged into the frozen model lies beneath the adapters as frozen pairs, one set for every
 round, each sent to a client once. Their rank is at most that of the round's clients together, which
 the server finds by decomposing, so that they are no larger than the clients' own pairs stacked.
+The server moves to the average and not beyond: momentum would undo what makes it exact.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from fedms.algorithms.keygroups import fedavg
 from fedms.algorithms.options import Options
+from fedms.algorithms.server import Server
 from fedms.core.algorithm import (
     Aggregate,
     ClientInfo,
@@ -67,7 +69,7 @@ def flexlora(layout: Layout, options: Options) -> FederatedAlgorithm:
 
     A singular value is shared out equally to A and B (reconstructed).
     """
-    plain = fedavg(layout, options)
+    plain = fedavg(layout, replace(options, server=Server()))
     heads = frozenset(layout.head)
 
     def cut(tensors: Tensors, rank: int | None) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def flexlora(layout: Layout, options: Options) -> FederatedAlgorithm:
         products = part(_PRODUCT, aggregate.tensors)
         kept = {n: t for n, t in part("global", aggregate.tensors).items() if n in heads}
         pairs = _decomposed(layout, products, 1)
-        tensors = options.server.move(state.tensors, {**kept, **pairs})
+        tensors = {**state.tensors, **under("global", {**kept, **pairs})}
         return replace(state, round=state.round + 1, tensors=tensors)
 
     def lift(tensors: Tensors) -> Tensors:
@@ -138,7 +140,7 @@ def _one_round(
 
 
 def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> FederatedAlgorithm:
-    plain = fedavg(layout, options)
+    plain = fedavg(layout, replace(options, server=Server()))
     heads = frozenset(layout.head)
     prior = options.stage1_prior
 
@@ -178,7 +180,7 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
         terms = aggregate.clients + (0 if anew else 1)
         kept = {n: t for n, t in average.items() if n in heads} if anew else average
         merged = under(f"{_MERGED}/{plan.round}", _decomposed(layout, missing, terms))
-        tensors = {**options.server.move(state.tensors, kept), **merged}
+        tensors = {**state.tensors, **under("global", kept), **merged}
         return replace(state, round=state.round + 1, tensors=tensors)
 
     def view(state: ServerState, client: ClientState | None, role: Role) -> View | None:
