@@ -1,11 +1,12 @@
 """Foundation models, experts, gate and mixture: everything that knows torch modules."""
 
 from fedms.models.adapters import AdapterSlots
-from fedms.models.backbone import Backbone, class_prompts, load_backbone
+from fedms.models.backbone import Backbone, load_backbone
 from fedms.models.export import save_expert, save_gate, save_prior
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.prefix import Room
+from fedms.models.prompts import class_prompts
 from fedms.models.settings import Mixing, Training
 
 __all__ = [

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,13 +134,7 @@ class Backbone:
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """`(prompts, width)` text embeddings of unit length, from the model without adapters."""
-        if self.kind == "clip":
-            tokens = self._prompt_batch(prompts)
-            pooled = self.model.text_model(**tokens).pooler_output  # type: ignore[operator]
-            features = self.model.text_projection(pooled)  # type: ignore[operator]
-        else:
-            features = self.features(self._pad([torch.as_tensor(t) for t in self._tokens(prompts)]))
-        return nn.functional.normalize(features, dim=-1)
+        return self._prompt_features(self._prompt_batch(prompts))
 
     def context_encoder(self, labels: Sequence[str], words: int) -> Callable[[Tensor], Tensor]:
         """Class embeddings of unit length as a function of context vectors.
@@ -155,11 +148,7 @@ class Backbone:
             adapters; gradients flow to the vectors.
         """
         filled = [" ".join([*[_WORD] * words, label]) for label in labels]
-        if self.kind == "clip":
-            batch, tower = self._prompt_batch(filled), self.model.text_model
-        else:
-            batch, tower = self._pad([torch.as_tensor(t) for t in self._tokens(filled)]), self.model
-        table: nn.Module = tower.get_input_embeddings()  # type: ignore[operator,union-attr]
+        batch, table = self._prompt_batch(filled), self._word_table()
 
         def encode(context: Tensor) -> Tensor:
             def place(module: nn.Module, args: Any, found: Tensor) -> Tensor:
@@ -168,22 +157,19 @@ class Backbone:
 
             handle = table.register_forward_hook(place)
             try:
-                if self.kind == "clip":
-                    pooled = tower(**batch).pooler_output  # type: ignore[operator]
-                    features = self.model.text_projection(pooled).float()  # type: ignore[operator]
-                else:
-                    features = self.features(batch)
+                return self._prompt_features(batch)
             finally:
                 handle.remove()
-            return nn.functional.normalize(features, dim=-1)
 
         return encode
 
     def word_embeddings(self) -> Tensor:
         """`(vocabulary, width of a word)` of the text encoder."""
+        return self._word_table().weight
+
+    def _word_table(self) -> nn.Embedding:
         tower = self.model.text_model if self.kind == "clip" else self.model
-        table: nn.Embedding = tower.get_input_embeddings()  # type: ignore[operator,union-attr]
-        return table.weight
+        return tower.get_input_embeddings()  # type: ignore[operator,union-attr,no-any-return]
 
     def temperature(self) -> float:
         """What cosines are multiplied by: CLIP's learned `logit_scale`, 20 for sentence encoders.
@@ -193,7 +179,18 @@ class Backbone:
         """
         return float(self.model.logit_scale.exp()) if self.kind == "clip" else 20.0  # type: ignore[operator]
 
+    def _prompt_features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`(prompts, width)` of unit length."""
+        if self.kind == "clip":
+            pooled = self.model.text_model(**batch).pooler_output  # type: ignore[operator]
+            features = self.model.text_projection(pooled).float()  # type: ignore[operator]
+        else:
+            features = self.features(batch)
+        return nn.functional.normalize(features, dim=-1)
+
     def _prompt_batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if self.kind != "clip":
+            return self._pad([torch.as_tensor(ids) for ids in self._tokens(prompts)])
         tokenizer = load_tokenizer(self.name)
         limit = self.model.config.text_config.max_position_embeddings  # type: ignore[union-attr]
         tokens = tokenizer(
@@ -396,21 +393,3 @@ def _max_length(config: Any, tokenizer: Any, folder: str, wanted: int | None) ->
 
 
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
-
-
-def class_prompts(
-    template: str | Sequence[str], classes: Sequence[str], names: Mapping[str, str] | None = None
-) -> list[list[str]]:
-    """For every template, the prompt of every class.
-
-    A class stands as `names` gives it; else as its label, with `_`, `.` and `-` between letters
-    read as spaces.
-    """
-    templates = [template] if isinstance(template, str) else list(template)
-    words = [(names or {}).get(label) or readable(label) for label in classes]
-    return [[t.replace("{label}", word) for word in words] for t in templates]
-
-
-def readable(label: str) -> str:
-    """`card_arrival` and `talk.politics.misc` as words; labels of one character as they are."""
-    return re.sub(r"(?<=\w)[_.\-]+(?=\w)", " ", label) if len(label) > 1 else label
