@@ -17,7 +17,7 @@ import torch
 
 from fedms import algorithms
 from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
-from fedms.core.algorithm import ClientInfo, Expert, View, perform
+from fedms.core.algorithm import ClientInfo, Expert, Turn, View, perform
 from fedms.core.tensors import fingerprint, part
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
@@ -178,15 +178,16 @@ def record(method, learner, clients, runtime, folder) -> Trace:
         trace.plans.append(algorithm.plan(state))
         return trace.plans[-1]
 
-    def client_update(learner, plan, broadcast, state, data, seed):
+    def client_update(turn):
+        broadcast, state = turn.broadcast, turn.state
         arrived = (
             dict(broadcast),
             fingerprint(broadcast),
             fingerprint(state.tensors if state else {}),
         )
-        update = yield from algorithm.client_update(learner, plan, broadcast, state, data, seed)
+        update = yield from algorithm.client_update(turn)
         left = dict(broadcast), fingerprint(broadcast), fingerprint(state.tensors if state else {})
-        trace.calls.append((plan, arrived, left, data, state, seed, update))
+        trace.calls.append((turn.plan, arrived, left, turn.data, state, turn.seed, update))
         return update
 
     states = ClientStates(folder)
@@ -320,7 +321,7 @@ def test_an_update_alone_equals_the_update_after_others(world, method, model):
     broadcast = {n: state.tensors[n] for n in plan.broadcast | plan.constant}
 
     def update(data, seed):
-        work = algorithm.client_update(learner, plan, broadcast, None, data, seed)
+        work = algorithm.client_update(Turn(learner, plan, broadcast, None, data, seed))
         return perform([work], learner, 0)[0]
 
     def facts(update):
@@ -378,7 +379,8 @@ def test_what_is_private_stays_and_what_is_shared_arrives(trace, method, model):
     plan, arrived, _, data, state, seed, _ = calls[0]
     run.learner.fit = lambda some, pace: fits.extend(some) or original(some, pace)
     try:
-        work = run.algorithm.client_update(run.learner, plan, arrived[0], state, data, seed)
+        turn = Turn(run.learner, plan, arrived[0], state, data, seed)
+        work = run.algorithm.client_update(turn)
         perform([work], run.learner, 0)
     finally:
         del run.learner.fit

@@ -29,7 +29,7 @@ from fedms.algorithms import (
     local,
 )
 from fedms.core.aggregation import average
-from fedms.core.algorithm import Aggregate, ClientInfo, Expert, Fit, Score, View, perform
+from fedms.core.algorithm import Aggregate, ClientInfo, Expert, Fit, Score, Turn, View, perform
 from fedms.core.tensors import fingerprint, part, pick, wire_bytes
 from fedms.models import Training, save_expert
 from fedms.models.adapters import Factor
@@ -131,7 +131,7 @@ def test_fedrep_trains_the_private_part_first(toy, make_toy_client):
     learner, client = toy(linear=True), make_toy_client("a")
     algorithm = fedrep(learner.layout, OPTIONS)
     plan = algorithm.plan(algorithm.init(learner, 0))
-    work = algorithm.client_update(learner, plan, {}, None, client, 0)
+    work = algorithm.client_update(Turn(learner, plan, {}, None, client, 0))
     first = next(work)
     second = work.send(learner.fit([first], 0)[0])
     assert first.names == learner.layout.expert(1)
@@ -248,7 +248,8 @@ def test_the_global_model_is_the_average_of_the_clients_models(toy, make_toy_cli
         names = plan.broadcast | plan.constant
         sent = {n: t for n, t in state.tensors.items() if n in names}
         works = [
-            algorithm.client_update(learner, plan, sent, None, c, i) for i, c in enumerate(clients)
+            algorithm.client_update(Turn(learner, plan, sent, None, c, i))
+            for i, c in enumerate(clients)
         ]
         updates = perform(works, learner, 0)
         assert len({tuple(sorted(u.tensors)) for u in updates}) == 1
@@ -368,8 +369,8 @@ def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client)
     uploads, seen = {}, {}
     original = algorithm.client_update
 
-    def spied(learner, plan, broadcast, state, data, seed):
-        work = original(learner, plan, broadcast, state, data, seed)
+    def spied(turn):
+        plan, data, work = turn.plan, turn.data, original(turn)
         fit = next(work)
         seen[plan.round, data.id] = fit.view.expert.beneath
         try:
@@ -478,7 +479,7 @@ def test_flexlora_shares_the_best_part_of_the_average_product(toy, make_toy_clie
     for _ in range(3):
         plan = algorithm.plan(state)
         works = [
-            algorithm.client_update(learner, plan, state.tensors, None, c, i)
+            algorithm.client_update(Turn(learner, plan, state.tensors, None, c, i))
             for i, c in enumerate(clients)
         ]
         updates = perform(works, learner, 0)
@@ -516,7 +517,7 @@ def test_stacks_of_unequal_ranks_are_trained_apart(make_learner, make_client):
     plan = algorithm.plan(algorithm.init(learner, 0))
 
     def updates(some):
-        works = [algorithm.client_update(learner, plan, {}, None, c, 0) for c in some]
+        works = [algorithm.client_update(Turn(learner, plan, {}, None, c, 0)) for c in some]
         return perform(works, learner, 0)
 
     alone = [updates([c])[0] for c in clients]

@@ -12,17 +12,14 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Fit,
     Layout,
-    Learner,
     Role,
-    RoundPlan,
     ServerState,
+    Turn,
     View,
 )
-from fedms.core.rows import ClientData
 from fedms.core.seeds import derive_seed
-from fedms.core.tensors import Tensors, all_finite, part, under
+from fedms.core.tensors import all_finite, part, under
 
 
 def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -40,23 +37,16 @@ def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
     shared = fedavg(layout, halved)
     prior = options.mix_prior == "both"
 
-    def client_update(
-        learner: Learner,
-        plan: RoundPlan,
-        broadcast: Tensors,
-        state: ClientState | None,
-        data: ClientData,
-        seed: int,
-    ) -> ClientWork:
-        update = yield from shared.client_update(learner, plan, broadcast, None, data, seed)
-        names = layout.expert(update.depth)
-        start = {**learner.initial_expert(names, plan.seed), **part("global", broadcast)}
+    def client_update(turn: Turn) -> ClientWork:
+        update = yield from shared.client_update(replace(turn, state=None))
+        learner, state, names = turn.learner, turn.state, layout.expert(update.depth)
+        fresh = learner.initial_expert(names, turn.plan.seed)
+        start = {**fresh, **part("global", turn.broadcast)}
         own = {**start, **part("local", state.tensors if state else {})}
-        seed = derive_seed(seed, "own")
-        view = View(Expert(own, prior))
-        view = yield Fit(view, names, data, plan.epochs, seed, plan.rate, options.pull, start)
+        fit = replace(turn, seed=derive_seed(turn.seed, "own")).fit(View(Expert(own, prior)), names)
+        view = yield replace(fit, pull=options.pull, anchor=start)
         tensors = under("local", view.expert.tensors)
-        score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
+        score = learner.score(view, turn.data, "val") if all_finite(tensors) else DIVERGED
         before = state or ClientState({}, update.depth)
         keep_best = options.keep_best
         after = remember(before, tensors, score, depth=update.depth, keep_best=keep_best)

@@ -23,16 +23,15 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Fit,
     Layout,
     Learner,
     Role,
     RoundPlan,
     ServerState,
     Shapes,
+    Turn,
     View,
 )
-from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 _ROWS, _ROUND, _TOOK = "rest/rows", "rest/round", "took/round"
@@ -48,24 +47,18 @@ def dual(layout: Layout, options: Options) -> FederatedAlgorithm:
     blocks = len(layout.blocks)
     prior = options.mix_prior == "both"
 
-    def client_update(
-        learner: Learner,
-        plan: RoundPlan,
-        broadcast: Tensors,
-        state: ClientState | None,
-        data: ClientData,
-        seed: int,
-    ) -> ClientWork:
-        if plan.stage == 1:
-            update = yield from first.client_update(learner, plan, broadcast, state, data, seed)
+    def client_update(turn: Turn) -> ClientWork:
+        if turn.plan.stage == 1:
+            update = yield from first.client_update(turn)
             return update
-        depth = data.depth(blocks)
+        depth = turn.data.depth(blocks)
         names = layout.expert(depth) | layout.mixing(depth)
-        shared, own = part("global", broadcast), part("local", state.tensors if state else {})
+        shared = part("global", turn.broadcast)
         inherited = shared if options.local_init == "global" else {}
-        start = pick({**learner.initial_expert(names, plan.seed), **inherited, **own}, names)
+        fresh = turn.learner.initial_expert(names, turn.plan.seed)
+        start = pick({**fresh, **inherited, **_own(turn.state)}, names)
         expert = Expert(start, prior, _pairs(layout, shared))
-        return (yield from _own_round(learner, plan, expert, {}, state, data, seed, options))
+        return (yield from _own_round(turn, expert, {}, options))
 
     def view(state: ServerState, client: ClientState | None, role: Role) -> View | None:
         if role == "global" or client is None:
@@ -103,22 +96,14 @@ def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
         every = plain.expects(plan, client)
         return {n: shape for n, shape in every.items() if n.removeprefix("global/") in adapters}
 
-    def client_update(
-        learner: Learner,
-        plan: RoundPlan,
-        broadcast: Tensors,
-        state: ClientState | None,
-        data: ClientData,
-        seed: int,
-    ) -> ClientWork:
-        depth = data.depth(blocks)
+    def client_update(turn: Turn) -> ClientWork:
+        depth = turn.data.depth(blocks)
         names = layout.expert(depth) | layout.mixing(depth)
-        own = part("local", state.tensors if state else {})
-        start = {**learner.initial_expert(names, plan.seed), **own}
-        beneath = _rest(broadcast, state, len(data.train))
-        expert = Expert(start, prior, _pairs(layout, beneath))
+        fresh = turn.learner.initial_expert(names, turn.plan.seed)
+        start = {**fresh, **_own(turn.state)}
+        expert = Expert(start, prior, _pairs(layout, _rest(turn)))
         upload = under("global", pick(start, names & adapters))
-        return (yield from _own_round(learner, plan, expert, upload, state, data, seed, options))
+        return (yield from _own_round(turn, expert, upload, options))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
         facts = {_ROWS: _number(aggregate.rows), _ROUND: _number(plan.round)}
@@ -146,23 +131,14 @@ def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
     )
 
 
-def _own_round(
-    learner: Learner,
-    plan: RoundPlan,
-    expert: Expert,
-    upload: Tensors,
-    state: ClientState | None,
-    data: ClientData,
-    seed: int,
-    options: Options,
-) -> ClientWork:
+def _own_round(turn: Turn, expert: Expert, upload: Tensors, options: Options) -> ClientWork:
     """A client's round with an expert of its own over frozen pairs.
 
     What was beneath is kept with the expert, which learned beside it. `upload` names what is sent
     of it, as `global/…`.
     """
-    names = frozenset(expert.tensors)
-    view = yield Fit(View(expert), names, data, plan.epochs, seed, plan.rate)
+    learner, plan, data, names = turn.learner, turn.plan, turn.data, frozenset(expert.tensors)
+    view = yield turn.fit(View(expert), names)
     trained = view.expert.tensors
     score = learner.score(view, data, "val") if all_finite(trained) else DIVERGED
     depth = data.depth(len(learner.layout.blocks))
@@ -171,7 +147,7 @@ def _own_round(
         **under("rest", expert.beneath),
         _TOOK: _number(plan.round),
     }
-    before, keep_best = state or ClientState({}, depth), options.keep_best
+    before, keep_best = turn.state or ClientState({}, depth), options.keep_best
     after = remember(before, tensors, score, depth=depth, keep_best=keep_best)
     sent = {name: trained[name.removeprefix("global/")] for name in sorted(upload)}
     size = learner.layout.size(names)
@@ -184,8 +160,14 @@ def _pairs(layout: Layout, tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensors[name] for pair in found for name in pair}
 
 
-def _rest(broadcast: Tensors, state: ClientState | None, rows: int) -> dict[str, Tensor]:
+def _own(state: ClientState | None) -> dict[str, Tensor]:
+    """What a client goes on with."""
+    return part("local", state.tensors) if state else {}
+
+
+def _rest(turn: Turn) -> dict[str, Tensor]:
     """The average of the others' adapters; empty where there are no others (yet)."""
+    broadcast, state, rows = turn.broadcast, turn.state, len(turn.data.train)
     average = part("global", broadcast)
     if not average or state is None or _TOOK not in state.tensors:
         return average

@@ -23,16 +23,15 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Fit,
     Layout,
     Learner,
     Role,
     RoundPlan,
     ServerState,
     Shapes,
+    Turn,
     View,
 )
-from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 
@@ -131,52 +130,31 @@ def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
     return {name: method.layout.shapes[name.split("/", 1)[1]] for name in sorted(names)}
 
 
-def _client_update(
-    method: _FedMS,
-    learner: Learner,
-    plan: RoundPlan,
-    broadcast: Tensors,
-    state: ClientState | None,
-    data: ClientData,
-    seed: int,
-) -> ClientWork:
-    update = _train_global if plan.stage == 1 else _train_local
-    return update(method, learner, plan, broadcast, state, data, seed)
+def _client_update(method: _FedMS, turn: Turn) -> ClientWork:
+    update = _train_global if turn.plan.stage == 1 else _train_local
+    return update(method, turn)
 
 
-def _train_global(
-    method: _FedMS,
-    learner: Learner,
-    plan: RoundPlan,
-    broadcast: Tensors,
-    state: ClientState | None,
-    data: ClientData,
-    seed: int,
-) -> ClientWork:
+def _train_global(method: _FedMS, turn: Turn) -> ClientWork:
     """Stage 1: score what arrived on validation rows, then train its active blocks."""
-    received = part("global", broadcast)
+    learner, plan, data = turn.learner, turn.plan, turn.data
+    received = part("global", turn.broadcast)
     score = learner.score(View(Expert(received)), data, "val")
     depth = data.depth(plan.depth)
     names = method.layout.expert(depth)
     start = {**learner.initial_expert(names, plan.seed), **received}
     expert = Expert(start, prior=method.options.stage1_prior)
-    view = yield Fit(View(expert), names, data, plan.epochs, seed, plan.rate)
+    view = yield turn.fit(View(expert), names)
     tensors = under("global", pick(view.expert.tensors, names))
     size = method.layout.size(names)
-    return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size, state)
+    rows = len(data.train)
+    return ClientUpdate(data.id, plan.round, rows, tensors, score, depth, size, turn.state)
 
 
-def _train_local(
-    method: _FedMS,
-    learner: Learner,
-    plan: RoundPlan,
-    broadcast: Tensors,
-    state: ClientState | None,
-    data: ClientData,
-    seed: int,
-) -> ClientWork:
+def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
     """Stage 2: train local expert and gate together; the global expert stays frozen."""
-    state = state or _new_client(method, plan)
+    learner, plan, broadcast, data = turn.learner, turn.plan, turn.broadcast, turn.data
+    state = turn.state or _new_client(method, plan)
     depth = data.depth(state.depth)
     names = method.layout.expert(depth)
     own = part("local", state.tensors)
@@ -185,7 +163,7 @@ def _train_local(
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
     mixture = method.mixture(start, part("global", broadcast), gate)
     gated = method.options.mixture == "gate"
-    view = yield Fit(mixture, names, data, plan.epochs, seed, plan.rate, gate=gated)
+    view = yield replace(turn.fit(mixture, names), gate=gated)
     trained = pick(view.expert.tensors, names | own.keys())
     tensors = {**under("local", trained), **under("gate", view.gate or {})}
     score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED

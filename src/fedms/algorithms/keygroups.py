@@ -36,16 +36,15 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Fit,
     Layout,
     Learner,
     Role,
     RoundPlan,
     ServerState,
     Shapes,
+    Turn,
     View,
 )
-from fedms.core.rows import ClientData
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
@@ -260,16 +259,9 @@ class _Grouped:
         names = self.groups.shared(self.active(plan, client.id, client.cap))
         return {f"global/{n}": self.layout.shapes[n] for n in sorted(names)}
 
-    def client_update(
-        self,
-        learner: Learner,
-        plan: RoundPlan,
-        broadcast: Tensors,
-        state: ClientState | None,
-        data: ClientData,
-        seed: int,
-    ) -> ClientWork:
-        names, received = self.active(plan, data.id, data.cap), part("global", broadcast)
+    def client_update(self, turn: Turn) -> ClientWork:
+        learner, plan, data, state = turn.learner, turn.plan, turn.data, turn.state
+        names, received = self.active(plan, data.id, data.cap), part("global", turn.broadcast)
         ours, mine = self.groups.shared(names), self.groups.private(names)
         own = {n: t for n, t in part("local", state.tensors if state else {}).items() if n in mine}
         fresh = learner.initial_expert(self.layout.whole(ours | mine), plan.seed)
@@ -280,7 +272,7 @@ class _Grouped:
         view = View(Expert(start, self.prior))
         pull = self.groups.pull
         for some in filter(None, (mine, ours) if self.groups.apart else (mine | ours,)):
-            view = yield Fit(view, some, data, plan.epochs, seed, plan.rate, pull, start)
+            view = yield replace(turn.fit(view, some), pull=pull, anchor=start)
         tensors, after = view.expert.tensors, None
         depth = sum(any(n in names for n in block) for block in self.layout.blocks)
         if self.private:

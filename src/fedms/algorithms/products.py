@@ -36,19 +36,17 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Fit,
     Layout,
-    Learner,
     Role,
     RoundPlan,
     Score,
     ServerState,
     Shapes,
+    Turn,
     View,
 )
-from fedms.core.rows import ClientData
 from fedms.core.seeds import derive_seed
-from fedms.core.tensors import Tensors, part, pick, under
+from fedms.core.tensors import Tensors, elements, part, pick, under
 
 _PRODUCT = "product"
 _MERGED = "merged"
@@ -85,20 +83,14 @@ def flexlora(layout: Layout, options: Options) -> FederatedAlgorithm:
         empty = {n.removeprefix("global/"): torch.empty(s) for n, s in every.items()}
         return {f"global/{n}": tuple(t.shape) for n, t in cut(empty, client.rank).items()}
 
-    def client_update(
-        learner: Learner,
-        plan: RoundPlan,
-        broadcast: Tensors,
-        state: ClientState | None,
-        data: ClientData,
-        seed: int,
-    ) -> ClientWork:
-        received = cut(part("global", broadcast), data.rank)
-        score = learner.score(View(Expert(received)), data, "val")
+    def client_update(turn: Turn) -> ClientWork:
+        data = turn.data
+        received = cut(part("global", turn.broadcast), data.rank)
+        score = turn.learner.score(View(Expert(received)), data, "val")
         active = layout.expert(data.depth(len(layout.blocks)))
-        start = {**cut(learner.initial_expert(active, plan.seed), data.rank), **received}
-        expert = Expert(start, options.stage1_prior)
-        return (yield from _one_round(learner, plan, expert, active, score, data, seed))
+        fresh = turn.learner.initial_expert(active, turn.plan.seed)
+        expert = Expert({**cut(fresh, data.rank), **received}, options.stage1_prior)
+        return (yield from _one_round(turn, expert, active, score))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
         products = part(_PRODUCT, aggregate.tensors)
@@ -122,21 +114,13 @@ def flexlora(layout: Layout, options: Options) -> FederatedAlgorithm:
     )
 
 
-def _one_round(
-    learner: Learner,
-    plan: RoundPlan,
-    expert: Expert,
-    names: frozenset[str],
-    score: Score,
-    data: ClientData,
-    seed: int,
-) -> ClientWork:
+def _one_round(turn: Turn, expert: Expert, names: frozenset[str], score: Score) -> ClientWork:
     """Train these names of an expert and send them; the score is of what arrived."""
-    view = yield Fit(View(expert), names, data, plan.epochs, seed, plan.rate)
-    trained = pick(view.expert.tensors, names)
-    depth, size = data.depth(len(learner.layout.blocks)), sum(t.numel() for t in trained.values())
+    view = yield turn.fit(View(expert), names)
+    data, trained = turn.data, pick(view.expert.tensors, names)
+    depth, size = data.depth(len(turn.learner.layout.blocks)), elements(trained)
     tensors = under("global", trained)
-    return ClientUpdate(data.id, plan.round, len(data.train), tensors, score, depth, size)
+    return ClientUpdate(data.id, turn.plan.round, len(data.train), tensors, score, depth, size)
 
 
 def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> FederatedAlgorithm:
@@ -151,21 +135,14 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
         merged = frozenset(n for n in state.tensors if n.startswith(f"{_MERGED}/"))
         return replace(planned, constant=planned.constant | merged)
 
-    def client_update(
-        learner: Learner,
-        plan: RoundPlan,
-        broadcast: Tensors,
-        state: ClientState | None,
-        data: ClientData,
-        seed: int,
-    ) -> ClientWork:
-        received, beneath = part("global", broadcast), _together(layout, broadcast)
-        score = learner.score(View(Expert(received, beneath=beneath)), data, "val")
-        active = layout.expert(data.depth(len(layout.blocks)))
+    def client_update(turn: Turn) -> ClientWork:
+        plan, received = turn.plan, part("global", turn.broadcast)
+        beneath = _together(layout, turn.broadcast)
+        score = turn.learner.score(View(Expert(received, beneath=beneath)), turn.data, "val")
+        active = layout.expert(turn.data.depth(len(layout.blocks)))
         first = derive_seed(plan.seed, "anew", plan.round) if anew else plan.seed
-        start = {**learner.initial_expert(active, first), **received}
-        expert = Expert(start, prior, beneath)
-        return (yield from _one_round(learner, plan, expert, active, score, data, seed))
+        start = {**turn.learner.initial_expert(active, first), **received}
+        return (yield from _one_round(turn, Expert(start, prior, beneath), active, score))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
         average = part("global", aggregate.tensors)

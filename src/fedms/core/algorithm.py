@@ -9,7 +9,8 @@ One round, as every runtime performs it::
 
     plan = algorithm.plan(state)
     for each client of the cohort:
-        work = algorithm.client_update(learner, plan, broadcast, client_state, data, seed)
+        turn = Turn(learner, plan, broadcast, client_state, data, seed)
+        work = algorithm.client_update(turn)
     updates = perform(the clients' work, learner, pace of the round)
     state = algorithm.server_update(state, plan, average of the updates)
 
@@ -305,6 +306,31 @@ class ClientUpdate:
     state: ClientState | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One client's part in a round.
+
+    Args:
+        learner: the model it works with.
+        plan: of the round.
+        broadcast: the plan's broadcast and constant tensors.
+        state: what it has kept to itself; None before its first turn.
+        data: its rows.
+        seed: of this client in this round.
+    """
+
+    learner: Learner
+    plan: RoundPlan
+    broadcast: Tensors
+    state: ClientState | None
+    data: ClientData
+    seed: int
+
+    def fit(self, view: View, names: frozenset[str]) -> Fit:
+        """Training of these names as the plan says."""
+        return Fit(view, names, self.data, self.plan.epochs, self.seed, self.plan.rate)
+
+
 ClientWork = Generator[Fit, View, ClientUpdate]
 """A client's round: yields what it wants trained, is sent what came of it, returns its update."""
 
@@ -351,8 +377,7 @@ class FederatedAlgorithm:
         init: `(learner, seed) -> ServerState` before the first round.
         plan: `(state) -> RoundPlan`, or None when training is finished.
         expects: `(plan, client) -> shapes` of exactly what that client uploads.
-        client_update: `(learner, plan, broadcast, client_state, data, seed) -> ClientWork`,
-            where `broadcast` holds the plan's broadcast and constant tensors.
+        client_update: `(turn) -> ClientWork`.
         server_update: `(state, plan, aggregate) -> ServerState`.
         lift: what the server averages of an accepted update, made of what was sent; e.g. products.
         view: `(state, client_state, role) -> View`, or None where this method has no such model.
@@ -364,9 +389,7 @@ class FederatedAlgorithm:
     init: Callable[[Learner, int], ServerState]
     plan: Callable[[ServerState], RoundPlan | None]
     expects: Callable[[RoundPlan, ClientInfo], Shapes]
-    client_update: Callable[
-        [Learner, RoundPlan, Tensors, ClientState | None, ClientData, int], ClientWork
-    ]
+    client_update: Callable[[Turn], ClientWork]
     server_update: Callable[[ServerState, RoundPlan, Aggregate], ServerState]
     view: Callable[[ServerState, ClientState | None, Role], View | None]
     lift: Callable[[Tensors], Tensors] = lambda tensors: tensors

@@ -19,6 +19,7 @@ from fedms.core.algorithm import (
     RoundPlan,
     Score,
     ServerState,
+    Turn,
     View,
     perform,
 )
@@ -102,14 +103,10 @@ class Simulator:
         return [self._answer(sent, *each) for each in zip(stack, updates, costs, strict=True)]
 
     def _work(self, sent: Sent, client: str) -> ClientWork:
-        return self._algorithm.client_update(
-            self._learner,
-            sent.plan,
-            sent.tensors,
-            self._states.load(client),
-            self._clients[client],
-            derive_seed(sent.plan.seed, "client", sent.plan.round, client),
-        )
+        state, data = self._states.load(client), self._clients[client]
+        seed = derive_seed(sent.plan.seed, "client", sent.plan.round, client)
+        turn = Turn(self._learner, sent.plan, sent.tensors, state, data, seed)
+        return self._algorithm.client_update(turn)
 
     def _answer(self, sent: Sent, client: str, update: ClientUpdate, costs: Costs) -> Answer:
         """What leaves a client; its private state is kept here."""
@@ -161,9 +158,8 @@ class Simulator:
             for when, count in (("before", 0), ("after", rounds)):
                 for number in range(count):
                     seed = derive_seed(plan.seed, "newcomer", data.id, number)
-                    work = self._algorithm.client_update(
-                        self._learner, plan, tensors, own, few, seed
-                    )
+                    turn = Turn(self._learner, plan, tensors, own, few, seed)
+                    work = self._algorithm.client_update(turn)
                     own = perform([work], self._learner, seed)[0].state
                     if own is None:
                         break  # the method has no models of clients' own
