@@ -141,7 +141,7 @@ class Stage1(Section):
     rounds: int = Field(10, ge=0)
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
     epochs: int = Field(1, ge=1)
-    prior: Literal["none", "client"] = Field(
+    prior: Literal["none", "client", "learned"] = Field(
         "none", description="class frequencies added to a client's logits while it trains"
     )
     server_momentum: float = Field(
@@ -156,6 +156,9 @@ class Stage2(Section):
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
     epochs: int = Field(1, ge=1)
     local_init: Literal["global", "zero"] = "global"
+    average: bool = Field(
+        False, description="a local expert is the mean of what its rounds left, not the last"
+    )
     checkpoint: Literal["best", "last"] = Field(
         "best", description="of a client's rounds, by its own validation rows"
     )
@@ -169,11 +172,14 @@ class Gate(Section):
         "gate", description="of both experts: by the gate, with equal weights, or local one alone"
     )
     mix: Literal["probabilities", "logits", "features"] = "probabilities"
-    mix_prior: Literal["none", "client", "both"] = Field(
+    mix_prior: Literal["none", "client", "both", "learned"] = Field(
         "none", description="whose logits get the log of the client's class frequencies"
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
     data: Literal["train", "val"] = "train"
+    calibration: bool = Field(
+        False, description="predict by weights of evidence that all clients fit on validation rows"
+    )
     bottleneck: int | None = Field(
         None, ge=1, description="width of the gate adapter; unset: a quarter of the features'"
     )
@@ -185,6 +191,8 @@ class Gate(Section):
     def _prior_needs_logits(self) -> Gate:
         if self.mix == "features" and self.mix_prior == "client":
             raise ValueError('gate.mix_prior = "client" needs gate.mix "probabilities" or "logits"')
+        if self.mix == "features" and self.calibration:
+            raise ValueError("gate.calibration weighs probabilities; it needs another gate.mix")
         return self
 
 
@@ -288,6 +296,12 @@ class Config(Section):
             raise ValueError(
                 "stage1.rounds and stage2.rounds are both 0; expected at least one round"
             )
+        learned = {"stage1.prior": self.stage1.prior, "gate.mix_prior": self.gate.mix_prior}
+        for key, value in learned.items():
+            if value == "learned" and not self.gate.calibration:
+                raise ValueError(
+                    f'{key} = "learned" needs gate.calibration = true, which learns it'
+                )
         if self.data.source != "digits" and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         return self

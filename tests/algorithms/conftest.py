@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fedms.core import calibration
 from fedms.core.algorithm import Fit, Layout, Score, View
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
+from fedms.models.mixture import class_evidence, evidence
 
 WIDTH, CLASSES, BLOCKS = 4, 3, 3
 
@@ -59,12 +61,12 @@ class Toy:
             x = torch.tanh(x @ weight + low)
         return x @ expert.get("top", self.classes)
 
-    def _log_probabilities(self, expert, partner, gate, x, beneath):
-        own = F.log_softmax(self._logits(expert, x, beneath), -1)
+    def _log_probabilities(self, expert, partner, gate, x, beneath, offset=0.0):
+        own = F.log_softmax(self._logits(expert, x, beneath) + offset, -1)
         if partner is None:
             return own, torch.zeros(len(x))
         weights = F.log_softmax((x + x @ gate["inner"]) @ gate["outer"], -1)
-        shared = F.log_softmax(self._logits(partner.tensors, x, partner.beneath), -1)
+        shared = F.log_softmax(self._logits(partner.tensors, x, partner.beneath) + offset, -1)
         return torch.logaddexp(weights[:, :1] + shared, weights[:, 1:] + own), weights[:, 0].exp()
 
     def fit(self, fits, pace) -> list[View]:
@@ -73,6 +75,8 @@ class Toy:
     def _fit(self, fit: Fit) -> View:
         view, names, data, epochs, seed = fit.view, fit.names, fit.data, fit.epochs, fit.seed
         anchor = {**view.expert.tensors, **fit.anchor}
+        counted = class_evidence(data.train.labels, CLASSES, 0.5)
+        offset = torch.tensor(fit.prior or (0.0, 0.0)) @ counted
         expert = {n: t.clone() for n, t in view.expert.tensors.items()}
         gate = {n: t.clone() for n, t in (view.gate or {}).items()}
         trained = [expert[n].requires_grad_() for n in sorted(names)]
@@ -84,7 +88,7 @@ class Toy:
                 rows = data.train.take(index)
                 x, y = torch.from_numpy(rows.columns["x"]), torch.from_numpy(rows.labels)
                 scores, _ = self._log_probabilities(
-                    expert, view.partner, gate, x, view.expert.beneath
+                    expert, view.partner, gate, x, view.expert.beneath, offset
                 )
                 gradients = torch.autograd.grad(F.nll_loss(scores, y), trained, allow_unused=True)
                 with torch.no_grad():
@@ -102,6 +106,19 @@ class Toy:
     def spent(self) -> Costs:
         return Costs()
 
+    def _evidence(self, view, data, x):
+        own = self._logits(view.expert.tensors, x, view.expert.beneath)
+        shared, weight = own, torch.full((len(x),), 0.5)
+        if view.partner is not None:
+            shared = self._logits(view.partner.tensors, x, view.partner.beneath)
+            weight = ((x + x @ view.gate["inner"]) @ view.gate["outer"]).softmax(-1)[:, 0]
+        return evidence(shared, own, weight, data.train.labels, 0.5), weight
+
+    @torch.no_grad()
+    def derivatives(self, view, data):
+        x, y = torch.from_numpy(data.val.columns["x"]), torch.from_numpy(data.val.labels)
+        return calibration.derivatives(self._evidence(view, data, x)[0], y, view.calibration)
+
     @torch.no_grad()
     def score(self, view: View, data: ClientData, split) -> Score:
         rows = data.split(split)
@@ -110,6 +127,9 @@ class Toy:
         scores, weight = self._log_probabilities(
             own.tensors, view.partner, view.gate, x, own.beneath
         )
+        if view.calibration is not None:
+            known, weight = self._evidence(view, data, x)
+            scores = calibration.log_probabilities(known, view.calibration)
         loss = float(F.nll_loss(scores, y, reduction="sum"))
         return Score(int((scores.argmax(1) == y).sum()), len(y), loss, float(weight.sum()))
 

@@ -12,6 +12,7 @@ import transformers
 from torch.nn import functional as F
 
 from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
+from fedms.core import calibration
 from fedms.core.algorithm import Aggregate, Score
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, Rows, shuffled_batches
@@ -206,7 +207,7 @@ def test_training_that_diverges_is_the_users_error(run, make_learner, make_clien
         run(method(learner.layout, options), learner, [make_client(learner.backbone)])
 
 
-@pytest.mark.parametrize("stage1_prior", [True, False])
+@pytest.mark.parametrize("stage1_prior", ["client", "none"])
 @pytest.mark.parametrize("mix_prior", ["none", "client", "both"])
 def test_who_gets_the_class_prior(run, toy, make_toy_client, monkeypatch, stage1_prior, mix_prior):
     seen = []
@@ -228,7 +229,7 @@ def test_who_gets_the_class_prior(run, toy, make_toy_client, monkeypatch, stage1
     own, shared = mix_prior == "both", mix_prior != "none"
     algorithm = fedms(learner.layout, options)
     servers, _, states = run(algorithm, learner, [make_toy_client("a")])
-    assert seen == [(stage1_prior, None), (own, shared)]
+    assert seen == [(stage1_prior == "client", None), (own, shared)]
     views = {
         role: algorithm.view(servers[-1], states.load("a"), role)
         for role in ("global", "local", "personal")
@@ -289,3 +290,46 @@ def test_a_still_average_stays_where_it_is_under_momentum(run, toy, make_toy_cli
     )
     for name, value in plain.items():
         torch.testing.assert_close(moved[name], value)
+
+
+def test_a_local_expert_can_be_the_mean_of_its_rounds(run, toy, make_toy_client):
+    learner, options = toy(), replace(OPTIONS, stage2=Stage(3), keep_best=False)
+    client, trained, fit = make_toy_client("a"), [], learner.fit
+
+    def spy(fits, pace):
+        views = fit(fits, pace)
+        trained.extend(view.expert.tensors for view in views)
+        return views
+
+    learner.fit = spy
+    algorithm = fedms(learner.layout, replace(options, average=True))
+    servers, _, states = run(algorithm, learner, [client])
+    view = algorithm.view(servers[-1], states.load("a"), "personal")
+    for name, tensor in view.expert.tensors.items():
+        mean = torch.stack([one[name] for one in trained[-3:]]).mean(0)
+        torch.testing.assert_close(tensor, mean)
+    local = algorithm.view(servers[-1], states.load("a"), "local")
+    assert local.expert.fingerprint == view.expert.fingerprint
+    plain = fedms(learner.layout, options)
+    servers, _, states = run(plain, learner, [client])
+    last = plain.view(servers[-1], states.load("a"), "personal").expert.tensors
+    for name, tensor in trained[-1].items():  # each round went on from the last one, not the mean
+        torch.testing.assert_close(last[name], tensor)
+
+
+def test_training_learns_which_prior_to_use(run, toy, make_toy_client):
+    """Nothing in the first round; then what calibration found, which stage 2 goes on with."""
+    learner, fit, seen = toy(), toy().fit, []
+
+    def spy(fits, pace):
+        seen.extend(one.prior for one in fits)
+        return fit(fits, pace)
+
+    learner.fit = spy
+    options = replace(OPTIONS, calibrate=True, stage1_prior="learned", mix_prior="learned")
+    algorithm = fedms(learner.layout, options)
+    servers, _, _ = run(algorithm, learner, [make_toy_client("a", rows=12)])
+    weights = [calibration.initial(), *(s.tensors[calibration.WEIGHTS] for s in servers)]
+    assert seen == [calibration.prior(w) for w in weights[:4]]
+    assert seen[0] == (0.0, 0.0)
+    assert len(set(seen)) == 4

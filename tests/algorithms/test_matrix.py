@@ -17,6 +17,7 @@ import torch
 
 from fedms import algorithms
 from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
+from fedms.core import calibration
 from fedms.core.algorithm import ClientInfo, Expert, Turn, View, perform
 from fedms.core.tensors import fingerprint, part
 from fedms.runtimes.rounds import run_rounds
@@ -35,9 +36,15 @@ METHODS = {
     "fedms-all": (fedms, replace(DEFAULT, sal=Sal("all"))),
     "fedms-no-stage1": (fedms, replace(DEFAULT, stage1=Stage(0))),
     "fedms-momentum": (fedms, replace(DEFAULT, server=Server(momentum=0.5))),
-    "fedms-prior": (fedms, replace(DEFAULT, stage1_prior=True, mix_prior="both")),
+    "fedms-prior": (fedms, replace(DEFAULT, stage1_prior="client", mix_prior="both")),
     "fedms-cohort": (fedms, replace(DEFAULT, stage1=Stage(2, 2), stage2=Stage(2, 0.5))),
     "fedms-even": (fedms, replace(DEFAULT, mixture="even")),
+    "fedms-calibrated": (fedms, replace(DEFAULT, calibrate=True, average=True)),
+    "fedms-learned": (
+        fedms,
+        replace(DEFAULT, calibrate=True, stage1_prior="learned", mix_prior="learned"),
+    ),
+    "finetune-calibrated": (algorithms.finetune, replace(DEFAULT, calibrate=True, average=True)),
     "finetune": (algorithms.finetune, DEFAULT),
     "fedavg": (fedavg, DEFAULT),
     "fedprox": (algorithms.fedprox, replace(DEFAULT, pull=0.5)),
@@ -67,6 +74,8 @@ ON_TOYS_ONLY = (
     "fedms-momentum",
     "fedms-cohort",
     "fedms-even",
+    "fedms-learned",
+    "finetune-calibrated",
     "fedprox",
     "flexlora",
 )
@@ -244,7 +253,8 @@ def test_what_leaves_a_client(trace, method, model):
     run = trace(method, model)
     layout = run.learner.layout
     options = METHODS[method][1]
-    gated = method != "finetune" and options.mixture == "gate"
+    gated = not method.startswith("finetune") and options.mixture == "gate"
+    fitted = set(calibration.SHAPES) if options.calibrate else set()
     share = options.share if gated else "none"
     gate = {"adapter": layout.gate_adapter, "none": ()}.get(
         share, layout.gate_adapter + layout.gate_head
@@ -252,11 +262,11 @@ def test_what_leaves_a_client(trace, method, model):
     for plan, update, data in run.updates(stage=1):
         depth = min(plan.depth, data.cap or plan.depth)
         active = [name for block in layout.blocks[3 - depth :] for name in block]
-        assert set(update.tensors) == {f"global/{n}" for n in [*active, *layout.head]}
+        assert set(update.tensors) == {f"global/{n}" for n in [*active, *layout.head]} | fitted
         assert update.depth == depth
         assert update.state is None
     for _, update, _ in run.updates(stage=2):
-        assert set(update.tensors) == {f"gate/{n}" for n in gate}
+        assert set(update.tensors) == {f"gate/{n}" for n in gate} | fitted
         assert update.state is not None
 
 
@@ -420,7 +430,7 @@ def test_the_global_expert_stands_still_in_stage_2(trace, method, model):
     second = [fingerprint(part("global", s.tensors)) for s in run.states if s.stage == 2]
     assert len(set(second)) == 1
     heads = {f"gate/{n}" for n in run.learner.layout.gate_head}
-    if METHODS[method][1].share != "all" and method != "finetune":
+    if METHODS[method][1].share != "all" and "finetune" not in method:
         assert all(not run.states[-1].tensors[n].any() for n in heads)
 
 

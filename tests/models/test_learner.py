@@ -284,3 +284,57 @@ def test_the_oracle_gives_each_example_to_the_better_expert(make_learner, make_c
     picked = np.where(shared.argmax(1) == labels, shared[rows, labels], own[rows, labels])
     expected = np.where(one, best, picked)
     assert score.loss == pytest.approx(-expected.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("partner", [True, False])
+@pytest.mark.parametrize("kind", ["sentence", "vit"])
+def test_evidence_by_hand(make_learner, make_client, kind, partner):
+    """What a client knows, weighed: against NumPy, and its derivatives against differences."""
+    learner = make_learner(kind, mixing=Mixing("logits", 0.7))
+    client = make_client(learner.backbone, rows=7)
+    view = random_view(learner)
+    if not partner:
+        view = View(view.expert)
+    weights = torch.tensor([0.3, 0.9, -0.4, 0.6, 1.5])
+
+    def log_probabilities(view, rows):
+        return learner.predict(view, client, rows).log_probabilities.double().numpy()
+
+    def expected(rows, weights):
+        shared = log_probabilities(View(view.partner or view.expert), rows)
+        own = log_probabilities(View(view.expert), rows)
+        weight = np.full(len(rows), 0.5)
+        if partner:
+            weight = learner.predict(view, client, rows).gate_weight.double().numpy()
+        counts = np.bincount(client.train.labels, minlength=3)
+        prior = np.log((counts + 0.7) / (counts + 0.7).sum())
+        a, b, c, d, e = weights.double().numpy()
+        lean = (weight[:, None] - 0.5) * (shared - own)
+        return np.log(softmax(a * shared + b * own + c * lean + d * prior + e * (counts == 0)))
+
+    calibrated = replace(view, calibration=weights)
+    got = log_probabilities(calibrated, client.test)
+    np.testing.assert_allclose(got, expected(client.test, weights), atol=1e-5)
+
+    def loss(weights):
+        return -expected(client.val, weights)[np.arange(len(client.val)), client.val.labels].sum()
+
+    gradient = learner.derivatives(calibrated, client)["calibration/gradient"]
+    step = 1e-3 * torch.eye(5)
+    differences = [(loss(weights + s) - loss(weights - s)) / 2e-3 for s in step]
+    np.testing.assert_allclose(gradient.numpy(), differences, atol=2e-2)
+
+
+@pytest.mark.parametrize("mixture", [True, False])
+def test_training_with_a_prior_is_training_towards_its_residual(make_learner, make_client, mixture):
+    """Weights of (1, 0) are the class prior in every expert, and not in what comes back."""
+    learner = make_learner("sentence")
+    client, names = make_client(learner.backbone, rows=9), learner.layout.expert(2)
+    plain, priors = random_view(learner), random_view(learner, own=True, shared=True)
+    if not mixture:
+        plain, priors = View(plain.expert), View(priors.expert)
+    (one,) = learner.fit([Fit(plain, names, client, 1, 5, prior=(1.0, 0.0))])
+    (other,) = learner.fit([Fit(priors, names, client, 1, 5)])
+    assert not one.expert.prior
+    for name, tensor in other.expert.tensors.items():
+        torch.testing.assert_close(one.expert.tensors[name], tensor, atol=1e-6, rtol=1e-5)

@@ -43,7 +43,7 @@ def dual(layout: Layout, options: Options) -> FederatedAlgorithm:
     The second LoRA starts from the shared one, or from zero (`options.local_init`); every
     projection has a linear gate with softmax (as in FedALT, arXiv 2503.11880).
     """
-    first = finetune(layout, options)
+    first = finetune(layout, replace(options, calibrate=False))
     blocks = len(layout.blocks)
     prior = options.mix_prior == "both"
 

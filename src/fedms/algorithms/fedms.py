@@ -12,9 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
 from fedms.algorithms.options import Options, Share
 from fedms.algorithms.sal import Sal
+from fedms.algorithms.server import Server
+from fedms.core import calibration
 from fedms.core.algorithm import (
     Aggregate,
     ClientInfo,
@@ -81,13 +85,34 @@ class _FedMS:
         }
         return frozenset(f"gate/{name}" for name in names[self.options.share])
 
+    @property
+    def fitted(self) -> frozenset[str]:
+        """Names of what clients send so that calibration is fitted."""
+        return frozenset(calibration.SHAPES if self.options.calibrate else ())
+
+    def trains_with(self, prior: str, broadcast: Tensors) -> tuple[float, float] | None:
+        """What is added to logits in training (`Fit.prior`), where the prior is learned."""
+        if prior != "learned" or calibration.WEIGHTS not in broadcast:
+            return None
+        return calibration.prior(broadcast[calibration.WEIGHTS])
+
+    def calibrated(self, view: View, broadcast: Tensors) -> View:
+        """The view as it predicts, with the weights of evidence that the server has now."""
+        return replace(view, calibration=broadcast.get(calibration.WEIGHTS))
+
+    def fit(self, turn: Turn, view: View) -> dict[str, Tensor]:
+        """What a client sends so that the weights of evidence fit its view too."""
+        if not self.options.calibrate:
+            return {}
+        sums = turn.learner.derivatives(view, turn.data)
+        return {name: (t / len(turn.data.train)).float() for name, t in sums.items()}
+
     def mixture(self, own: Tensors, shared: Tensors, gate: Tensors) -> View:
         """A client's model in stage 2; its local expert alone where nothing is mixed."""
-        prior = self.options.mix_prior
-        expert = Expert(own, prior == "both")
+        expert = Expert(own, self.options.mix_prior == "both")
         if self.options.mixture == "none":
             return View(expert)
-        return View(expert, Expert(shared, prior != "none"), gate)
+        return View(expert, Expert(shared, self.options.counted), gate)
 
 
 def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
@@ -95,6 +120,8 @@ def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
     tensors = under("gate", learner.initial_gate(seed) if gated else {})
     names = method.layout.expert(method.blocks)
     tensors |= method.options.server.start(learner, names, seed)
+    if method.options.calibrate:
+        tensors[calibration.WEIGHTS] = calibration.initial()
     return ServerState(
         seed=seed,
         round=0,
@@ -115,19 +142,26 @@ def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
     rate = method.options.rate(state.round - before, stage.rounds)
     cohort, epochs = stage.cohort, stage.epochs
     plan = RoundPlan(state.round, state.stage, state.depth, state.seed, cohort, epochs, rate)
+    weights, fitted = frozenset({calibration.WEIGHTS} & state.tensors.keys()), method.fitted
     if state.stage == 1:
-        active = method.layout.expert(state.depth)
-        return replace(plan, broadcast=expert, upload=frozenset(f"global/{n}" for n in active))
+        active = frozenset(f"global/{n}" for n in method.layout.expert(state.depth))
+        return replace(plan, broadcast=expert | weights, upload=active | fitted)
     shared = method.shared_gate
-    return replace(plan, broadcast=shared, constant=expert | (gate - shared), upload=shared)
+    return replace(
+        plan,
+        broadcast=shared | weights,
+        constant=expert | (gate - shared),
+        upload=shared | fitted,
+    )
 
 
 def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
     names = plan.upload
     if plan.stage == 1 and client.cap is not None:
         depth = min(plan.depth, client.cap)
-        names = frozenset(f"global/{n}" for n in method.layout.expert(depth))
-    return {name: method.layout.shapes[name.split("/", 1)[1]] for name in sorted(names)}
+        names = frozenset(f"global/{n}" for n in method.layout.expert(depth)) | method.fitted
+    sums = calibration.SHAPES
+    return {n: sums.get(n) or method.layout.shapes[n.split("/", 1)[1]] for n in sorted(names)}
 
 
 def _client_update(method: _FedMS, turn: Turn) -> ClientWork:
@@ -139,13 +173,16 @@ def _train_global(method: _FedMS, turn: Turn) -> ClientWork:
     """Stage 1: score what arrived on validation rows, then train its active blocks."""
     learner, plan, data = turn.learner, turn.plan, turn.data
     received = part("global", turn.broadcast)
-    score = learner.score(View(Expert(received)), data, "val")
+    arrived = View(Expert(received))
+    score = learner.score(arrived, data, "val")
+    fitted = method.fit(turn, method.calibrated(arrived, turn.broadcast))
     depth = data.depth(plan.depth)
     names = method.layout.expert(depth)
     start = {**learner.initial_expert(names, plan.seed), **received}
-    expert = Expert(start, prior=method.options.stage1_prior)
-    view = yield turn.fit(View(expert), names)
-    tensors = under("global", pick(view.expert.tensors, names))
+    expert = Expert(start, prior=method.options.stage1_prior == "client")
+    prior = method.trains_with(method.options.stage1_prior, turn.broadcast)
+    view = yield replace(turn.fit(View(expert), names), prior=prior)
+    tensors = {**under("global", pick(view.expert.tensors, names)), **fitted}
     size = method.layout.size(names)
     rows = len(data.train)
     return ClientUpdate(data.id, plan.round, rows, tensors, score, depth, size, turn.state)
@@ -163,9 +200,13 @@ def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
     mixture = method.mixture(start, part("global", broadcast), gate)
     gated = method.options.mixture == "gate"
-    view = yield replace(turn.fit(mixture, names), gate=gated)
+    prior = method.trains_with(method.options.mix_prior, broadcast)
+    view = yield replace(turn.fit(mixture, names), gate=gated, prior=prior)
     trained = pick(view.expert.tensors, names | own.keys())
-    tensors = {**under("local", trained), **under("gate", view.gate or {})}
+    mean = _mean(state, start, trained) if method.options.average else {}
+    tensors = {**under("local", trained), **under("mean", mean), **under("gate", view.gate or {})}
+    expert = replace(view.expert, tensors={**view.expert.tensors, **mean})
+    view = method.calibrated(replace(view, expert=expert), broadcast)
     score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
     depth_after, queue = method.options.sal.grow(
         state.depth,
@@ -177,9 +218,15 @@ def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
     after = remember(
         state, tensors, score, depth=depth_after, queue=queue, keep_best=method.options.keep_best
     )
-    upload = pick(tensors, plan.upload)
+    upload = {**pick(tensors, plan.upload - method.fitted), **method.fit(turn, view)}
     size = method.layout.size([*names, *(gate if gated else ())])
     return ClientUpdate(data.id, plan.round, len(data.train), upload, score, depth, size, after)
+
+
+def _mean(state: ClientState, start: Tensors, trained: Tensors) -> dict[str, Tensor]:
+    """The mean of what all rounds of a client left; before a block trained, it was as at first."""
+    before, rounds = {**start, **part("mean", state.tensors)}, state.rounds + 1
+    return {name: before[name] + (t - before[name]) / rounds for name, t in trained.items()}
 
 
 def _new_client(method: _FedMS, plan: RoundPlan) -> ClientState:
@@ -196,8 +243,12 @@ def _server_update(
     method: _FedMS, state: ServerState, plan: RoundPlan, aggregate: Aggregate
 ) -> ServerState:
     rounds = state.round + 1
+    if method.options.calibrate:
+        moved = calibration.move(state.tensors, aggregate.tensors, aggregate.rows)
+        state = replace(state, tensors=moved)
     if state.stage == 2:
-        return replace(state, round=rounds, tensors={**state.tensors, **aggregate.tensors})
+        arrived = {n: t for n, t in aggregate.tensors.items() if n not in method.fitted}
+        return replace(state, round=rounds, tensors={**state.tensors, **arrived})
     depth, queue = method.options.sal.grow(
         state.depth,
         state.queue,
@@ -208,7 +259,7 @@ def _server_update(
     stage = 1 if rounds < method.options.stage1.rounds else 2
     tensors = method.options.server.move(state.tensors, part("global", aggregate.tensors))
     if stage == 2:
-        tensors = {n: t for n, t in tensors.items() if n.startswith(("global/", "gate/"))}
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(Server.MEMORY)}
     return replace(state, round=rounds, tensors=tensors, stage=stage, depth=depth, queue=queue)
 
 
@@ -224,9 +275,9 @@ def _view(
     if role == "global":
         return View(Expert(shared))
     if client is None:
-        prior = method.options.mix_prior != "none"
-        return View(Expert(shared, prior)) if role == "personal" else None
+        alone = method.calibrated(View(Expert(shared, method.options.counted)), state.tensors)
+        return alone if role == "personal" else None
     own = chosen(client)
-    expert = {**_inherited(method, state.tensors), **part("local", own)}
+    expert = {**_inherited(method, state.tensors), **part("local", own), **part("mean", own)}
     mixture = method.mixture(expert, shared, part("gate", own))
-    return View(mixture.expert) if role == "local" else mixture
+    return View(mixture.expert) if role == "local" else method.calibrated(mixture, state.tensors)

@@ -219,7 +219,11 @@ class _Grouped:
     @property
     def prior(self) -> bool:
         """Whether clients train with their class prior."""
-        return self.options.mix_prior == "both" if self.private else self.options.stage1_prior
+        return (
+            self.options.mix_prior == "both"
+            if self.private
+            else self.options.stage1_prior == "client"
+        )
 
     def active(self, plan: RoundPlan, client: str, cap: int | None) -> Names:
         """What may train in a client's round."""
@@ -299,7 +303,7 @@ class _Grouped:
             return View(Expert(part("local", chosen(client)), self.prior))
         if role == "local":
             return None
-        prior = self.prior if self.private else self.options.mix_prior != "none"
+        prior = self.prior if self.private else self.options.counted
         return View(Expert(self.whole(known), prior))
 
     def whole(self, known: Tensors) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from fedms.algorithms.server import Server
 LocalInit = Literal["global", "zero"]
 Share = Literal["adapter", "all", "none"]
 Mixture = Literal["gate", "even", "none"]
-MixPrior = Literal["none", "client", "both"]
+StagePrior = Literal["none", "client", "learned"]
+MixPrior = Literal["none", "client", "both", "learned"]
 RateSchedule = Literal["constant", "cosine"]
 
 
@@ -40,10 +41,16 @@ class Options:
             control), or not at all, so that the local expert is the client's model.
         stage1_prior: the client's class prior is added to the logits while it trains the global
             expert, which then need not learn the class frequencies of one client after the other
-            (logit calibration, arXiv 2209.00189, with the client's prior).
+            (logit calibration, arXiv 2209.00189, with the client's prior): its class frequencies
+            as they are (`client`), or weighed as calibration says (`learned`).
         server: how the global expert moves by the clients' average.
         mix_prior: whose logits get the client's class prior in stage 2: nobody's, the global
-            expert's in the mixture (`client`), or also the local one's (`both`).
+            expert's in the mixture (`client`), or also the local one's (`both`); or both experts'
+            while they train, weighed as calibration says (`learned`).
+        calibrate: personal models predict by shared weights of evidence (`core.calibration`),
+            which all clients fit on validation rows.
+        average: a client's local expert is the mean of what its rounds of stage 2 left (Polyak and
+            Juditsky 1992), each of which goes on from the last.
         keep_best: a client's model is its checkpoint with the best score on its validation rows
             (ties: the lower loss), instead of the last one.
         rate_schedule: of learning rates over the rounds of a stage (methods without stages: of
@@ -61,14 +68,21 @@ class Options:
     local_init: LocalInit = "global"
     share: Share = "adapter"
     mixture: Mixture = "gate"
-    stage1_prior: bool = False
+    stage1_prior: StagePrior = "none"
     server: Server = field(default_factory=Server)
     mix_prior: MixPrior = "none"
+    calibrate: bool = False
+    average: bool = False
     keep_best: bool = True
     rate_schedule: RateSchedule = "constant"
     pull: float = 0.0
     private_blocks: int = 1
     random_blocks: int = 1
+
+    @property
+    def counted(self) -> bool:
+        """Whether a global expert has the client's class prior as it is."""
+        return self.mix_prior in ("client", "both")
 
     @property
     def rounds(self) -> int:

@@ -89,7 +89,7 @@ def flexlora(layout: Layout, options: Options) -> FederatedAlgorithm:
         score = turn.learner.score(View(Expert(received)), data, "val")
         active = layout.expert(data.depth(len(layout.blocks)))
         fresh = turn.learner.initial_expert(active, turn.plan.seed)
-        expert = Expert({**cut(fresh, data.rank), **received}, options.stage1_prior)
+        expert = Expert({**cut(fresh, data.rank), **received}, options.stage1_prior == "client")
         return (yield from _one_round(turn, expert, active, score))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
@@ -126,7 +126,7 @@ def _one_round(turn: Turn, expert: Expert, names: frozenset[str], score: Score) 
 def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> FederatedAlgorithm:
     plain = fedavg(layout, replace(options, server=Server()))
     heads = frozenset(layout.head)
-    prior = options.stage1_prior
+    prior = options.stage1_prior == "client"
 
     def plan(state: ServerState) -> RoundPlan | None:
         planned = plain.plan(state)
@@ -164,7 +164,7 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
         if role == "local":
             return None
         beneath = _together(layout, state.tensors)
-        with_prior = role == "personal" and options.mix_prior != "none"
+        with_prior = role == "personal" and options.counted
         return View(Expert(part("global", state.tensors), with_prior, beneath))
 
     def lift(tensors: Tensors) -> Tensors:

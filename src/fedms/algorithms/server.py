@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Server:
         floor: what keeps Adam's steps bounded, greater than 0; squares start at its square.
     """
 
+    MEMORY: ClassVar = ("start/", "velocity/", "squares/")
+    """What the names of tensors that it remembers begin with."""
     kind: Literal["average", "adam"] = "average"
     momentum: float = 0.0
     rate: float = 0.01

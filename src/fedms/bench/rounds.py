@@ -18,6 +18,7 @@ import torch
 from fedms.bench.rows import Row
 from fedms.build import make_algorithm
 from fedms.config import load_config
+from fedms.core import calibration
 from fedms.core.algorithm import Fit, Layout, Score, View
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Rows, Split
@@ -60,6 +61,9 @@ class Idle:
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         return Score()
+
+    def derivatives(self, view: View, data: ClientData) -> dict[str, torch.Tensor]:
+        return {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
 
     def spent(self) -> Costs:
         return Costs()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Group = Literal["reference", "one global model", "personal", "ours"]
-_PLAIN = ("gate.mix_prior=none", "stage1.prior=none", "stage1.server_momentum=0.0")
-"""Without what the configuration may give FedMS: class priors and momentum."""
-_OWN_PRIOR = ("gate.mix_prior=both", "stage1.prior=none", "stage1.server_momentum=0.0")
+_ALONE = ("stage1.server_momentum=0.0", "gate.calibration=false", "stage2.average=false")
+_PLAIN = ("gate.mix_prior=none", "stage1.prior=none", *_ALONE)
+"""Without what the configuration may give FedMS: class priors, momentum, calibration, averages."""
+_OWN_PRIOR = ("gate.mix_prior=both", "stage1.prior=none", *_ALONE)
 
 
 @dataclass(frozen=True)

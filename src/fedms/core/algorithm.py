@@ -70,12 +70,15 @@ class View:
         gate: the gate's tensors (adapter and head), or None without a partner.
         oracle: an upper bound for every gate: each example is given to the expert that is right, or
             to the one that gives its class more probability. It sees labels; only scores use it.
+        calibration: `(5,)` weights of evidence (see `core.calibration`), by which it predicts
+            instead; None: as the gate mixes. Training knows nothing of it.
     """
 
     expert: Expert
     partner: Expert | None = None
     gate: Tensors | None = None
     oracle: bool = False
+    calibration: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class Fit:
         pull: `pull / 2` times the squared distance from `anchor` is added to the loss; at least 0.
         anchor: tensors by name; what is missing pulls towards where it started.
         gate: whether the view's gate, if it has one, trains too.
+        prior: weights of a class's log frequency among the client's rows, and of being unseen
+            there, whose sum is added to every expert's logits while it trains.
     """
 
     view: View
@@ -178,6 +183,7 @@ class Fit:
     pull: float = 0.0
     anchor: Tensors = field(default_factory=dict)
     gate: bool = True
+    prior: tuple[float, float] | None = None
 
 
 class Learner(Protocol):
@@ -204,6 +210,13 @@ class Learner(Protocol):
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         """How well `view` predicts the client's rows of one split."""
+        ...
+
+    def derivatives(self, view: View, data: ClientData) -> dict[str, torch.Tensor]:
+        """Of the log loss on the client's validation rows by `view.calibration`, summed over rows.
+
+        See `core.calibration.derivatives`; zeros without validation rows.
+        """
         ...
 
     def spent(self) -> Costs:

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedms.core import calibration
 from fedms.core.algorithm import Fit, Layout, Score, View
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.models import stack
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
-from fedms.models.gate import ADAPTER, HEAD, gate_shapes, initial_gate
+from fedms.models.gate import ADAPTER, HEAD, gate_shapes, gate_weights, initial_gate
 from fedms.models.heads import Head
 from fedms.models.meter import peak_bytes
+from fedms.models.mixture import evidence
 from fedms.models.prefix import Room
 from fedms.models.resident import Resident, alone
 from fedms.models.settings import Mixing, Training
@@ -121,6 +123,9 @@ class ModelLearner(Resident):
     @torch.no_grad()
     def predict(self, view: View, data: ClientData, rows: Rows) -> Prediction:
         """Predict `rows` with a client's model; `data` gives the client's class frequencies."""
+        if view.calibration is not None:
+            known, weight = self._evidence(view, data, rows)
+            return Prediction(calibration.log_probabilities(known, view.calibration), weight)
         features = self.features(view.expert, rows)[None]
         constants = self.constants(view, data, rows)
         own = self.own(view.expert, data)
@@ -131,3 +136,28 @@ class ModelLearner(Resident):
         gate = {n: t.to(features.device) for n, t in alone(view.gate).items()}
         mixed, weights = self.mix(features, own, gate, constants.take(None))
         return Prediction(mixed[0].cpu(), weights[0, :, 0].exp().cpu())
+
+    def derivatives(self, view: View, data: ClientData) -> dict[str, Tensor]:
+        """See `Learner.derivatives`."""
+        assert view.calibration is not None
+        labels = torch.from_numpy(data.val.labels)
+        with self.meter.phase("evaluate"):
+            known, _ = self._evidence(view, data, data.val)
+        return calibration.derivatives(known, labels, view.calibration)
+
+    @torch.no_grad()
+    def _evidence(self, view: View, data: ClientData, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """See `mixture.evidence`; an expert without a partner is both. And the gate's weights."""
+        own = self.logits(self.features(view.expert, rows)[None], self.own(view.expert, data))[0]
+        constants = self.constants(view, data, rows)
+        shared, weight = own, None
+        if constants is not None:
+            assert view.gate is not None
+            gate = {n: t.to(own.device) for n, t in alone(view.gate).items()}
+            shared = constants.logits
+            weight = gate_weights(gate, constants.frozen[None])[0, :, 0].exp().cpu()
+        even = torch.full((len(rows),), 0.5)
+        seen, smoothing = data.train.labels, self.mixing.smoothing
+        both = shared.float().cpu(), own.float().cpu()
+        known = evidence(*both, even if weight is None else weight, seen, smoothing)
+        return known, weight

@@ -41,6 +41,34 @@ def mix_linear(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return share[..., :1] * first + share[..., 1:] * second
 
 
+def evidence(
+    global_logits: Tensor, local_logits: Tensor, weight: Tensor, labels: Index, smoothing: float
+) -> Tensor:
+    """What a client knows of every class, `(rows, classes, 5)`, as `core.calibration` names it.
+
+    Args:
+        global_logits: `(rows, classes)`.
+        local_logits: likewise.
+        weight: the gate's, of the global expert, `(rows,)`.
+        labels: of the client's training rows.
+        smoothing: see `log_prior`.
+    """
+    shared, own = (F.log_softmax(logits, -1) for logits in (global_logits, local_logits))
+    lean = (weight[:, None] - 0.5) * (shared - own)
+    counted = class_evidence(labels, shared.shape[-1], smoothing).to(shared)
+    known = (shared, own, lean, *(row.expand_as(shared) for row in counted))
+    return torch.stack(known, -1)
+
+
+def class_evidence(labels: Index, classes: int, smoothing: float) -> Tensor:
+    """What counting a client's training rows says of every class, `(2, classes)`.
+
+    The log of its smoothed frequency, and 1 where the client has no row of it (else 0).
+    """
+    unseen = torch.from_numpy(np.bincount(labels, minlength=classes) == 0)
+    return torch.stack([log_prior(labels, classes, smoothing), unseen.to(torch.float32)])
+
+
 def log_prior(labels: Index, classes: int, smoothing: float) -> Tensor:
     """Log of smoothed class frequencies, `(classes,)`: `(n_c + s) / (n + s·classes)`.
 

@@ -25,7 +25,7 @@ from fedms.models.backbone import Backbone
 from fedms.models.gate import gate_weights
 from fedms.models.heads import Head
 from fedms.models.meter import Meter, sizes
-from fedms.models.mixture import log_prior, mix_linear, mix_probabilities
+from fedms.models.mixture import class_evidence, log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache, Room, take
 from fedms.models.settings import Mixing
 
@@ -123,6 +123,11 @@ class Resident:
             return None
         prior = log_prior(data.train.labels, self.head.classes, self.mixing.smoothing)
         return prior[None, None].to(self.backbone.device)
+
+    def offset(self, data: ClientData, weights: tuple[float, float]) -> Tensor:
+        """`(1, 1, classes)`: see `Fit.prior`."""
+        counted = class_evidence(data.train.labels, self.head.classes, self.mixing.smoothing)
+        return (torch.tensor(weights) @ counted)[None, None].to(self.backbone.device)
 
     def features(self, expert: Expert, rows: Rows) -> Tensor:
         """`(rows, width)` features under an expert.

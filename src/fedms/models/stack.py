@@ -66,6 +66,12 @@ class _Trainee:
         on_val = resident.mixing.data == "val"
         self.gate_rows = fit.data.val if on_val else self.rows
         self.constants = resident.constants(view, fit.data, self.gate_rows)
+        if fit.prior is not None:
+            offset = resident.offset(fit.data, fit.prior)
+            self.prior = offset if self.prior is None else self.prior + offset
+            if self.constants is not None:
+                logits = self.constants.logits + offset[0]
+                self.constants = replace(self.constants, logits=logits)
         self.features = self._constant(resident)
         """`(rows, width)` where no block trains, and they stand still."""
         self.kept = self.prefix(resident, self.rows)  # last: the cache holds one of these rows

@@ -1,0 +1,117 @@
+"""Weights of evidence: derivatives against autograd, rounds of them against SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch.nn import functional as F
+
+from fedms.core import calibration
+
+CLASSES = 4
+
+
+def client(seed, rows, scale=2.0):
+    """Evidence of which the second column is best, and labels."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (rows,), generator=rng)
+    evidence = torch.randn(rows, CLASSES, 5, generator=rng)
+    evidence[torch.arange(rows), labels, 1] += scale
+    return evidence, labels
+
+
+def test_at_first_it_is_the_mixture_of_logits():
+    rng = torch.Generator().manual_seed(0)
+    shared, own = (F.log_softmax(torch.randn(3, CLASSES, generator=rng), -1) for _ in range(2))
+    weight = torch.rand(3, 1, generator=rng)
+    nothing = torch.randn(3, CLASSES, generator=rng)
+    evidence = torch.stack([shared, own, (weight - 0.5) * (shared - own), nothing, nothing], -1)
+    got = calibration.log_probabilities(evidence, calibration.initial())
+    torch.testing.assert_close(got, F.log_softmax(weight * shared + (1 - weight) * own, -1))
+
+
+@given(st.integers(0, 99), st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_derivatives_are_autograds(seed, rows):
+    evidence, labels = client(seed, rows)
+    at = torch.randn(5, generator=torch.Generator().manual_seed(seed))
+
+    def loss(weights):
+        return F.cross_entropy(evidence.double() @ weights, labels, reduction="sum")
+
+    got = calibration.derivatives(evidence, labels, at)
+    at = at.double()
+    gradient = torch.autograd.functional.jacobian(loss, at)
+    curvature = torch.autograd.functional.hessian(loss, at)
+    assert {name: tuple(t.shape) for name, t in got.items()} == calibration.SHAPES
+    torch.testing.assert_close(got["calibration/gradient"], gradient)
+    torch.testing.assert_close(got["calibration/curvature"], curvature)
+
+
+def test_no_rows_say_nothing():
+    evidence, labels = client(0, 0)
+    got = calibration.derivatives(evidence, labels, calibration.initial())
+    assert all(not t.any() for t in got.values())
+
+
+def rounds(clients, number):
+    """The server's tensors after so many rounds in which the clients' rows stay the same."""
+    state = {calibration.WEIGHTS: calibration.initial()}
+    total = sum(3 * len(labels) for _, labels in clients)
+    for _ in range(number):
+        average = dict.fromkeys(calibration.SHAPES, 0.0)
+        for evidence, labels in clients:  # three times as many training rows
+            sums = calibration.derivatives(evidence, labels, state[calibration.WEIGHTS])
+            for name, t in sums.items():
+                share = 3 * len(labels) / total
+                average[name] = average[name] + share * t / (3 * max(1, len(labels)))
+        state = calibration.move(state, average, total)
+    return state
+
+
+def test_rounds_find_the_weights_that_fit_all_clients_together():
+    clients = [client(1, 40, 0.8), client(2, 15, 1.2), client(3, 0)]
+    evidence = torch.cat([e for e, _ in clients]).double()
+    labels = torch.cat([y for _, y in clients])
+    first = calibration.initial().double().numpy()
+
+    def loss(weights, rounds):
+        logits = evidence @ torch.from_numpy(weights)
+        ridge = 0.5 * ((weights - first) ** 2).sum()
+        return rounds * float(F.cross_entropy(logits, labels, reduction="sum")) + ridge
+
+    state = rounds(clients, 25)
+    # earlier rounds count half as much each: twice the rows, in the end
+    best = minimize(loss, first, args=(2.0,), method="BFGS", options={"gtol": 1e-8}).x
+    np.testing.assert_allclose(state[calibration.WEIGHTS].numpy(), best, atol=2e-3)
+    after_one = rounds(clients, 3)[calibration.WEIGHTS].double().numpy()
+    assert loss(after_one, 2.0) - loss(best, 2.0) < 0.02 * (loss(first, 2.0) - loss(best, 2.0))
+
+
+def test_a_round_without_validation_rows_moves_nothing():
+    state = {calibration.WEIGHTS: calibration.initial()}
+    zeros = {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
+    moved = calibration.move(state, zeros, 12)
+    torch.testing.assert_close(moved[calibration.WEIGHTS], calibration.initial())
+
+
+def test_steps_are_bounded():
+    """Nearly flat loss, so that a Newton step would lead far away."""
+    gradient, curvature = torch.full((5,), -100.0), torch.zeros(5, 5)
+    state = {calibration.WEIGHTS: calibration.initial()}
+    average = dict(zip(calibration.SHAPES, (gradient, curvature), strict=True))
+    moved = calibration.move(state, average, 10)[calibration.WEIGHTS]
+    assert float((moved - calibration.initial()).abs().max()) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([0.5, 0.5, 1, 0.8, 2], (0.8, 2.0)), ([1, 1, 9, 1, 3], (0.5, 1.5)), ([0, 0, 0, 1, 0], (2, 0))],
+)
+def test_the_prior_to_train_with(weights, expected):
+    """In proportion to an expert that counts once."""
+    assert calibration.prior(torch.tensor(weights, dtype=torch.float32)) == pytest.approx(expected)
