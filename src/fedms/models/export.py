@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedms.core import calibration
 from fedms.core.algorithm import Expert, View
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, serialise
 from fedms.models.learner import ModelLearner
-from fedms.models.mixture import log_prior
+from fedms.models.mixture import class_evidence
 
 
 def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) -> None:
@@ -57,16 +58,22 @@ def _of_one_rank(learner: ModelLearner, adapters: Tensors) -> dict[str, Tensor]:
 
 
 def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
-    """Write the client's log class frequencies, and to whose logits they are added, as JSON.
+    """Write what the client's counts say of classes, and how its model uses that, as JSON.
 
-    Nothing is written where they are added to nobody's.
+    That is: to whose logits `log_prior` is added, and the weights of evidence with which the model
+    is calibrated (`core.calibration`; null where it is not). Nothing is written where it uses none.
     """
     experts = {"global": view.partner, "local": view.expert}
     added_to = [name for name, expert in experts.items() if expert and expert.prior]
-    if not added_to:
+    if not added_to and view.calibration is None:
         return
-    prior = log_prior(data.train.labels, learner.head.classes, learner.mixing.smoothing)
-    facts = {"added_to": added_to, "log_prior": prior.tolist()}
+    prior, unseen = class_evidence(
+        data.train.labels, learner.head.classes, learner.mixing.smoothing
+    ).tolist()
+    weights = None
+    if view.calibration is not None:
+        weights = dict(zip(calibration.EVIDENCE, view.calibration.tolist(), strict=True))
+    facts = {"added_to": added_to, "log_prior": prior, "unseen": unseen, "calibration": weights}
     path.write_text(json.dumps(facts) + "\n")
 
 
