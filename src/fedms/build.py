@@ -13,8 +13,9 @@ import torch
 
 from fedms import algorithms, data, models
 from fedms.config import Config
-from fedms.core.algorithm import FederatedAlgorithm, Layout
+from fedms.core.algorithm import FederatedAlgorithm
 from fedms.core.errors import UserError
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Column, Rows, Split, join
 
 _CHUNK = 1024

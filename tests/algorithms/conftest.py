@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedms.core.algorithm import Fit, Layout, Score, View
+from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
 

@@ -23,7 +23,8 @@ from fedms.algorithms.options import Options, Stage
 from fedms.algorithms.products import fedex, flexlora, flora
 from fedms.algorithms.sal import Sal
 from fedms.algorithms.server import Server
-from fedms.core.algorithm import FederatedAlgorithm, Layout
+from fedms.core.algorithm import FederatedAlgorithm
+from fedms.core.layout import Layout
 
 METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "fedms": fedms,

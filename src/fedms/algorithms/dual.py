@@ -23,15 +23,14 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Layout,
     Learner,
     Role,
     RoundPlan,
     ServerState,
-    Shapes,
     Turn,
     View,
 )
+from fedms.core.layout import Layout, Shapes
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 _ROWS, _ROUND, _TOOK = "rest/rows", "rest/round", "took/round"

@@ -18,8 +18,9 @@ import torch
 from fedms.bench.rows import Row
 from fedms.build import make_algorithm
 from fedms.config import load_config
-from fedms.core.algorithm import Fit, Layout, Score, View
+from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.run import run
 from fedms.runtimes.rounds import run_rounds
