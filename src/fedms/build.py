@@ -252,6 +252,7 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         pull=baselines.pull,
         private_blocks=baselines.private_blocks,
         random_blocks=baselines.random_blocks,
+        likeness=baselines.likeness,
     )
     method = "fedavg" if config.method == CENTRALISED else config.method
     return replace(algorithms.METHODS[method](layout, options), name=config.method)

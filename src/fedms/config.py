@@ -199,6 +199,9 @@ class Baselines(Section):
     )
     random_blocks: int = Field(3, ge=1, description="fedra: blocks a client trains in a round")
     context_words: int = Field(4, ge=1, description="promptfl: learned vectors before a class")
+    likeness: float = Field(
+        0.5, ge=0, le=1, description="feddpa: local adapter's weight in a row like the client's own"
+    )
     adam_rate: float = Field(0.01, gt=0, description="fedadam: learning rate of the server")
 
 
@@ -255,6 +258,7 @@ Method = Literal[
     "fedsa",
     "dual",
     "fedalt",
+    "feddpa",
     "local",
     "probe",
     "centralised",

@@ -49,19 +49,32 @@ class Toy:
     def initial_gate(self, seed):
         return {"inner": torch.zeros(WIDTH, WIDTH), "outer": torch.zeros(WIDTH, 2)}
 
-    def _logits(self, expert, x, beneath):
-        for i, weight in enumerate(self.frozen):
+    def _features(self, expert, x, beneath, weight=None):
+        for i, frozen in enumerate(self.frozen):
             shares = [1.0, 1.0]
-            if f"{i}.mixer" in expert:
+            if weight is not None:
+                shares = [weight[:, None], 1 - weight[:, None]]
+            elif f"{i}.mixer" in expert:
                 shares = F.softmax(x @ expert[f"{i}.mixer"].T, -1).T[..., None]
             pairs = [(s, t) for s, t in zip(shares, (expert, beneath), strict=True)]
             pairs = [(s, t) for s, t in pairs if f"{i}.A" in t]
             low = sum(s * (x @ t[f"{i}.A"].T @ t[f"{i}.B"].T) for s, t in pairs)
-            x = torch.tanh(x @ weight + low)
-        return x @ expert.get("top", self.classes)
+            x = torch.tanh(x @ frozen + low)
+        return x
 
-    def _log_probabilities(self, expert, partner, gate, x, beneath):
-        own = F.log_softmax(self._logits(expert, x, beneath), -1)
+    def _logits(self, expert, x, beneath, likeness=None):
+        weight = None
+        if likeness is not None:
+            weight = (F.normalize(self._features(expert, x, {}), dim=-1) @ likeness).clamp(0, 1)
+        return self._features(expert, x, beneath, weight) @ expert.get("top", self.classes)
+
+    @torch.no_grad()
+    def mean_direction(self, expert, rows):
+        x = torch.from_numpy(rows.columns["x"])
+        return F.normalize(self._features(expert.tensors, x, expert.beneath), dim=-1).mean(0)
+
+    def _log_probabilities(self, expert, partner, gate, x, beneath, likeness=None):
+        own = F.log_softmax(self._logits(expert, x, beneath, likeness), -1)
         if partner is None:
             return own, torch.zeros(len(x))
         weights = F.log_softmax((x + x @ gate["inner"]) @ gate["outer"], -1)
@@ -109,7 +122,7 @@ class Toy:
         x, y = torch.from_numpy(rows.columns["x"]), torch.from_numpy(rows.labels)
         own = view.expert
         scores, weight = self._log_probabilities(
-            own.tensors, view.partner, view.gate, x, own.beneath
+            own.tensors, view.partner, view.gate, x, own.beneath, own.likeness
         )
         loss = float(F.nll_loss(scores, y, reduction="sum"))
         return Score(int((scores.argmax(1) == y).sum()), len(y), loss, float(weight.sum()))

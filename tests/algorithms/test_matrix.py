@@ -53,6 +53,7 @@ METHODS = {
     "fedsa": (algorithms.fedsa, DEFAULT),
     "dual": (algorithms.dual, DEFAULT),
     "fedalt": (algorithms.fedalt, DEFAULT),
+    "feddpa": (algorithms.feddpa, replace(DEFAULT, likeness=1.0)),
     "local": (local, DEFAULT),
     "probe": (algorithms.probe, DEFAULT),
 }
@@ -75,7 +76,17 @@ MODELS = {
     "toy": PROMPTED,
     "toy-linear": tuple(METHODS),
     "sentence": tuple(method for method in PROMPTED if method not in ON_TOYS_ONLY),
-    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "fedex", "dual", "fedalt", "local"),
+    "clip": (
+        "fedms",
+        "fedms-all",
+        "fedms-prior",
+        "fedavg",
+        "fedex",
+        "dual",
+        "fedalt",
+        "feddpa",
+        "local",
+    ),
     "vit": (
         "fedms",
         "fedms-zero",
@@ -89,13 +100,14 @@ MODELS = {
         "fedsa",
         "dual",
         "fedalt",
+        "feddpa",
         "local",
         "probe",
     ),
 }
 ROUNDS = {"fedms-no-stage1": 2, "ditto": 2, "fedrep": 2}
 PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
-TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune"))]
+TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune", "dual", "feddpa"))]
 
 
 class Backwards(Simulator):
@@ -244,7 +256,7 @@ def test_what_leaves_a_client(trace, method, model):
     run = trace(method, model)
     layout = run.learner.layout
     options = METHODS[method][1]
-    gated = method != "finetune" and options.mixture == "gate"
+    gated = method.startswith("fedms") and options.mixture == "gate"
     share = options.share if gated else "none"
     gate = {"adapter": layout.gate_adapter, "none": ()}.get(
         share, layout.gate_adapter + layout.gate_head
@@ -420,7 +432,7 @@ def test_the_global_expert_stands_still_in_stage_2(trace, method, model):
     second = [fingerprint(part("global", s.tensors)) for s in run.states if s.stage == 2]
     assert len(set(second)) == 1
     heads = {f"gate/{n}" for n in run.learner.layout.gate_head}
-    if METHODS[method][1].share != "all" and method != "finetune":
+    if METHODS[method][1].share != "all" and method.startswith("fedms"):
         assert all(not run.states[-1].tensors[n].any() for n in heads)
 
 
@@ -457,7 +469,8 @@ def test_training_moves_every_tensor_of_the_expert(trace, method, model):
     [
         *itertools.product(["fedms", "fedms-all", "local"], ["toy", "sentence", "clip"]),
         *itertools.product(
-            ["fedadam", "fedra", "ditto", "fedrep", "fedsa", "dual", "fedalt"], ["toy", "sentence"]
+            ["fedadam", "fedra", "ditto", "fedrep", "fedsa", "dual", "fedalt", "feddpa"],
+            ["toy", "sentence"],
         ),
     ],
 )

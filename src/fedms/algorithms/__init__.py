@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from fedms.algorithms.ditto import ditto
-from fedms.algorithms.dual import dual, fedalt
+from fedms.algorithms.dual import dual, fedalt, feddpa
 from fedms.algorithms.fedms import fedms, finetune
 from fedms.algorithms.keygroups import (
     fedadam,
@@ -45,6 +45,7 @@ METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "fedsa": fedsa,
     "dual": dual,
     "fedalt": fedalt,
+    "feddpa": feddpa,
     "local": local,
     "probe": probe,
 }
@@ -62,6 +63,7 @@ __all__ = [
     "fedalt",
     "fedavg",
     "fedclip",
+    "feddpa",
     "fedex",
     "fedms",
     "fedper",

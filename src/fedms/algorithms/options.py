@@ -52,6 +52,8 @@ class Options:
         pull: FedProx and Ditto: weight of the squared distance from the global model, at least 0.
         private_blocks: FedPer and FedRep: the last blocks that stay with the client, with the head.
         random_blocks: FedRA: how many blocks a client trains in a round.
+        likeness: FedDPA: the local adapter's weight in a row that is just as the client's own ones,
+            0..1.
     """
 
     stage1: Stage
@@ -69,6 +71,7 @@ class Options:
     pull: float = 0.0
     private_blocks: int = 1
     random_blocks: int = 1
+    likeness: float = 0.5
 
     @property
     def rounds(self) -> int:

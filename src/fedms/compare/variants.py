@@ -70,6 +70,7 @@ VARIANTS: Mapping[str, Variant] = {
     "fedrep": _plain("fedrep", "FedRep", "personal"),
     "fedsa": _plain("fedsa", "FedSA-LoRA", "personal"),
     "fedalt": _plain("fedalt", "FedALT", "personal"),
+    "feddpa": _plain("feddpa", "FedDPA-F", "personal"),
     "dual": _plain("dual", "two LoRAs and a gate in every layer", "personal"),
     "fedms": _ours("**FedMS**"),
     "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),

@@ -29,8 +29,8 @@ import torch
 
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout, Shapes
-from fedms.core.rows import ClientData, Split
-from fedms.core.tensors import Tensors, fingerprint, under
+from fedms.core.rows import ClientData, Rows, Split
+from fedms.core.tensors import Tensors, fingerprint
 
 Role = Literal["global", "local", "personal"]
 
@@ -48,15 +48,22 @@ class Expert:
         beneath: frozen pairs (A, B) of any rank, by the same names as adapter tensors; their
             products are added to the same projections. Where the expert has mixers, both products
             are weighed by the softmax of `mixer @ input`, token by token: the expert's own first.
+        likeness: `(width,)`. Where it is given, both products are weighed alike in all layers, row
+            by row, when the expert predicts: its own by the dot product of `likeness` and the row's
+            feature under `tensors` alone, of unit length, held within 0..1; the one beneath by
+            the rest. It has tensors for all that is beneath, and no mixers.
     """
 
     tensors: Tensors
     prior: bool = False
     beneath: Tensors = field(default_factory=dict)
+    likeness: torch.Tensor | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint({**self.tensors, **under("beneath", self.beneath)})
+        likeness = {} if self.likeness is None else {"likeness": self.likeness}
+        parts = (self.tensors, self.beneath, likeness)  # which may have tensors in common
+        return "/".join(fingerprint(tensors) for tensors in parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +158,10 @@ class Learner(Protocol):
         Nothing of what is given is changed; what is not named stays frozen. `pace` is the seed of
         what clients of a round have in common (see `core.rows.shuffled_batches`).
         """
+        ...
+
+    def mean_direction(self, expert: Expert, rows: Rows) -> torch.Tensor:
+        """`(width,)`: the mean of the rows' features under an expert, each of unit length."""
         ...
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
