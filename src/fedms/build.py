@@ -13,8 +13,9 @@ import torch
 
 from fedms import algorithms, data, models
 from fedms.config import Config
-from fedms.core.algorithm import FederatedAlgorithm, Layout
+from fedms.core.algorithm import FederatedAlgorithm
 from fedms.core.errors import UserError
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Column, Rows, Split, join
 
 _CHUNK = 1024
@@ -246,13 +247,13 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         stage1_prior=first.prior,
         server=algorithms.Server(momentum=first.server_momentum, rate=baselines.adam_rate),
         mix_prior=config.gate.mix_prior,
-        average=second.average,
         calibrate=config.gate.calibration,
-        keep_best=second.checkpoint == "best",
+        checkpoint=second.checkpoint,
         rate_schedule=config.training.learning_rate_schedule,
         pull=baselines.pull,
         private_blocks=baselines.private_blocks,
         random_blocks=baselines.random_blocks,
+        likeness=baselines.likeness,
     )
     method = "fedavg" if config.method == CENTRALISED else config.method
     return replace(algorithms.METHODS[method](layout, options), name=config.method)

@@ -142,7 +142,9 @@ class Stage1(Section):
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
     epochs: int = Field(1, ge=1)
     prior: Literal["none", "client", "learned"] = Field(
-        "none", description="class frequencies added to a client's logits while it trains"
+        "learned",
+        description="class frequencies added to a client's logits while it trains; learned: as "
+        "calibration weighs them, if there is one",
     )
     server_momentum: float = Field(
         0.0, ge=0, lt=1, description="going on as in earlier rounds; 0: federated averaging"
@@ -156,11 +158,8 @@ class Stage2(Section):
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
     epochs: int = Field(1, ge=1)
     local_init: Literal["global", "zero"] = "global"
-    average: bool = Field(
-        False, description="a local expert is the mean of what its rounds left, not the last"
-    )
-    checkpoint: Literal["best", "last"] = Field(
-        "best", description="of a client's rounds, by its own validation rows"
+    checkpoint: Literal["mean", "best", "last"] = Field(
+        "mean", description="of a client's rounds: mean of local experts, best on validation, last"
     )
 
 
@@ -173,12 +172,14 @@ class Gate(Section):
     )
     mix: Literal["probabilities", "logits", "features"] = "probabilities"
     mix_prior: Literal["none", "client", "both", "learned"] = Field(
-        "none", description="whose logits get the log of the client's class frequencies"
+        "none",
+        description="whose logits get the log of the client's class frequencies; learned: both, in "
+        "training, as calibration weighs them",
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
     data: Literal["train", "val"] = "train"
     calibration: bool = Field(
-        False, description="predict by weights of evidence that all clients fit on validation rows"
+        True, description="predict by weights of evidence that all clients fit on validation rows"
     )
     bottleneck: int | None = Field(
         None, ge=1, description="width of the gate adapter; unset: a quarter of the features'"
@@ -192,7 +193,7 @@ class Gate(Section):
         if self.mix == "features" and self.mix_prior == "client":
             raise ValueError('gate.mix_prior = "client" needs gate.mix "probabilities" or "logits"')
         if self.mix == "features" and self.calibration:
-            raise ValueError("gate.calibration weighs probabilities; it needs another gate.mix")
+            raise ValueError('gate.mix = "features" needs gate.calibration = false')
         return self
 
 
@@ -207,6 +208,9 @@ class Baselines(Section):
     )
     random_blocks: int = Field(3, ge=1, description="fedra: blocks a client trains in a round")
     context_words: int = Field(4, ge=1, description="promptfl: learned vectors before a class")
+    likeness: float = Field(
+        0.5, ge=0, le=1, description="feddpa: local adapter's weight in a row like the client's own"
+    )
     adam_rate: float = Field(0.01, gt=0, description="fedadam: learning rate of the server")
 
 
@@ -263,6 +267,7 @@ Method = Literal[
     "fedsa",
     "dual",
     "fedalt",
+    "feddpa",
     "local",
     "probe",
     "centralised",
@@ -296,12 +301,6 @@ class Config(Section):
             raise ValueError(
                 "stage1.rounds and stage2.rounds are both 0; expected at least one round"
             )
-        learned = {"stage1.prior": self.stage1.prior, "gate.mix_prior": self.gate.mix_prior}
-        for key, value in learned.items():
-            if value == "learned" and not self.gate.calibration:
-                raise ValueError(
-                    f'{key} = "learned" needs gate.calibration = true, which learns it'
-                )
         if self.data.source != "digits" and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         return self

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from fedms.core import calibration
-from fedms.core.algorithm import Fit, Layout, Score, View
+from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
 from fedms.models.mixture import class_evidence, evidence
@@ -50,19 +51,32 @@ class Toy:
     def initial_gate(self, seed):
         return {"inner": torch.zeros(WIDTH, WIDTH), "outer": torch.zeros(WIDTH, 2)}
 
-    def _logits(self, expert, x, beneath):
-        for i, weight in enumerate(self.frozen):
+    def _features(self, expert, x, beneath, weight=None):
+        for i, frozen in enumerate(self.frozen):
             shares = [1.0, 1.0]
-            if f"{i}.mixer" in expert:
+            if weight is not None:
+                shares = [weight[:, None], 1 - weight[:, None]]
+            elif f"{i}.mixer" in expert:
                 shares = F.softmax(x @ expert[f"{i}.mixer"].T, -1).T[..., None]
             pairs = [(s, t) for s, t in zip(shares, (expert, beneath), strict=True)]
             pairs = [(s, t) for s, t in pairs if f"{i}.A" in t]
             low = sum(s * (x @ t[f"{i}.A"].T @ t[f"{i}.B"].T) for s, t in pairs)
-            x = torch.tanh(x @ weight + low)
-        return x @ expert.get("top", self.classes)
+            x = torch.tanh(x @ frozen + low)
+        return x
 
-    def _log_probabilities(self, expert, partner, gate, x, beneath, offset=0.0):
-        own = F.log_softmax(self._logits(expert, x, beneath) + offset, -1)
+    def _logits(self, expert, x, beneath, likeness=None):
+        weight = None
+        if likeness is not None:
+            weight = (F.normalize(self._features(expert, x, {}), dim=-1) @ likeness).clamp(0, 1)
+        return self._features(expert, x, beneath, weight) @ expert.get("top", self.classes)
+
+    @torch.no_grad()
+    def mean_direction(self, expert, rows):
+        x = torch.from_numpy(rows.columns["x"])
+        return F.normalize(self._features(expert.tensors, x, expert.beneath), dim=-1).mean(0)
+
+    def _log_probabilities(self, expert, partner, gate, x, beneath, offset=0.0, likeness=None):
+        own = F.log_softmax(self._logits(expert, x, beneath, likeness) + offset, -1)
         if partner is None:
             return own, torch.zeros(len(x))
         weights = F.log_softmax((x + x @ gate["inner"]) @ gate["outer"], -1)
@@ -125,7 +139,7 @@ class Toy:
         x, y = torch.from_numpy(rows.columns["x"]), torch.from_numpy(rows.labels)
         own = view.expert
         scores, weight = self._log_probabilities(
-            own.tensors, view.partner, view.gate, x, own.beneath
+            own.tensors, view.partner, view.gate, x, own.beneath, likeness=own.likeness
         )
         if view.calibration is not None:
             known, weight = self._evidence(view, data, x)

@@ -107,7 +107,7 @@ def test_fedavg_of_one_client_and_round_is_its_local_training(
 ):
     learner = toy() if model == "toy" else make_learner(model)
     client = make_toy_client("a") if model == "toy" else make_client(learner.backbone)
-    one = replace(OPTIONS, stage1=Stage(1, epochs=2), stage2=Stage(0), keep_best=False)
+    one = replace(OPTIONS, stage1=Stage(1, epochs=2), stage2=Stage(0), checkpoint="last")
     shared = run(fedavg(learner.layout, one), learner, [client])[0][-1]
     own = run(local(learner.layout, one), learner, [client])[2].load("a")
     assert fingerprint(part("global", shared.tensors)) == fingerprint(part("local", own.tensors))
@@ -167,7 +167,9 @@ def test_local_trains_as_many_epochs_as_both_stages(run, toy, make_toy_client, e
     """One client: stage 1 of FedAvg with all rounds is the same training."""
     learner, clients = toy(), [make_toy_client("a")]
     both = replace(OPTIONS, stage1=Stage(2, epochs=epochs), stage2=Stage(1, epochs=epochs))
-    own = run(local(learner.layout, replace(both, keep_best=False)), learner, clients)[2].load("a")
+    own = run(local(learner.layout, replace(both, checkpoint="last")), learner, clients)[2].load(
+        "a"
+    )
     shared = run(fedavg(learner.layout, both), learner, clients)[0][-1]
     assert own.rounds == 3
     assert fingerprint(part("local", own.tensors)) == fingerprint(part("global", shared.tensors))
@@ -293,7 +295,7 @@ def test_a_still_average_stays_where_it_is_under_momentum(run, toy, make_toy_cli
 
 
 def test_a_local_expert_can_be_the_mean_of_its_rounds(run, toy, make_toy_client):
-    learner, options = toy(), replace(OPTIONS, stage2=Stage(3), keep_best=False)
+    learner, options = toy(), replace(OPTIONS, stage2=Stage(3), checkpoint="last")
     client, trained, fit = make_toy_client("a"), [], learner.fit
 
     def spy(fits, pace):
@@ -302,7 +304,7 @@ def test_a_local_expert_can_be_the_mean_of_its_rounds(run, toy, make_toy_client)
         return views
 
     learner.fit = spy
-    algorithm = fedms(learner.layout, replace(options, average=True))
+    algorithm = fedms(learner.layout, replace(options, checkpoint="mean"))
     servers, _, states = run(algorithm, learner, [client])
     view = algorithm.view(servers[-1], states.load("a"), "personal")
     for name, tensor in view.expert.tensors.items():

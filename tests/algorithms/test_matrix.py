@@ -31,7 +31,7 @@ METHODS = {
     "fedms-share-all": (fedms, replace(DEFAULT, share="all")),
     "fedms-share-none": (fedms, replace(DEFAULT, share="none")),
     "fedms-restart-depth": (fedms, replace(DEFAULT, carry_depth=False)),
-    "fedms-last": (fedms, replace(DEFAULT, keep_best=False)),
+    "fedms-last": (fedms, replace(DEFAULT, checkpoint="last")),
     "fedms-queue": (fedms, replace(DEFAULT, sal=Sal("queue", queue=2, epsilon=2.0))),
     "fedms-all": (fedms, replace(DEFAULT, sal=Sal("all"))),
     "fedms-no-stage1": (fedms, replace(DEFAULT, stage1=Stage(0))),
@@ -39,12 +39,15 @@ METHODS = {
     "fedms-prior": (fedms, replace(DEFAULT, stage1_prior="client", mix_prior="both")),
     "fedms-cohort": (fedms, replace(DEFAULT, stage1=Stage(2, 2), stage2=Stage(2, 0.5))),
     "fedms-even": (fedms, replace(DEFAULT, mixture="even")),
-    "fedms-calibrated": (fedms, replace(DEFAULT, calibrate=True, average=True)),
+    "fedms-calibrated": (fedms, replace(DEFAULT, calibrate=True, checkpoint="mean")),
     "fedms-learned": (
         fedms,
         replace(DEFAULT, calibrate=True, stage1_prior="learned", mix_prior="learned"),
     ),
-    "finetune-calibrated": (algorithms.finetune, replace(DEFAULT, calibrate=True, average=True)),
+    "finetune-calibrated": (
+        algorithms.finetune,
+        replace(DEFAULT, calibrate=True, checkpoint="mean"),
+    ),
     "finetune": (algorithms.finetune, DEFAULT),
     "fedavg": (fedavg, DEFAULT),
     "fedprox": (algorithms.fedprox, replace(DEFAULT, pull=0.5)),
@@ -60,6 +63,7 @@ METHODS = {
     "fedsa": (algorithms.fedsa, DEFAULT),
     "dual": (algorithms.dual, DEFAULT),
     "fedalt": (algorithms.fedalt, DEFAULT),
+    "feddpa": (algorithms.feddpa, replace(DEFAULT, likeness=1.0)),
     "local": (local, DEFAULT),
     "probe": (algorithms.probe, DEFAULT),
 }
@@ -84,7 +88,17 @@ MODELS = {
     "toy": PROMPTED,
     "toy-linear": tuple(METHODS),
     "sentence": tuple(method for method in PROMPTED if method not in ON_TOYS_ONLY),
-    "clip": ("fedms", "fedms-all", "fedms-prior", "fedavg", "fedex", "dual", "fedalt", "local"),
+    "clip": (
+        "fedms",
+        "fedms-all",
+        "fedms-prior",
+        "fedavg",
+        "fedex",
+        "dual",
+        "fedalt",
+        "feddpa",
+        "local",
+    ),
     "vit": (
         "fedms",
         "fedms-zero",
@@ -98,13 +112,14 @@ MODELS = {
         "fedsa",
         "dual",
         "fedalt",
+        "feddpa",
         "local",
         "probe",
     ),
 }
 ROUNDS = {"fedms-no-stage1": 2, "ditto": 2, "fedrep": 2}
 PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
-TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune"))]
+TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune", "dual", "feddpa"))]
 
 
 class Backwards(Simulator):
@@ -253,7 +268,7 @@ def test_what_leaves_a_client(trace, method, model):
     run = trace(method, model)
     layout = run.learner.layout
     options = METHODS[method][1]
-    gated = not method.startswith("finetune") and options.mixture == "gate"
+    gated = method.startswith("fedms") and options.mixture == "gate"
     fitted = set(calibration.SHAPES) if options.calibrate else set()
     share = options.share if gated else "none"
     gate = {"adapter": layout.gate_adapter, "none": ()}.get(
@@ -430,7 +445,7 @@ def test_the_global_expert_stands_still_in_stage_2(trace, method, model):
     second = [fingerprint(part("global", s.tensors)) for s in run.states if s.stage == 2]
     assert len(set(second)) == 1
     heads = {f"gate/{n}" for n in run.learner.layout.gate_head}
-    if METHODS[method][1].share != "all" and "finetune" not in method:
+    if METHODS[method][1].share != "all" and method.startswith("fedms"):
         assert all(not run.states[-1].tensors[n].any() for n in heads)
 
 
@@ -467,7 +482,8 @@ def test_training_moves_every_tensor_of_the_expert(trace, method, model):
     [
         *itertools.product(["fedms", "fedms-all", "local"], ["toy", "sentence", "clip"]),
         *itertools.product(
-            ["fedadam", "fedra", "ditto", "fedrep", "fedsa", "dual", "fedalt"], ["toy", "sentence"]
+            ["fedadam", "fedra", "ditto", "fedrep", "fedsa", "dual", "fedalt", "feddpa"],
+            ["toy", "sentence"],
         ),
     ],
 )

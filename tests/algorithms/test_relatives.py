@@ -121,7 +121,7 @@ def test_ditto_shares_what_fedavg_shares(ended):
 
 def test_a_pull_keeps_dittos_experts_near_the_global_one(ended):
     def distance(pull):
-        shared, own = ended(ditto, replace(OPTIONS, pull=pull, keep_best=False))
+        shared, own = ended(ditto, replace(OPTIONS, pull=pull, checkpoint="last"))
         return sum(float((t - shared[n]).square().sum()) for mine in own for n, t in mine.items())
 
     assert distance(0.0) > distance(1.0)

@@ -43,6 +43,7 @@ METHODS = {
     "fedsa": _OWN,
     "dual": _BOTH,
     "fedalt": _OWN,
+    "feddpa": _BOTH,
     "local": ({"zero_shot", "local", "personal"}, False, False, True),
     "probe model.head=linear": ({"local", "personal"}, False, False, True),
 }

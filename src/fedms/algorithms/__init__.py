@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from fedms.algorithms.ditto import ditto
-from fedms.algorithms.dual import dual, fedalt
+from fedms.algorithms.dual import dual, fedalt, feddpa
 from fedms.algorithms.fedms import fedms, finetune
 from fedms.algorithms.keygroups import (
     fedadam,
@@ -23,7 +23,8 @@ from fedms.algorithms.options import Options, Stage
 from fedms.algorithms.products import fedex, flexlora, flora
 from fedms.algorithms.sal import Sal
 from fedms.algorithms.server import Server
-from fedms.core.algorithm import FederatedAlgorithm, Layout
+from fedms.core.algorithm import FederatedAlgorithm
+from fedms.core.layout import Layout
 
 METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "fedms": fedms,
@@ -44,6 +45,7 @@ METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "fedsa": fedsa,
     "dual": dual,
     "fedalt": fedalt,
+    "feddpa": feddpa,
     "local": local,
     "probe": probe,
 }
@@ -61,6 +63,7 @@ __all__ = [
     "fedalt",
     "fedavg",
     "fedclip",
+    "feddpa",
     "fedex",
     "fedms",
     "fedper",

@@ -12,12 +12,12 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Layout,
     Role,
     ServerState,
     Turn,
     View,
 )
+from fedms.core.layout import Layout
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import all_finite, part, under
 

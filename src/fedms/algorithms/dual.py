@@ -1,13 +1,16 @@
-"""Two experts joined inside the layers: each projection weighs both products, token by token.
+"""Two experts joined inside the layers: each projection weighs both products.
 
-What is frozen lies beneath a client's own adapters (`Expert.beneath`); mixers, one a projection,
-train with them and never leave. FedMS joins whole models once an example instead.
+What is frozen lies beneath a client's own adapters (`Expert.beneath`). Weights are those of mixers,
+one a projection, token by token; they train with the adapters and never leave. Or they follow from
+how like a row is to the client's own (`Expert.likeness`). FedMS joins whole models once an example
+instead.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,18 +26,22 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Layout,
     Learner,
     Role,
     RoundPlan,
     ServerState,
-    Shapes,
     Turn,
     View,
 )
+from fedms.core.layout import Layout, Shapes
+from fedms.core.rows import Rows
+from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 _ROWS, _ROUND, _TOOK = "rest/rows", "rest/round", "took/round"
+_LIKENESS = "likeness/direction"
+_INSTANCES = 5
+"""Of a client's rows, those that others are compared with."""
 
 
 def dual(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -67,6 +74,49 @@ def dual(layout: Layout, options: Options) -> FederatedAlgorithm:
         return View(Expert(own, prior, _pairs(layout, part("global", state.tensors))))
 
     return replace(first, name="dual", client_update=client_update, view=view)
+
+
+def feddpa(layout: Layout, options: Options) -> FederatedAlgorithm:
+    """FedDPA-F (arXiv 2403.19211): a local adapter beside the global one, weighed by likeness.
+
+    Known of the paper, whose abstract alone is at hand, by what others write of it: a global
+    adapter is learned by federated averaging; then a local one starts from it, is fine-tuned and
+    stays. To predict, both products are added in every layer, by weights of each instance's own.
+    Read off its authors' public code: the local one weighs `a`, the global one `1 - a`, and `a` is
+    a factor (0.5, `options.likeness`) times the mean cosine between the instance's representation
+    and those of 5 random training instances, all under the local adapter.
+
+    Reconstructed: the local adapter trains without the global one beside it; the representation is
+    the feature that classes are scored by (theirs: the last token's); the 5 are drawn once a
+    client, not once an instance, so that predictions repeat; `a` is held within 0..1; a linear head
+    is the client's own; of a client's rounds the best is kept by the score of both together. Not
+    here: FedDPA-T, which trains both in turn every round.
+    """
+    first = finetune(layout, replace(options, local_init="global", calibrate=False))
+
+    def client_update(turn: Turn) -> ClientWork:
+        if turn.plan.stage == 1:
+            update = yield from first.client_update(turn)
+            return update
+        names = layout.expert(turn.data.depth(len(layout.blocks)))
+        shared = part("global", turn.broadcast)
+        fresh = turn.learner.initial_expert(names, turn.plan.seed)
+        expert = Expert({**fresh, **shared, **_own(turn.state)}, options.mix_prior == "both")
+        own = (yield turn.fit(View(expert), names)).expert
+        likeness = options.likeness * turn.learner.mean_direction(own, _drawn(turn))
+        both = replace(own, beneath=_pairs(layout, shared), likeness=likeness)
+        tensors = {**under("local", pick(own.tensors, names)), _LIKENESS: likeness}
+        return _ended(turn, View(both), tensors, {}, names, options)
+
+    def view(state: ServerState, client: ClientState | None, role: Role) -> View | None:
+        found = first.view(state, client, role)
+        likeness = chosen(client).get(_LIKENESS) if client and role == "personal" else None
+        if found is None or likeness is None:
+            return found
+        beneath = _pairs(layout, part("global", state.tensors))
+        return View(replace(found.expert, beneath=beneath, likeness=likeness))
+
+    return replace(first, name="feddpa", client_update=client_update, view=view)
 
 
 def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -137,21 +187,40 @@ def _own_round(turn: Turn, expert: Expert, upload: Tensors, options: Options) ->
     What was beneath is kept with the expert, which learned beside it. `upload` names what is sent
     of it, as `global/…`.
     """
-    learner, plan, data, names = turn.learner, turn.plan, turn.data, frozenset(expert.tensors)
+    names = frozenset(expert.tensors)
     view = yield turn.fit(View(expert), names)
     trained = view.expert.tensors
-    score = learner.score(view, data, "val") if all_finite(trained) else DIVERGED
-    depth = data.depth(len(learner.layout.blocks))
     tensors = {
         **under("local", trained),
         **under("rest", expert.beneath),
-        _TOOK: _number(plan.round),
+        _TOOK: _number(turn.plan.round),
     }
-    before, keep_best = turn.state or ClientState({}, depth), options.keep_best
-    after = remember(before, tensors, score, depth=depth, keep_best=keep_best)
     sent = {name: trained[name.removeprefix("global/")] for name in sorted(upload)}
-    size = learner.layout.size(names)
-    return ClientUpdate(data.id, plan.round, len(data.train), sent, score, depth, size, after)
+    return _ended(turn, view, tensors, sent, names, options)
+
+
+def _ended(
+    turn: Turn,
+    view: View,
+    tensors: Tensors,
+    sent: Tensors,
+    names: frozenset[str],
+    options: Options,
+) -> ClientUpdate:
+    """The end of a client's round: its model is scored, and `tensors` are what it remembers."""
+    learner, data = turn.learner, turn.data
+    score = learner.score(view, data, "val") if all_finite(tensors) else DIVERGED
+    depth, size = data.depth(len(learner.layout.blocks)), learner.layout.size(names)
+    before, rows = turn.state or ClientState({}, depth), len(data.train)
+    after = remember(before, tensors, score, depth=depth, keep_best=options.keep_best)
+    return ClientUpdate(data.id, turn.plan.round, rows, sent, score, depth, size, after)
+
+
+def _drawn(turn: Turn) -> Rows:
+    """The training rows that others are compared with, the same in every round."""
+    train = turn.data.train
+    rng = np.random.default_rng(derive_seed(turn.plan.seed, "likeness", turn.data.id))
+    return train.take(rng.permutation(len(train))[:_INSTANCES])
 
 
 def _pairs(layout: Layout, tensors: Tensors) -> dict[str, Tensor]:

@@ -27,15 +27,14 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Layout,
     Learner,
     Role,
     RoundPlan,
     ServerState,
-    Shapes,
     Turn,
     View,
 )
+from fedms.core.layout import Layout, Shapes
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 
@@ -203,7 +202,7 @@ def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
     prior = method.trains_with(method.options.mix_prior, broadcast)
     view = yield replace(turn.fit(mixture, names), gate=gated, prior=prior)
     trained = pick(view.expert.tensors, names | own.keys())
-    mean = _mean(state, start, trained) if method.options.average else {}
+    mean = _mean(state, start, trained) if method.options.checkpoint == "mean" else {}
     tensors = {**under("local", trained), **under("mean", mean), **under("gate", view.gate or {})}
     expert = replace(view.expert, tensors={**view.expert.tensors, **mean})
     view = method.calibrated(replace(view, expert=expert), broadcast)
@@ -216,7 +215,12 @@ def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
         blocks=data.depth(method.blocks),
     )
     after = remember(
-        state, tensors, score, depth=depth_after, queue=queue, keep_best=method.options.keep_best
+        state,
+        tensors,
+        score,
+        depth=depth_after,
+        queue=queue,
+        keep_best=method.options.checkpoint == "best",
     )
     upload = {**pick(tensors, plan.upload - method.fitted), **method.fit(turn, view)}
     size = method.layout.size([*names, *(gate if gated else ())])
@@ -268,8 +272,9 @@ def _view(
 ) -> View | None:
     """Models of a client: the global expert, its local expert alone, the mixture of both.
 
-    The global expert is scored as anyone would use it. A client that has no local expert (yet) has
-    the global expert, with its class prior where mixtures have that, as its personal model.
+    The global expert is scored as anyone would use it, the others as their client does: calibrated.
+    A client that has no local expert (yet) has the global expert, with its class prior where
+    mixtures have that, as its personal model.
     """
     shared = part("global", state.tensors)
     if role == "global":
@@ -280,4 +285,5 @@ def _view(
     own = chosen(client)
     expert = {**_inherited(method, state.tensors), **part("local", own), **part("mean", own)}
     mixture = method.mixture(expert, shared, part("gate", own))
-    return View(mixture.expert) if role == "local" else method.calibrated(mixture, state.tensors)
+    model = View(mixture.expert) if role == "local" else mixture
+    return method.calibrated(model, state.tensors)

@@ -14,6 +14,7 @@ Share = Literal["adapter", "all", "none"]
 Mixture = Literal["gate", "even", "none"]
 StagePrior = Literal["none", "client", "learned"]
 MixPrior = Literal["none", "client", "both", "learned"]
+Checkpoint = Literal["best", "last", "mean"]
 RateSchedule = Literal["constant", "cosine"]
 
 
@@ -49,16 +50,18 @@ class Options:
             while they train, weighed as calibration says (`learned`).
         calibrate: personal models predict by shared weights of evidence (`core.calibration`),
             which all clients fit on validation rows.
-        average: a client's local expert is the mean of what its rounds of stage 2 left (Polyak and
-            Juditsky 1992), each of which goes on from the last.
-        keep_best: a client's model is its checkpoint with the best score on its validation rows
-            (ties: the lower loss), instead of the last one.
+        checkpoint: which of its rounds a client's model is of: the `best` by its validation rows
+            (ties: the lower loss), the `last`, or the `mean` of what all rounds of stage 2 left, of
+            which each went on from the last (Polyak and Juditsky 1992). Methods without a stage of
+            local experts take the best in place of the mean.
         rate_schedule: of learning rates over the rounds of a stage (methods without stages: of
             all): constant, or down towards nothing along half a cosine (arXiv 1608.03983, without
             restarts).
         pull: FedProx and Ditto: weight of the squared distance from the global model, at least 0.
         private_blocks: FedPer and FedRep: the last blocks that stay with the client, with the head.
         random_blocks: FedRA: how many blocks a client trains in a round.
+        likeness: FedDPA: the local adapter's weight in a row that is just as the client's own ones,
+            0..1.
     """
 
     stage1: Stage
@@ -72,17 +75,22 @@ class Options:
     server: Server = field(default_factory=Server)
     mix_prior: MixPrior = "none"
     calibrate: bool = False
-    average: bool = False
-    keep_best: bool = True
+    checkpoint: Checkpoint = "best"
     rate_schedule: RateSchedule = "constant"
     pull: float = 0.0
     private_blocks: int = 1
     random_blocks: int = 1
+    likeness: float = 0.5
 
     @property
     def counted(self) -> bool:
         """Whether a global expert has the client's class prior as it is."""
         return self.mix_prior in ("client", "both")
+
+    @property
+    def keep_best(self) -> bool:
+        """Whether validation rows choose between a client's rounds, where there is no mean."""
+        return self.checkpoint != "last"
 
     @property
     def rounds(self) -> int:

@@ -36,15 +36,14 @@ from fedms.core.algorithm import (
     ClientWork,
     Expert,
     FederatedAlgorithm,
-    Layout,
     Role,
     RoundPlan,
     Score,
     ServerState,
-    Shapes,
     Turn,
     View,
 )
+from fedms.core.layout import Layout, Shapes
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, elements, part, pick, under
 

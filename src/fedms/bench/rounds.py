@@ -19,8 +19,9 @@ from fedms.bench.rows import Row
 from fedms.build import make_algorithm
 from fedms.config import load_config
 from fedms.core import calibration
-from fedms.core.algorithm import Fit, Layout, Score, View
+from fedms.core.algorithm import Expert, Fit, Score, View
 from fedms.core.costs import Costs
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.run import run
 from fedms.runtimes.rounds import run_rounds
@@ -58,6 +59,9 @@ class Idle:
     def fit(self, fits: Sequence[Fit], pace: int) -> list[View]:
         self.asked = self.asked or time.perf_counter()
         return [fit.view for fit in fits]
+
+    def mean_direction(self, expert: Expert, rows: Rows) -> torch.Tensor:
+        return torch.zeros(_WIDTH)
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         return Score()

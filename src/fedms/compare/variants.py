@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Group = Literal["reference", "one global model", "personal", "ours"]
-_ALONE = ("stage1.server_momentum=0.0", "gate.calibration=false", "stage2.average=false")
+_ALONE = ("stage1.server_momentum=0.0", "gate.calibration=false", "stage2.checkpoint=best")
 _PLAIN = ("gate.mix_prior=none", "stage1.prior=none", *_ALONE)
 """Without what the configuration may give FedMS: class priors, momentum, calibration, averages."""
 _OWN_PRIOR = ("gate.mix_prior=both", "stage1.prior=none", *_ALONE)
@@ -71,6 +71,7 @@ VARIANTS: Mapping[str, Variant] = {
     "fedrep": _plain("fedrep", "FedRep", "personal"),
     "fedsa": _plain("fedsa", "FedSA-LoRA", "personal"),
     "fedalt": _plain("fedalt", "FedALT", "personal"),
+    "feddpa": _plain("feddpa", "FedDPA-F", "personal"),
     "dual": _plain("dual", "two LoRAs and a gate in every layer", "personal"),
     "fedms": _ours("**FedMS**"),
     "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),

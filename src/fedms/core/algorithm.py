@@ -20,8 +20,7 @@ that a runtime can have the clients of a stack trained together.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -29,10 +28,10 @@ from typing import Literal, Protocol
 import torch
 
 from fedms.core.costs import Costs
-from fedms.core.rows import ClientData, Split
-from fedms.core.tensors import Tensors, fingerprint, under
+from fedms.core.layout import Layout, Shapes
+from fedms.core.rows import ClientData, Rows, Split
+from fedms.core.tensors import Tensors, fingerprint
 
-Shapes = Mapping[str, tuple[int, ...]]
 Role = Literal["global", "local", "personal"]
 
 
@@ -49,15 +48,22 @@ class Expert:
         beneath: frozen pairs (A, B) of any rank, by the same names as adapter tensors; their
             products are added to the same projections. Where the expert has mixers, both products
             are weighed by the softmax of `mixer @ input`, token by token: the expert's own first.
+        likeness: `(width,)`. Where it is given, both products are weighed alike in all layers, row
+            by row, when the expert predicts: its own by the dot product of `likeness` and the row's
+            feature under `tensors` alone, of unit length, held within 0..1; the one beneath by
+            the rest. It has tensors for all that is beneath, and no mixers.
     """
 
     tensors: Tensors
     prior: bool = False
     beneath: Tensors = field(default_factory=dict)
+    likeness: torch.Tensor | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint({**self.tensors, **under("beneath", self.beneath)})
+        likeness = {} if self.likeness is None else {"likeness": self.likeness}
+        parts = (self.tensors, self.beneath, likeness)  # which may have tensors in common
+        return "/".join(fingerprint(tensors) for tensors in parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,54 +112,6 @@ class Score:
     def accuracy(self) -> float | None:
         """Fraction of rows predicted correctly, None without rows."""
         return self.correct / self.rows if self.rows else None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which trainable tensors a model has.
-
-    Args:
-        blocks: names of an expert's adapter tensors, one group a block, from input to output.
-        head: names of a linear head that belongs to the expert; empty where classes are scored
-            against their prompts.
-        gate_adapter, gate_head: names of the gate's tensors.
-        shapes: shape of every tensor named above.
-        pairs: the matrices (A, B) of every projection, whose product `B @ A` is added to it.
-        mixers: names of the tensors by which a block's projections weigh an expert's own product
-            and the one beneath it, one group a block; an expert has them or not.
-    """
-
-    blocks: tuple[tuple[str, ...], ...]
-    head: tuple[str, ...]
-    gate_adapter: tuple[str, ...]
-    gate_head: tuple[str, ...]
-    shapes: Shapes
-    pairs: tuple[tuple[str, str], ...]
-    mixers: tuple[tuple[str, ...], ...]
-
-    @property
-    def down(self) -> frozenset[str]:
-        """Names of all A matrices."""
-        return frozenset(a for a, _ in self.pairs)
-
-    def whole(self, names: Collection[str]) -> frozenset[str]:
-        """These names, and those of all adapter tensors of the blocks they are of."""
-        blocks = (block for block in self.blocks if any(name in names for name in block))
-        return frozenset(names).union(*blocks)
-
-    def expert(self, depth: int) -> frozenset[str]:
-        """What an expert trains when its last `depth` blocks are active (0..all), head included."""
-        active = self.blocks[len(self.blocks) - depth :]
-        return frozenset(name for block in active for name in block).union(self.head)
-
-    def mixing(self, depth: int) -> frozenset[str]:
-        """The mixers of the last `depth` blocks."""
-        active = self.mixers[len(self.mixers) - depth :]
-        return frozenset(name for block in active for name in block)
-
-    def size(self, names: Iterable[str]) -> int:
-        """How many numbers the tensors of these names hold together."""
-        return sum(math.prod(self.shapes[name]) for name in names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +164,10 @@ class Learner(Protocol):
         Nothing of what is given is changed; what is not named stays frozen. `pace` is the seed of
         what clients of a round have in common (see `core.rows.shuffled_batches`).
         """
+        ...
+
+    def mean_direction(self, expert: Expert, rows: Rows) -> torch.Tensor:
+        """`(width,)`: the mean of the rows' features under an expert, each of unit length."""
         ...
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:

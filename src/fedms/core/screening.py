@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from fedms.core.algorithm import ClientUpdate, RoundPlan, Shapes
+from fedms.core.algorithm import ClientUpdate, RoundPlan
+from fedms.core.layout import Shapes
 from fedms.core.tensors import all_finite
 
 

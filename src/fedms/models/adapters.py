@@ -42,6 +42,8 @@ class Factor(nn.Module):
     """`(clients, out, in)`; whoever holds the adapters owns it."""
     mixer: Tensor | None = None
     """`(clients, 2, in)`: weighs the first `own` outputs and the others, or None."""
+    share: Tensor | None = None
+    """`(clients * batch,)`: the weight of the first `own` outputs in a row, or None."""
 
     def __init__(self, own: int) -> None:
         super().__init__()
@@ -50,9 +52,13 @@ class Factor(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """`(clients * batch, …, in)` to `(clients * batch, …, out)`."""
         outputs = _product(inputs, self.weight)
-        if self.mixer is None:
+        if self.share is not None:
+            own = self.share.view(-1, *[1] * (inputs.dim() - 1))
+            share = torch.cat([own, 1 - own], dim=-1)
+        elif self.mixer is not None:
+            share = F.softmax(_product(inputs, self.mixer), dim=-1)
+        else:
             return outputs
-        share = F.softmax(_product(inputs, self.mixer), dim=-1)
         first, second = outputs[..., : self.own], outputs[..., self.own :]
         return torch.cat([first * share[..., :1], second * share[..., 1:]], dim=-1)
 
@@ -172,7 +178,7 @@ class AdapterSlots:
         finally:
             self._switch([])
             for factor in self._factors.values():
-                factor.weight, factor.mixer = _NOTHING, None
+                factor.weight, factor.mixer, factor.share = _NOTHING, None, None
 
     def put(self, tensors: Tensors) -> None:
         """Other tensors in place of those that are held, of the same names."""
@@ -182,6 +188,12 @@ class AdapterSlots:
                 self._mixed[name].mixer = placed
             else:
                 self._factors[name].weight = placed
+
+    def weigh(self, shares: Tensor) -> None:
+        """Weigh an expert's own product in each of the next rows, `(clients * batch,)`."""
+        placed = shares.to(self._weight.device, self._weight.dtype)
+        for factor in self._mixed.values():
+            factor.share = placed
 
     def held(self) -> list[Tensor]:
         """What the slots hold now."""

@@ -28,19 +28,21 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
         folder: where.
         learner: whose slots the tensors fit.
         expert: whatever lies beneath its adapters is joined with them, at a higher rank; but with
-            mixers, which PEFT does not know, both stand beside them in files of their own.
+            what weighs both (mixers, likeness), which PEFT does not know, that and what lies
+            beneath stand beside them in files of their own.
         base: name of the foundation model, for the configuration.
     """
     folder.mkdir(exist_ok=True)
     heads = {name: t for name, t in expert.tensors.items() if name in learner.head.shapes}
     mixers = {name: t for name, t in expert.tensors.items() if name in learner.slots.mixer_shapes}
     own = {name: t for name, t in expert.tensors.items() if name not in mixers}
-    adapters = _of_one_rank(learner, learner.adapters(own, {} if mixers else expert.beneath))
-    if mixers:
-        (folder / "mixers.safetensors").write_bytes(serialise(mixers))
-        (folder / "beneath.safetensors").write_bytes(serialise(expert.beneath))
-    if heads:
-        (folder / "head.safetensors").write_bytes(serialise(heads))
+    likeness = {} if expert.likeness is None else {"likeness": expert.likeness}
+    joined, apart = ({}, expert.beneath) if mixers or likeness else (expert.beneath, {})
+    adapters = _of_one_rank(learner, learner.adapters(own, joined))
+    beside = {"head": heads, "mixers": mixers, "likeness": likeness, "beneath": apart}
+    for name, tensors in beside.items():
+        if tensors:
+            (folder / f"{name}.safetensors").write_bytes(serialise(tensors))
     if adapters:
         learner.slots.save_config(folder, adapters, base)
         metadata = {"format": "pt"}

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedms.core import calibration
-from fedms.core.algorithm import Fit, Layout, Score, View
+from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
+from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.models import stack
 from fedms.models.adapters import AdapterSlots

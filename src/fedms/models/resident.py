@@ -141,16 +141,38 @@ class Resident:
         if self._last and self._last[0] is rows and self._last[1] == expert.fingerprint:
             return self._last[2]
         adapters = self.adapters(expert.tensors, expert.beneath)
+        shares = self._shares(expert, rows)
         with torch.no_grad(), self.slots.holding(alone(adapters)):
-            below = self._below(adapters)
-            kept = self.prefixes.find(rows, below)
+            kept = None if shares is not None else self.prefixes.find(rows, self._below(adapters))
             if kept is None and adapters:
                 kept = self.keep(rows, adapters, self.slots.lowest(adapters))
-            features = self.forward(rows, kept)
+            features = self.forward(rows, kept, shares)
         if expert.fingerprint == FROZEN.fingerprint:  # the foundation model's are asked for again
             self._known[rows] = {**known, expert.fingerprint: features}
         self._last = (rows, expert.fingerprint, features)
         return features
+
+    def _shares(self, expert: Expert, rows: Rows) -> Tensor | None:
+        """`(rows,)` weights of an expert's own products, see `Expert.likeness`; None: no weights.
+
+        Raises:
+            ValueError: if something is beneath for which the expert has no tensor of its own.
+        """
+        if expert.likeness is None:
+            return None
+        missing = expert.beneath.keys() - expert.tensors.keys()
+        if missing:
+            raise ValueError(
+                f"got an expert with likeness and without {min(missing)!r}; "
+                "expected a tensor of its own for all that lies beneath it"
+            )
+        directions = F.normalize(self.features(Expert(expert.tensors), rows), dim=-1)
+        return (directions @ expert.likeness.to(directions.device)).clamp(0, 1)
+
+    def mean_direction(self, expert: Expert, rows: Rows) -> Tensor:
+        """See `Learner.mean_direction`."""
+        with self.meter.phase("evaluate"):
+            return F.normalize(self.features(expert, rows), dim=-1).mean(0).cpu()
 
     def keep(self, rows: Rows, adapters: Tensors, boundary: int) -> Kept | None:
         """What lies below a boundary, under adapters that the slots hold now."""
@@ -166,14 +188,19 @@ class Resident:
 
         return hashed
 
-    def forward(self, rows: Rows, kept: Kept | None) -> Tensor:
-        """`(rows, width)` features under the adapters now in the slots, shortest rows first."""
+    def forward(self, rows: Rows, kept: Kept | None, shares: Tensor | None = None) -> Tensor:
+        """`(rows, width)` features under the adapters now in the slots, shortest rows first.
+
+        `shares`: `(rows,)`, by which the slots weigh an expert's own products, or None.
+        """
         lengths = self.backbone.lengths(rows)
         order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
         for start in range(0, len(rows), _PREDICT_BATCH):
             index = order[start : start + _PREDICT_BATCH]
             batch = self.backbone.collate(rows.take(index))
+            if shares is not None:
+                self.slots.weigh(shares[torch.from_numpy(index).to(shares.device)])
             with self.metered("features", kept, batch):
                 features = self.batch(batch, [index], [kept] if kept else None)
             out[torch.from_numpy(index).to(out.device)] = features

@@ -48,6 +48,11 @@ class _Trainee:
         self.fit, self.rows = fit, fit.data.train
         self.lengths = resident.backbone.lengths(self.rows)
         device, view = resident.backbone.device, fit.view
+        if view.expert.likeness is not None:
+            raise ValueError(
+                "got a fit of an expert with likeness, which weighs predictions; "
+                "expected one without"
+            )
         self.expert = {
             name: tensor.to(device, copy=True).requires_grad_(name in fit.names)
             for name, tensor in sorted(view.expert.tensors.items())
