@@ -399,6 +399,32 @@ def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client)
         }
 
 
+def test_a_newcomer_has_no_share_in_the_rest_of_the_world(tmp_path, toy, make_toy_client):
+    """What lies beneath an unseen client's adapters is the average it had no part in, each time."""
+    learner = toy()
+    plain, seen = fedalt(learner.layout, OPTIONS), []
+
+    def spied(turn):
+        work = plain.client_update(turn)
+        fit = next(work)
+        if turn.data.id == "new":
+            seen.append(fit.view.expert.beneath)
+        try:
+            work.send((yield fit))
+        except StopIteration as end:
+            return end.value
+
+    algorithm, states = replace(plain, client_update=spied), ClientStates(tmp_path)
+    clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("ab")]
+    newcomer = [make_toy_client("new", 40, 3)]  # more rows than stand behind the average
+    simulator = Simulator(algorithm, learner, clients, states, newcomer)
+    first = algorithm.init(learner, 0)
+    *_, before, last = (state for state, _ in run_rounds(algorithm, simulator, first))
+    simulator.newcomers(algorithm.plan(before), last, 3, 40)
+    average = part("global", last.tensors)
+    assert [same(beneath, average) for beneath in seen] == [True] * 3
+
+
 def test_both_of_dual_start_as_the_shared_one(ended):
     """With equal weights of two equal products, stage 2 begins where stage 1 ended."""
     shared, own = ended(dual, replace(OPTIONS, stage2=Stage(1, epochs=0)))
