@@ -119,6 +119,19 @@ def test_every_variant_is_a_valid_configuration():
             assert config.stage1.server_momentum == 0
 
 
+@pytest.mark.parametrize(("prior", "wanted"), [("none", "none"), ("client", "both")])
+def test_what_is_fedms_own_stays_with_fedms(prior, wanted):
+    """But for the row that has its prior: there the personal model, no mixture, has it itself."""
+    own = ("stage2.local_init=zero", f"gate.mix_prior={prior}", "stage1.server_momentum=0.5")
+    plan = Plan(None, own, (), (0,), (1e-3,), Path())
+    for name, variant in VARIANTS.items():
+        config = plan.configure(variant, 1e-3, 0)
+        ours = variant.group == "ours" or bool(variant.run)
+        assert config.stage2.local_init == ("zero" if ours else "global"), name
+    config = plan.configure(VARIANTS["finetune+prior"], 1e-3, 0)
+    assert (config.gate.mix_prior, config.stage1.server_momentum) == (wanted, 0.5)
+
+
 def test_an_unknown_method_is_named(plan):
     with pytest.raises(UserError, match=r"'sgd'.*fedavg"):
         compare(Plan(None, (), ("sgd",), (0,), (1e-3,), plan.out))

@@ -47,7 +47,8 @@ class Plan:
         """The configuration of one run."""
         base = load_config(self.config, self.overrides)
         rounds = base.stage1.rounds + base.stage2.rounds
-        settings = [setting.format(rounds=rounds) for setting in variant.settings]
+        prior = "none" if base.gate.mix_prior == "none" else "both"
+        settings = [setting.format(rounds=rounds, prior=prior) for setting in variant.settings]
         own = [f"training.learning_rate={rate}", f"seed={seed}"]
         return load_config(self.config, [*self.overrides, *settings, *own])
 

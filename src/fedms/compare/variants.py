@@ -10,6 +10,8 @@ Group = Literal["reference", "one global model", "personal", "ours"]
 _PLAIN = ("gate.mix_prior=none", "stage1.prior=none", "stage1.server_momentum=0.0")
 """Without what the configuration may give FedMS: class priors and momentum."""
 _OWN_PRIOR = ("gate.mix_prior=both", "stage1.prior=none", "stage1.server_momentum=0.0")
+_STANDARD = ("stage2.local_init=global",)
+"""Options of FedMS' own that other methods would read too."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Variant:
     Args:
         title: in tables.
         group: of methods.
-        settings: on top of the configuration; `{rounds}` is the rounds of both its stages.
+        settings: on top of the configuration; `{rounds}` is the rounds of both its stages, and
+            `{prior}` what gives a model that is no mixture the class prior, if FedMS has it.
         role: of the run's models, the one that is scored.
         run: name of the variant whose runs it reads; empty: its own.
         bound: an upper bound rather than a method: not federated, or it sees labels.
@@ -34,7 +37,7 @@ class Variant:
 
 
 def _plain(method: str, title: str, group: Group, *settings: str, bound: bool = False) -> Variant:
-    return Variant(title, group, (f"method={method}", *_PLAIN, *settings), bound=bound)
+    return Variant(title, group, (f"method={method}", *_PLAIN, *_STANDARD, *settings), bound=bound)
 
 
 def _ours(title: str, *settings: str) -> Variant:
@@ -46,7 +49,7 @@ VARIANTS: Mapping[str, Variant] = {
     "probe": _plain("probe", "linear probe, local", "reference", "model.head=linear"),
     "local": _plain("local", "local-only LoRA", "reference"),
     "local+prior": Variant(
-        "local-only LoRA, class prior", "reference", ("method=local", *_OWN_PRIOR)
+        "local-only LoRA, class prior", "reference", ("method=local", *_OWN_PRIOR, *_STANDARD)
     ),
     "centralised": _plain("centralised", "centralised LoRA", "reference", bound=True),
     "fedavg": _plain("fedavg", "FedAvg-LoRA", "one global model"),
@@ -63,7 +66,7 @@ VARIANTS: Mapping[str, Variant] = {
     "finetune+prior": Variant(
         "FedAvg-LoRA, then local fine-tuning, FedMS' prior and momentum",
         "personal",
-        ("method=finetune",),
+        ("method=finetune", "gate.mix_prior={prior}", *_STANDARD),
     ),
     "ditto": _plain("ditto", "Ditto", "personal"),
     "fedper": _plain("fedper", "FedPer", "personal"),
