@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from fedms.core.errors import UserError
 
 SETTINGS = (
     "data.max_rows=120",
-    "partition.clients=3",
+    "partition.clients=4",
+    "partition.unseen_clients=1",
+    "partition.unseen_rounds=1",
     "partition.alpha=1.0",
     "partition.test_fraction=0.4",
     "stage1.rounds=1",
@@ -47,7 +50,7 @@ def test_one_result_a_method_and_seed(results):
     assert found == [(method, seed) for method in METHODS for seed in (0, 1)]
     for result in results:
         assert 0 <= result.test["mean"] <= 1
-        assert set(result.test["per_client"]) == {"0", "1", "2"}
+        assert len(result.test["per_client"]) == 3
 
 
 def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_first_seed(plan, results):
@@ -97,7 +100,7 @@ def changed(result):
     """The same result, with the seconds that its new run took."""
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["test"]["personal"] == result.test
-    return Result(**{**vars(result), "cost": summary["cost"]})
+    return replace(result, cost=summary["cost"])
 
 
 def test_a_run_with_other_settings_is_not_used(plan, results):
@@ -158,6 +161,11 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert [(r["method"], r["seed"]) for r in rows] == [(r.method, r.seed) for r in results]
     for row, result in zip(rows, results, strict=True):
         assert row["test"]["personal"] == result.test
+        assert (row["test"]["unseen"] is None) == bool(VARIANTS[result.method].run)
+        if row["test"]["unseen"]:
+            summary = json.loads((result.folder / "summary.json").read_text())
+            assert row["test"]["unseen"] == summary["test"]["unseen"]
+            assert row["test"]["unseen_adapted"] == summary["test"]["unseen_adapted"]
         assert row["cost"] == result.cost
     with (tmp_path / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -166,7 +174,13 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     mean = np.mean([r.test["mean"] for r in by_name(results, "local")])
     line = next(line for line in text.splitlines() if line.startswith("| local-only LoRA |"))
     assert f"| {mean:.3f} ± " in line
-    assert text.count("\n| FedAvg-LoRA |") == 4  # equal steps, bytes, FLOPs, until accuracy
+    # equal steps, bytes, FLOPs, until accuracy, unseen clients
+    assert text.count("\n| FedAvg-LoRA |") == 5
+    unseen = text.split("| unseen clients |")[1]
+    mean = np.mean([r.unseen_adapted["mean"] for r in by_name(results, "local")])
+    line = next(line for line in unseen.splitlines() if line.startswith("| local-only LoRA |"))
+    assert f"| {mean:.3f} ± " in line
+    assert "zero-shot" not in unseen
     plots.write(tmp_path, results)
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
     assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()
@@ -190,7 +204,7 @@ def test_intervals_and_tests_against_scipy():
 
 def result(method, seed, clients):
     scores = {"per_client": clients, "mean": float(np.mean(list(clients.values())))}
-    return Result(method, seed, 1e-3, Path(), scores, scores, None, {})
+    return Result(method, seed, 1e-3, Path(), scores, scores, None, None, {})
 
 
 def test_clients_are_paired_seed_by_seed():

@@ -67,7 +67,7 @@ class Result:
         rate: the learning rate that was chosen.
         folder: of the run.
         test, validation: scores of the variant's role, as a role's are in `summary.json`.
-        unseen: scores of unseen clients, or None.
+        unseen, unseen_adapted: scores of unseen clients before and after they adapt, or None.
         cost: as in `summary.json`.
     """
 
@@ -78,6 +78,7 @@ class Result:
     test: Mapping[str, Any]
     validation: Mapping[str, Any]
     unseen: Mapping[str, Any] | None
+    unseen_adapted: Mapping[str, Any] | None
     cost: Mapping[str, Any]
 
 
@@ -130,6 +131,7 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
 
     rate = min(sorted(plan.rates), key=loss) if len(plan.rates) > 1 else plan.rates[0]
     role, results = VARIANTS[name].role, []
+    personal = role == "personal"
     for seed in plan.seeds:
         found = summary(rate, seed)
         if found["test"][role] is None:
@@ -142,7 +144,8 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
                 folder=plan.folder(runner, rate, seed),
                 test=found["test"][role],
                 validation=found["validation"][role],
-                unseen=found["test"]["unseen"] if role == "personal" else None,
+                unseen=found["test"]["unseen"] if personal else None,
+                unseen_adapted=found["test"]["unseen_adapted"] if personal else None,
                 cost=found["cost"],
             )
         )

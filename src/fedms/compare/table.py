@@ -46,7 +46,11 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "seed": result.seed,
             "learning_rate": result.rate,
             "folder": str(result.folder),
-            "test": {"personal": dict(result.test), "unseen": result.unseen},
+            "test": {
+                "personal": dict(result.test),
+                "unseen": result.unseen,
+                "unseen_adapted": result.unseen_adapted,
+            },
             "validation": {"personal": dict(result.validation)},
             "cost": dict(result.cost),
         }
@@ -70,13 +74,17 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy."""
+    """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy.
+
+    Unseen clients, where there are any, come last.
+    """
     methods = by_method(results)
     views = [_equal_steps(methods)]
     if _OURS in methods:
         curves = {name: [curve(r.folder) for r in found] for name, found in _trained(methods)}
         views += [_margins(methods), _budgets(curves), _targets(curves)]
-    return "\n\n".join(views) + "\n"
+    views.append(_unseen(methods))
+    return "\n\n".join(filter(None, views)) + "\n"
 
 
 def _trained(methods: Mapping[str, list[Result]]) -> list[tuple[str, list[Result]]]:
@@ -94,8 +102,9 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
     ours = methods.get(_OURS)
     lines = []
     for name, found in methods.items():
-        cells = [_title(name), _spread(found, "mean"), _spread(found, "worst_decile")]
-        cells += [_spread(found, "weighted"), _spread(found, "std")]
+        tests = [result.test for result in found]
+        cells = [_title(name)]
+        cells += [_spread(tests, key) for key in ("mean", "worst_decile", "weighted", "std")]
         beside = versus(ours, found) if ours and name != _OURS else None
         cells += _versus_cells(beside)
         derived = bool(VARIANTS[name].run)
@@ -114,8 +123,8 @@ def _versus_cells(beside: Any) -> list[str]:
     return [f"{beside.difference:+.3f}", f"{beside.better} : {beside.worse}", p]
 
 
-def _spread(found: Sequence[Result], key: str) -> str:
-    spread = Spread.of([result.test[key] for result in found])
+def _spread(scores: Sequence[Mapping[str, Any]], key: str) -> str:
+    spread = Spread.of([score[key] for score in scores])
     return f"{spread.mean:.3f}" + ("" if spread.half is None else f" ± {spread.half:.3f}")
 
 
@@ -176,6 +185,20 @@ def _targets(curves: Mapping[str, list[list[Point]]]) -> str:
                 cells.append(f"{statistics.fmean(getattr(p, key) for p in found) / scale:,.1f}")
         lines.append(cells)
     return _table(head, lines)
+
+
+def _unseen(methods: Mapping[str, list[Result]]) -> str:
+    """Clients that took no part in training; nothing where there are none."""
+    head = ["unseen clients", "mean", "worst decile"]
+    head += ["adapted: mean", "adapted: worst decile"]
+    lines = []
+    for name, found in methods.items():
+        before = [result.unseen for result in found if result.unseen]
+        after = [result.unseen_adapted for result in found if result.unseen_adapted]
+        if before and after:
+            cells = [_spread(s, key) for s in (before, after) for key in ("mean", "worst_decile")]
+            lines.append([_title(name), *cells])
+    return _table(head, lines) if lines else ""
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
