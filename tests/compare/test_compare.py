@@ -235,6 +235,24 @@ def test_budgets_and_targets_are_decided_by_validation():
     assert until(POINTS, 0.81) is None
 
 
+def test_every_seed_has_the_budget_of_its_own():
+    """By hand: on seed 1 FedMS costs ten times what it costs on seed 0."""
+
+    def points(*bytes_sent):
+        """Accuracies 0.1, 0.2, … after so many bytes; FLOPs alike."""
+        tenths = enumerate(bytes_sent, start=1)
+        return [Point(i, sent, sent, 1.0, i / 10, i / 10) for i, sent in tenths]
+
+    curves = {
+        "fedms": {0: points(5, 10), 1: points(50, 100)},
+        "local": {1: points(40, 90, 100, 101), 0: points(5, 9, 11, 101)},
+    }
+    lines = table._budgets(curves).splitlines()
+    assert lines[0].split(" | ")[1:] == ["25%: 0.0 MB", "50%: 0.0 MB", "100%: 0.0 MB |"]
+    assert lines[2].split(" | ")[1:] == ["–", "0.100", "0.200 |"]
+    assert lines[3].split(" | ")[1:] == ["–", "0.100", "0.250 |"]  # 0.3 and 0.2; 0.1 and 0.1
+
+
 def test_a_curve_adds_up_to_the_summary(results):
     for found in by_name(results, "fedms"):
         points = curve(found.folder)
