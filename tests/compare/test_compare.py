@@ -17,7 +17,7 @@ from fedms.cli import app
 from fedms.compare import VARIANTS, Plan, Result, compare, plots, runs, table
 from fedms.compare.scores import Point, Spread, curve, until, versus, within
 from fedms.config import load_config
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError, UserError
 
 SETTINGS = (
     "data.max_rows=120",
@@ -145,7 +145,9 @@ def test_a_rate_that_diverges_is_not_chosen(plan, monkeypatch):
 
     def diverges(config, folder, **options):
         if config.training.learning_rate > 1:
-            raise UserError("got no usable update")
+            raise DivergenceError("got no usable update")
+        if config.training.learning_rate > 0.1:
+            raise UserError("got a full disk")
         return original(config, folder, **options)
 
     monkeypatch.setattr(runs, "run", diverges)
@@ -153,6 +155,8 @@ def test_a_rate_that_diverges_is_not_chosen(plan, monkeypatch):
     assert compare(wild)[0].rate == 1e-3
     with pytest.raises(UserError, match="no usable"):
         compare(Plan(None, SETTINGS, ("local",), (0,), (10.0, 20.0), plan.out))
+    with pytest.raises(UserError, match="full disk"):
+        compare(Plan(None, SETTINGS, ("local",), (0,), (0.5, 1e-3), plan.out))
 
 
 def test_tables_say_what_the_summaries_say(plan, results, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError, UserError
 from fedms.run import Event, run
 
 Watch = Callable[[str, Event], None]
@@ -124,7 +124,7 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
         """On validation rows of the first seed; infinite where training diverges."""
         try:
             return float(summary(rate, plan.seeds[0])["validation"]["personal"]["loss"])
-        except UserError:
+        except DivergenceError:
             if rate == min(plan.rates):
                 raise
             return math.inf
