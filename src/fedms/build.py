@@ -71,19 +71,21 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     )
     columns = encode(learner.backbone, table)
     labels = _class_indices(table, federation.classes)
-    ids = [c.id for c in federation.clients]
+    ids = [c.id for c in (*federation.clients, *federation.unseen)]
     caps = _caps(config.sal.caps, learner.layout, ids)
     ranks = _ranks(config, ids)
+
+    def client(who: data.ClientIndex) -> ClientData:
+        return _client(who, columns, labels, caps[who.id], ranks[who.id])
+
     return Experiment(
         federation=federation,
         partition=data.describe(federation, table.labels),
         partition_summary=data.summary(federation, table.labels),
         learner=learner,
         algorithm=make_algorithm(config, learner.layout),
-        clients=tuple(
-            _client(c, columns, labels, caps[c.id], ranks[c.id]) for c in federation.clients
-        ),
-        unseen=tuple(_client(c, columns, labels) for c in federation.unseen),
+        clients=tuple(map(client, federation.clients)),
+        unseen=tuple(map(client, federation.unseen)),
         head=head,
         workers=workers,
         computes=computes(config, learner.backbone.width, workers),
@@ -334,8 +336,8 @@ def _client(
     who: data.ClientIndex,
     columns: Mapping[str, Column],
     labels: np.ndarray[Any, Any],
-    cap: int | None = None,
-    rank: int | None = None,
+    cap: int | None,
+    rank: int | None,
 ) -> ClientData:
     everything = Rows(columns, labels)
     train, val, test = (everything.take(index) for index in (who.train, who.val, who.test))
@@ -389,7 +391,7 @@ def _by_client(key: str, wanted: Mapping[str, T], clients: list[str]) -> dict[st
     if unknown:
         known = ", ".join(clients[:5])
         raise UserError(
-            f"got {key} for client {min(unknown)!r}, which does not train; expected one of "
+            f"got {key} for client {min(unknown)!r}, which is not there; expected one of "
             f'{known}{", …" if len(clients) > 5 else ""}, or "*"'
         )
     return {client: wanted.get(client, wanted.get("*")) for client in clients}

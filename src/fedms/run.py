@@ -155,24 +155,28 @@ class _Run:
         zero_shot = self._zero_shot()
         state = algorithm.init(self._experiment.learner, self._config.seed)
         scores: Scores = {}
-        plan = algorithm.plan(state)
+        before = state
         for after, record in run_rounds(algorithm, self._simulator, state):
             stage_ended = after.stage != state.stage
-            plan, state = algorithm.plan(state), after
+            before, state = state, after
             save_state(self._folder.server_state, state)
             due = stage_ended or self._is_due(state.round)
             scores = self._evaluate(state, record) if due else {}
             costs = record.costs + self._simulator.spent()
             self._record(replace(record, costs=costs), scores)
         self._save_adapters(state)
-        assert plan is not None
-        deal = self._config.partition
-        plan = replace(plan, rate=1.0)
-        unseen = self._simulator.newcomers(plan, state, deal.unseen_rounds, deal.unseen_rows)
-        summary = self._summary(zero_shot, scores, unseen)
+        summary = self._summary(zero_shot, scores, self._unseen(before, state))
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
         return summary
+
+    def _unseen(self, before: ServerState, state: ServerState) -> Mapping[str, Mapping[str, Score]]:
+        """Scores of newcomers: they do as in the last round, with what the server has after it."""
+        again = replace(state, round=before.round, stage=before.stage)
+        plan, deal = self._experiment.algorithm.plan(again), self._config.partition
+        assert plan is not None
+        plan = replace(plan, rate=1.0)
+        return self._simulator.newcomers(plan, state, deal.unseen_rounds, deal.unseen_rows)
 
     def _is_due(self, rounds: int) -> bool:
         every = self._config.evaluate_every

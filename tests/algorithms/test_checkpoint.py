@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -35,6 +37,13 @@ def test_best_on_validation_rows(scores, best):
     assert [int(chosen(s)["local/x"]) for s in states] == best
     assert [int(s.tensors["local/x"]) for s in states] == list(range(len(scores)))
     assert [s.rounds for s in states] == list(range(1, len(scores) + 1))
+
+
+def test_who_diverges_is_where_it_was():
+    bad = Score(loss=math.nan)
+    first, second = rounds([Score(1, 4, 1.0), bad], keep_best=True)
+    assert second is first
+    assert rounds([bad], keep_best=True) == [None]
 
 
 def test_last():

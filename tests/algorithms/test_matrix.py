@@ -291,6 +291,42 @@ def test_order_of_work_changes_nothing(trace, method, model):
     assert hashes(trace(method, model)) == hashes(trace(method, model, Backwards))
 
 
+OWN = ("fedms", "fedms-even", "finetune", "ditto", *PRIVATE[:-1], "dual")
+"""Methods with models of clients' own, whose best is kept."""
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_a_client_that_diverges_at_once_is_as_one_that_never_took_part(
+    toy, make_toy_client, tmp_path, monkeypatch, method
+):
+    """In all that it trains of its own; it is rejected, and served as newcomers are."""
+    maker, options = METHODS[method]
+    learner = toy()
+    clients = [make_toy_client(n, 8, ord(n)) for n in "ab"]
+    algorithm, states = maker(learner.layout, options), ClientStates(tmp_path)
+    fit = learner._fit
+
+    def diverges(asked):
+        view = fit(asked)
+        if asked.data.id == "a" or (state.stage == 1 and method != "ditto"):
+            return view
+        broken = {n: t * float("nan") for n, t in view.expert.tensors.items()}
+        return replace(view, expert=replace(view.expert, tensors=broken))
+
+    monkeypatch.setattr(learner, "_fit", diverges)
+    simulator = Simulator(algorithm, learner, clients, states, [replace(clients[1], id="new")])
+    state = algorithm.init(learner, 0)
+    while (plan := algorithm.plan(state)) is not None:
+        last, (state, record) = plan, next(run_rounds(algorithm, simulator, state))
+    assert "b" in record.rejected
+    assert states.load("b") is None
+    new = algorithm.view(state, None, "personal").expert.fingerprint
+    assert algorithm.view(state, states.load("b"), "personal").expert.fingerprint == new
+    assert set(simulator.evaluate(state, "test")["personal"]) == {"a", "b"}
+    scores = simulator.newcomers(last, state, 2, 9)
+    assert scores["after"] == scores["before"]
+
+
 class Stacked(Simulator):
     """Two clients at a time; the toy trains them as it trains one."""
 

@@ -119,6 +119,44 @@ def test_ditto_shares_what_fedavg_shares(ended):
     assert same(shared, ended(fedavg, replace(OPTIONS, stage1=Stage(2), stage2=Stage(0)))[0])
 
 
+STAGES = [
+    # of two clients; the last number is what is left out of an odd number of rounds
+    (Stage(3), Stage(3), 0),
+    (Stage(4), Stage(2, epochs=3), 0),
+    (Stage(2), Stage(4, cohort=1), 0),
+    (Stage(0), Stage(2, epochs=2), 0),
+    (Stage(2, epochs=2), Stage(0), 0),
+    (Stage(1), Stage(4, epochs=2), 2 * 1),
+    (Stage(5, epochs=2), Stage(6, epochs=3, cohort=1), 2 * 2),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "left_out"), STAGES)
+@pytest.mark.parametrize("method", [ditto, fedrep])
+def test_two_passes_a_round_are_as_many_steps_as_others_take(
+    toy, make_toy_client, tmp_path, method, first, second, left_out
+):
+    passes = {}
+    for which in (fedavg, method):
+        learner, folder = toy(), tmp_path / which.__name__
+        folder.mkdir()
+        original, done = learner._fit, []
+        learner._fit = lambda fit, to=done, by=original: to.append(fit.epochs) or by(fit)
+        clients = [make_toy_client(n, 4, i) for i, n in enumerate("ab")]
+        algorithm = which(learner.layout, replace(OPTIONS, stage1=first, stage2=second))
+        simulator = Simulator(algorithm, learner, clients, ClientStates(folder))
+        rounds = list(run_rounds(algorithm, simulator, algorithm.init(learner, 0)))
+        assert len(rounds) == algorithm.rounds
+        passes[which] = sum(done)
+    assert passes[method] == passes[fedavg] - left_out
+
+
+def test_a_single_round_is_not_halved():
+    for first, second in ((1, 0), (0, 1)):
+        halved = replace(OPTIONS, stage1=Stage(first), stage2=Stage(second)).halved()
+        assert (halved.stage1.rounds, halved.stage2.rounds) == (first, second)
+
+
 def test_a_pull_keeps_dittos_experts_near_the_global_one(ended):
     def distance(pull):
         shared, own = ended(ditto, replace(OPTIONS, pull=pull, checkpoint="last"))
@@ -397,6 +435,32 @@ def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client)
         assert {n for t in last.values() for n in t} == {
             f"global/{n}" for pair in learner.layout.pairs for n in pair
         }
+
+
+def test_a_newcomer_has_no_share_in_the_rest_of_the_world(tmp_path, toy, make_toy_client):
+    """What lies beneath an unseen client's adapters is the average it had no part in, each time."""
+    learner = toy()
+    plain, seen = fedalt(learner.layout, OPTIONS), []
+
+    def spied(turn):
+        work = plain.client_update(turn)
+        fit = next(work)
+        if turn.data.id == "new":
+            seen.append(fit.view.expert.beneath)
+        try:
+            work.send((yield fit))
+        except StopIteration as end:
+            return end.value
+
+    algorithm, states = replace(plain, client_update=spied), ClientStates(tmp_path)
+    clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("ab")]
+    newcomer = [make_toy_client("new", 40, 3)]  # more rows than stand behind the average
+    simulator = Simulator(algorithm, learner, clients, states, newcomer)
+    first = algorithm.init(learner, 0)
+    *_, before, last = (state for state, _ in run_rounds(algorithm, simulator, first))
+    simulator.newcomers(algorithm.plan(before), last, 3, 40)
+    average = part("global", last.tensors)
+    assert [same(beneath, average) for beneath in seen] == [True] * 3
 
 
 def test_both_of_dual_start_as_the_shared_one(ended):

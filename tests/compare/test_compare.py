@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from fedms.cli import app
 from fedms.compare import VARIANTS, Plan, Result, compare, plots, runs, table
 from fedms.compare.scores import Point, Spread, curve, until, versus, within
 from fedms.config import load_config
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError, UserError
 
 SETTINGS = (
     "data.max_rows=120",
-    "partition.clients=3",
+    "partition.clients=4",
+    "partition.unseen_clients=1",
+    "partition.unseen_rounds=1",
     "partition.alpha=1.0",
     "partition.test_fraction=0.4",
     "stage1.rounds=1",
@@ -47,7 +50,7 @@ def test_one_result_a_method_and_seed(results):
     assert found == [(method, seed) for method in METHODS for seed in (0, 1)]
     for result in results:
         assert 0 <= result.test["mean"] <= 1
-        assert set(result.test["per_client"]) == {"0", "1", "2"}
+        assert len(result.test["per_client"]) == 3
 
 
 def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_first_seed(plan, results):
@@ -97,7 +100,7 @@ def changed(result):
     """The same result, with the seconds that its new run took."""
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["test"]["personal"] == result.test
-    return Result(**{**vars(result), "cost": summary["cost"]})
+    return replace(result, cost=summary["cost"])
 
 
 def test_a_run_with_other_settings_is_not_used(plan, results):
@@ -114,9 +117,25 @@ def test_every_variant_is_a_valid_configuration():
             continue
         config = plan.configure(variant, 1e-3, 0)
         assert config.stage1.rounds + config.stage2.rounds == 5, name
-        if variant.group != "ours" and "prior" not in name:
+        if variant.group != "ours" and "calibration" not in name:
             assert (config.gate.mix_prior, config.stage1.prior) == ("none", "none")
+            assert not config.gate.calibration
             assert config.stage1.server_momentum == 0
+
+
+def test_what_is_fedms_own_stays_with_fedms():
+    """But for the rows that have all of it beside the mixture."""
+    own = ("stage2.local_init=zero", "stage1.server_momentum=0.5")
+    plan = Plan(None, own, (), (0,), (1e-3,), Path())
+    for name, variant in VARIANTS.items():
+        config = plan.configure(variant, 1e-3, 0)
+        ours = variant.group == "ours" or bool(variant.run)
+        assert config.stage2.local_init == ("zero" if ours else "global"), name
+    for name in ("local", "finetune", "fedavg"):
+        config = plan.configure(VARIANTS[f"{name}+calibration"], 1e-3, 0)
+        assert (config.stage2.local_init, config.stage1.server_momentum) == ("global", 0.5)
+        assert config.gate.calibration
+        assert config.stage1.rounds + config.stage2.rounds == 20
 
 
 def test_an_unknown_method_is_named(plan):
@@ -129,7 +148,9 @@ def test_a_rate_that_diverges_is_not_chosen(plan, monkeypatch):
 
     def diverges(config, folder, **options):
         if config.training.learning_rate > 1:
-            raise UserError("got no usable update")
+            raise DivergenceError("got no usable update")
+        if config.training.learning_rate > 0.1:
+            raise UserError("got a full disk")
         return original(config, folder, **options)
 
     monkeypatch.setattr(runs, "run", diverges)
@@ -137,6 +158,8 @@ def test_a_rate_that_diverges_is_not_chosen(plan, monkeypatch):
     assert compare(wild)[0].rate == 1e-3
     with pytest.raises(UserError, match="no usable"):
         compare(Plan(None, SETTINGS, ("local",), (0,), (10.0, 20.0), plan.out))
+    with pytest.raises(UserError, match="full disk"):
+        compare(Plan(None, SETTINGS, ("local",), (0,), (0.5, 1e-3), plan.out))
 
 
 def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
@@ -145,6 +168,11 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert [(r["method"], r["seed"]) for r in rows] == [(r.method, r.seed) for r in results]
     for row, result in zip(rows, results, strict=True):
         assert row["test"]["personal"] == result.test
+        assert (row["test"]["unseen"] is None) == bool(VARIANTS[result.method].run)
+        if row["test"]["unseen"]:
+            summary = json.loads((result.folder / "summary.json").read_text())
+            assert row["test"]["unseen"] == summary["test"]["unseen"]
+            assert row["test"]["unseen_adapted"] == summary["test"]["unseen_adapted"]
         assert row["cost"] == result.cost
     with (tmp_path / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -153,7 +181,13 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     mean = np.mean([r.test["mean"] for r in by_name(results, "local")])
     line = next(line for line in text.splitlines() if line.startswith("| local-only LoRA |"))
     assert f"| {mean:.3f} ± " in line
-    assert text.count("\n| FedAvg-LoRA |") == 4  # equal steps, bytes, FLOPs, until accuracy
+    # equal steps, bytes, FLOPs, until accuracy, unseen clients
+    assert text.count("\n| FedAvg-LoRA |") == 5
+    unseen = text.split("| unseen clients |")[1]
+    mean = np.mean([r.unseen_adapted["mean"] for r in by_name(results, "local")])
+    line = next(line for line in unseen.splitlines() if line.startswith("| local-only LoRA |"))
+    assert f"| {mean:.3f} ± " in line
+    assert "zero-shot" not in unseen
     plots.write(tmp_path, results)
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
     assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()
@@ -177,7 +211,7 @@ def test_intervals_and_tests_against_scipy():
 
 def result(method, seed, clients):
     scores = {"per_client": clients, "mean": float(np.mean(list(clients.values())))}
-    return Result(method, seed, 1e-3, Path(), scores, scores, None, {})
+    return Result(method, seed, 1e-3, Path(), scores, scores, None, None, {})
 
 
 def test_clients_are_paired_seed_by_seed():
@@ -206,6 +240,24 @@ def test_budgets_and_targets_are_decided_by_validation():
     assert within(POINTS, "flops", math.inf) is POINTS[1]  # though the last has the best test score
     assert until(POINTS, 0.6) is POINTS[1]
     assert until(POINTS, 0.81) is None
+
+
+def test_every_seed_has_the_budget_of_its_own():
+    """By hand: on seed 1 FedMS costs ten times what it costs on seed 0."""
+
+    def points(*bytes_sent):
+        """Accuracies 0.1, 0.2, … after so many bytes; FLOPs alike."""
+        tenths = enumerate(bytes_sent, start=1)
+        return [Point(i, sent, sent, 1.0, i / 10, i / 10) for i, sent in tenths]
+
+    curves = {
+        "fedms": {0: points(5, 10), 1: points(50, 100)},
+        "local": {1: points(40, 90, 100, 101), 0: points(5, 9, 11, 101)},
+    }
+    lines = table._budgets(curves).splitlines()
+    assert lines[0].split(" | ")[1:] == ["25%: 0.0 MB", "50%: 0.0 MB", "100%: 0.0 MB |"]
+    assert lines[2].split(" | ")[1:] == ["–", "0.100", "0.200 |"]
+    assert lines[3].split(" | ")[1:] == ["–", "0.100", "0.250 |"]  # 0.3 and 0.2; 0.1 and 0.1
 
 
 def test_a_curve_adds_up_to_the_summary(results):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedms.core.algorithm import Score
+from fedms.core.errors import DivergenceError
 from fedms.core.metrics import summarise
 
 counts = st.integers(0, 30).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows)))
@@ -52,3 +55,9 @@ def test_scores_add():
 def test_loss_is_the_mean_over_clients_of_their_mean():
     scores = {"a": Score(0, 2, loss=3.0), "b": Score(0, 8, loss=4.0), "empty": Score()}
     assert summarise(scores).loss == pytest.approx((1.5 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_said_to_be_divergence(loss):
+    with pytest.raises(DivergenceError, match="client b"):
+        summarise({"a": Score(1, 2, 0.5), "b": Score(1, 2, loss)})

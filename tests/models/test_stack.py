@@ -105,6 +105,15 @@ def test_a_client_without_validation_rows_has_no_part_in_gates_learning(make_lea
     assert all(torch.equal(views[1].gate[n], t) for n, t in fits[1].view.gate.items())
 
 
+def test_on_validation_rows_a_gate_that_stands_still_has_nothing_to_learn(
+    make_learner, make_client
+):
+    learner = make_learner("clip", training=TRAINING, mixing=Mixing(data="val"))
+    fits = [replace(f, gate=False) for f in make_fits(learner, make_client, mixture=True)]
+    for fit, view in zip(fits, assert_as_alone(learner, fits), strict=True):
+        assert all(torch.equal(view.gate[n], t) for n, t in fit.view.gate.items())
+
+
 def test_one_client_more_changes_nothing_for_the_others(make_learner, make_client):
     """Rows that fill a batch up count for nothing, whatever they are."""
     learner = make_learner("clip", training=TRAINING, cache_bytes=PLENTY)

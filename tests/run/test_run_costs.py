@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save
 
 from fedms.build import build
 from fedms.core.errors import UserError
+from fedms.run import run
+from fedms.runtimes.simulator import Simulator
 
 
 def wire(tensors) -> int:
@@ -180,6 +182,23 @@ def test_unseen_clients_take_no_part_and_are_scored_at_the_end(done):
     kept = {p.stem for p in (finished.path / "checkpoints" / "clients").iterdir()}
     assert kept == seen
     assert {line["id"] for line in finished.lines("clients")} == seen
+
+
+def test_newcomers_of_a_single_round_have_what_it_left(small, tmp_path, monkeypatch):
+    """And are capped as others are."""
+    seen = []
+    original = Simulator.newcomers
+
+    def spied(simulator, plan, state, *rest):
+        seen.append(({*plan.broadcast, *plan.constant}, {*state.tensors}, simulator._unseen[0].cap))
+        return original(simulator, plan, state, *rest)
+
+    monkeypatch.setattr(Simulator, "newcomers", spied)
+    kept_out = ("partition.clients=3", "partition.unseen_clients=1", "sal.caps.*=2")
+    run(small("method=ditto", "stage1.rounds=1", "stage2.rounds=0", *kept_out), tmp_path / "run")
+    ((sent, known, cap),) = seen
+    assert sent == known != set()
+    assert cap == 2
 
 
 def test_unseen_clients_adapt_with_few_rows(done):

@@ -12,7 +12,7 @@ import torch
 from fedms import run as run_module
 from fedms.build import build
 from fedms.core.algorithm import View
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError
 from fedms.core.rows import Rows
 from fedms.models.backbone import EMBEDDED
 from fedms.runtimes.rounds import run_rounds
@@ -82,9 +82,17 @@ def test_centralised_training_sees_all_rows_and_is_scored_client_by_client(done)
     assert len(steps) == 1
 
 
-@pytest.mark.parametrize("options", [(), ("method=local",), ("stage1.rounds=0",)], ids=str)
+DIVERGE = [
+    (),
+    ("method=local",),
+    ("stage1.rounds=0",),
+    ("method=fedavg", "training.batch_size=64", "evaluate_every=1"),  # one step: finite weights
+]
+
+
+@pytest.mark.parametrize("options", DIVERGE, ids=str)
 def test_diverging_training_is_the_users_to_mend(tmp_path, small, options):
-    with pytest.raises(UserError, match=r"training\.learning_rate"):
+    with pytest.raises(DivergenceError, match=r"training\.learning_rate"):
         run_module.run(small("training.learning_rate=1e20", *options), tmp_path / "run")
 
 

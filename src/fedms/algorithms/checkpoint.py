@@ -19,16 +19,16 @@ def remember(
     depth: int,
     queue: tuple[float, ...] = (),
     keep_best: bool,
-) -> ClientState:
+) -> ClientState | None:
     """The client's state after a round that left `tensors`, with `score` on its validation rows.
 
     With `keep_best`, the best checkpoint so far is kept under `kept/` once the current one is
     worse. Accuracy decides; of equal accuracies the lower loss, of equal losses the later. Without
     validation rows the last checkpoint is all there is. A client that diverged goes on from where
-    it was before the round.
+    it was before the round; if that was nowhere it has no state (None).
     """
     if not (all_finite(tensors) and math.isfinite(score.loss)):
-        return state
+        return state if state.tensors else None
     rounds = state.rounds + 1
     if not (keep_best and score.rows):
         return ClientState(tensors, depth, queue, rounds)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
 from fedms.algorithms.keygroups import fedavg
-from fedms.algorithms.options import Options, Stage
+from fedms.algorithms.options import Options
 from fedms.core.algorithm import (
     ClientState,
     ClientWork,
@@ -27,14 +27,9 @@ def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
 
     The own expert starts from the first global one that the client receives, and pays
     `options.pull / 2` times its squared distance from the global expert of the round. Two passes
-    over a client's rows a round, and so half as many rounds.
+    over a client's rows a round, and so half as many rounds (`Options.halved`).
     """
-    halved = replace(
-        options,
-        stage1=Stage(max(1, options.rounds // 2), options.stage1.cohort, options.stage1.epochs),
-        stage2=replace(options.stage2, rounds=0),
-    )
-    shared = fedavg(layout, halved)
+    shared = fedavg(layout, options.halved())
     prior = options.mix_prior == "both"
 
     def client_update(turn: Turn) -> ClientWork:

@@ -98,10 +98,10 @@ def fedper(layout: Layout, options: Options) -> FederatedAlgorithm:
 def fedrep(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedRep: as FedPer, but the private part trains first, then the shared part.
 
-    Two passes over a client's rows a round, and so half as many rounds.
+    Two passes over a client's rows a round, and so half as many rounds (`Options.halved`).
     """
     groups = replace(_last_blocks(layout, options), apart=True)
-    return _grouped("fedrep", layout, options, groups)
+    return _grouped("fedrep", layout, options.halved(), groups)
 
 
 def local(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -175,7 +175,7 @@ def _grouped(name: str, layout: Layout, options: Options, groups: Groups) -> Fed
     method = _Grouped(layout, options, groups)
     return FederatedAlgorithm(
         name=name,
-        rounds=method.rounds,
+        rounds=options.rounds,
         init=method.init,
         plan=method.plan,
         expects=method.expects,
@@ -212,10 +212,6 @@ class _Grouped:
         return self.layout.whole(trained) - trained
 
     @property
-    def rounds(self) -> int:
-        return max(1, self.options.rounds // (2 if self.groups.apart else 1))
-
-    @property
     def prior(self) -> bool:
         """Whether clients train with their class prior."""
         return (
@@ -240,7 +236,7 @@ class _Grouped:
         return ServerState(seed, round=0, stage=stage, depth=self.blocks, tensors=tensors)
 
     def plan(self, state: ServerState) -> RoundPlan | None:
-        if state.round >= self.rounds:
+        if state.round >= self.options.rounds:
             return None
         stage = self.options.stage(state.round)
         known = frozenset(n for n in state.tensors if n.startswith("global/"))
@@ -252,7 +248,7 @@ class _Grouped:
             seed=state.seed,
             cohort=stage.cohort,
             epochs=stage.epochs,
-            rate=self.options.rate(state.round, self.rounds),
+            rate=self.options.rate(state.round, self.options.rounds),
             broadcast=known - constant,
             constant=constant,
             upload=frozenset(f"global/{n}" for n in self.shared),

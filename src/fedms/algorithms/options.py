@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fedms.algorithms.sal import Sal
@@ -100,6 +100,18 @@ class Options:
     def stage(self, round: int) -> Stage:
         """The stage a round (from 0) belongs to, for methods that take part in both alike."""
         return self.stage1 if round < self.stage1.rounds else self.stage2
+
+    def halved(self) -> Options:
+        """For methods that pass twice over a client's rows in a round: half as many rounds.
+
+        Stages keep their proportion, so that epochs and cohorts weigh as they do for others. Of an
+        odd number of rounds one pass is left out, but never the only round; where both stages have
+        an odd number, one of them has the round that is half of each.
+        """
+        rounds = max(1, self.rounds // 2)
+        first = round(rounds * self.stage1.rounds / self.rounds)
+        stage1 = replace(self.stage1, rounds=first)
+        return replace(self, stage1=stage1, stage2=replace(self.stage2, rounds=rounds - first))
 
     def rate(self, round: int, rounds: int) -> float:
         """What learning rates are multiplied by in a round (from 0) of so many."""

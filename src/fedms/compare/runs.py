@@ -15,7 +15,7 @@ from typing import Any
 
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError, UserError
 from fedms.run import Event, run
 
 Watch = Callable[[str, Event], None]
@@ -66,7 +66,7 @@ class Result:
         rate: the learning rate that was chosen.
         folder: of the run.
         test, validation: scores of the variant's role, as a role's are in `summary.json`.
-        unseen: scores of unseen clients, or None.
+        unseen, unseen_adapted: scores of unseen clients before and after they adapt, or None.
         cost: as in `summary.json`.
     """
 
@@ -77,6 +77,7 @@ class Result:
     test: Mapping[str, Any]
     validation: Mapping[str, Any]
     unseen: Mapping[str, Any] | None
+    unseen_adapted: Mapping[str, Any] | None
     cost: Mapping[str, Any]
 
 
@@ -122,13 +123,14 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
         """On validation rows of the first seed; infinite where training diverges."""
         try:
             return float(summary(rate, plan.seeds[0])["validation"]["personal"]["loss"])
-        except UserError:
+        except DivergenceError:
             if rate == min(plan.rates):
                 raise
             return math.inf
 
     rate = min(sorted(plan.rates), key=loss) if len(plan.rates) > 1 else plan.rates[0]
     role, results = VARIANTS[name].role, []
+    personal = role == "personal"
     for seed in plan.seeds:
         found = summary(rate, seed)
         if found["test"][role] is None:
@@ -141,7 +143,8 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
                 folder=plan.folder(runner, rate, seed),
                 test=found["test"][role],
                 validation=found["validation"][role],
-                unseen=found["test"]["unseen"] if role == "personal" else None,
+                unseen=found["test"]["unseen"] if personal else None,
+                unseen_adapted=found["test"]["unseen_adapted"] if personal else None,
                 cost=found["cost"],
             )
         )

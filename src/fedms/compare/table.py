@@ -20,6 +20,8 @@ _SHARES = (0.25, 0.5, 1.0)
 """Budgets, as shares of what FedMS spends."""
 _BELOW = (0.10, 0.05, 0.02)
 """Accuracies to reach: so much below FedMS' best on validation rows."""
+Curves = Mapping[str, Mapping[int, list[Point]]]
+"""Method, seed."""
 _COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "MB sent": lambda c: (c["upload_bytes"] + c["download_bytes"]) / 1e6,
     "TFLOPs": lambda c: c["train_flops"] / 1e12,
@@ -46,7 +48,11 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "seed": result.seed,
             "learning_rate": result.rate,
             "folder": str(result.folder),
-            "test": {"personal": dict(result.test), "unseen": result.unseen},
+            "test": {
+                "personal": dict(result.test),
+                "unseen": result.unseen,
+                "unseen_adapted": result.unseen_adapted,
+            },
             "validation": {"personal": dict(result.validation)},
             "cost": dict(result.cost),
         }
@@ -70,13 +76,18 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy."""
+    """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy.
+
+    Unseen clients, where there are any, come last.
+    """
     methods = by_method(results)
     views = [_equal_steps(methods)]
     if _OURS in methods:
-        curves = {name: [curve(r.folder) for r in found] for name, found in _trained(methods)}
+        trained = _trained(methods)
+        curves = {name: {r.seed: curve(r.folder) for r in found} for name, found in trained}
         views += [_margins(methods), _budgets(curves), _targets(curves)]
-    return "\n\n".join(views) + "\n"
+    views.append(_unseen(methods))
+    return "\n\n".join(filter(None, views)) + "\n"
 
 
 def _trained(methods: Mapping[str, list[Result]]) -> list[tuple[str, list[Result]]]:
@@ -94,8 +105,9 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
     ours = methods.get(_OURS)
     lines = []
     for name, found in methods.items():
-        cells = [_title(name), _spread(found, "mean"), _spread(found, "worst_decile")]
-        cells += [_spread(found, "weighted"), _spread(found, "std")]
+        tests = [result.test for result in found]
+        cells = [_title(name)]
+        cells += [_spread(tests, key) for key in ("mean", "worst_decile", "weighted", "std")]
         beside = versus(ours, found) if ours and name != _OURS else None
         cells += _versus_cells(beside)
         derived = bool(VARIANTS[name].run)
@@ -114,8 +126,8 @@ def _versus_cells(beside: Any) -> list[str]:
     return [f"{beside.difference:+.3f}", f"{beside.better} : {beside.worse}", p]
 
 
-def _spread(found: Sequence[Result], key: str) -> str:
-    spread = Spread.of([result.test[key] for result in found])
+def _spread(scores: Sequence[Mapping[str, Any]], key: str) -> str:
+    spread = Spread.of([score[key] for score in scores])
     return f"{spread.mean:.3f}" + ("" if spread.half is None else f" ± {spread.half:.3f}")
 
 
@@ -139,28 +151,35 @@ def _margins(methods: Mapping[str, list[Result]]) -> str:
     return _table(head, lines)
 
 
-def _budgets(curves: Mapping[str, list[list[Point]]]) -> str:
-    """Test accuracy of the best round by validation that was within a share of FedMS' costs."""
+def _budgets(curves: Curves) -> str:
+    """Test accuracy of the best round by validation that was within a share of FedMS' costs.
+
+    Every seed has FedMS' costs on that seed; the head has their means.
+    """
     parts = []
     for resource, unit, scale in (("bytes", "MB", 1e6), ("flops", "TFLOP", 1e12)):
-        whole = statistics.fmean(getattr(points[-1], resource) for points in curves[_OURS])
-        budgets = [share * whole for share in _SHARES]
-        head = [f"test accuracy within {resource}", *(f"{b / scale:,.1f} {unit}" for b in budgets)]
+        ours = {seed: getattr(points[-1], resource) for seed, points in curves[_OURS].items()}
+        mean = statistics.fmean(ours.values()) / scale
+        head = [f"test accuracy within {resource} of FedMS'"]
+        head += [f"{share:.0%}: {share * mean:,.1f} {unit}" for share in _SHARES]
         lines = []
         for name, runs in curves.items():
             cells = [_title(name)]
-            for budget in budgets:
-                found = [point.test for p in runs if (point := within(p, resource, budget))]
-                whole_row = len(found) == len(runs)
-                cells.append(f"{statistics.fmean(found):.3f}" if whole_row else "–")
+            for share in _SHARES:
+                best = [within(p, resource, share * ours.get(seed, 0)) for seed, p in runs.items()]
+                found = [point.test for point in best if point]
+                whole = len(found) == len(runs)
+                cells.append(f"{statistics.fmean(found):.3f}" if whole else "–")
             lines.append(cells)
         parts.append(_table(head, lines))
     return "\n\n".join(parts)
 
 
-def _targets(curves: Mapping[str, list[list[Point]]]) -> str:
+def _targets(curves: Curves) -> str:
     """What it costs until an accuracy on validation rows is first seen, mean over seeds."""
-    best = statistics.fmean(max(p.validation or 0.0 for p in points) for points in curves[_OURS])
+    best = statistics.fmean(
+        max(p.validation or 0.0 for p in points) for points in curves[_OURS].values()
+    )
     targets = [best - below for below in _BELOW]
     head = ["until validation accuracy"]
     head += [f"{t:.3f}: {what}" for t in targets for what in ("MB", "TFLOP", "s")]
@@ -168,7 +187,7 @@ def _targets(curves: Mapping[str, list[list[Point]]]) -> str:
     for name, runs in curves.items():
         cells = [_title(name)]
         for target in targets:
-            found = [point for points in runs if (point := until(points, target))]
+            found = [point for points in runs.values() if (point := until(points, target))]
             if len(found) < len(runs):
                 cells += ["–"] * 3
                 continue
@@ -176,6 +195,20 @@ def _targets(curves: Mapping[str, list[list[Point]]]) -> str:
                 cells.append(f"{statistics.fmean(getattr(p, key) for p in found) / scale:,.1f}")
         lines.append(cells)
     return _table(head, lines)
+
+
+def _unseen(methods: Mapping[str, list[Result]]) -> str:
+    """Clients that took no part in training; nothing where there are none."""
+    head = ["unseen clients", "mean", "worst decile"]
+    head += ["adapted: mean", "adapted: worst decile"]
+    lines = []
+    for name, found in methods.items():
+        before = [result.unseen for result in found if result.unseen]
+        after = [result.unseen_adapted for result in found if result.unseen_adapted]
+        if before and after:
+            cells = [_spread(s, key) for s in (before, after) for key in ("mean", "worst_decile")]
+            lines.append([_title(name), *cells])
+    return _table(head, lines) if lines else ""
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

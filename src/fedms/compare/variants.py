@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 Group = Literal["reference", "one global model", "personal", "ours"]
-_ALONE = ("stage1.server_momentum=0.0", "gate.calibration=false", "stage2.checkpoint=best")
-_PLAIN = ("gate.mix_prior=none", "stage1.prior=none", *_ALONE)
-"""Without what the configuration may give FedMS: class priors, momentum, calibration, averages."""
-_OWN_PRIOR = ("gate.mix_prior=both", "stage1.prior=none", *_ALONE)
+_PLAIN = (
+    "gate.mix_prior=none",
+    "gate.calibration=false",
+    "stage1.prior=none",
+    "stage1.server_momentum=0.0",
+    "stage2.checkpoint=best",
+)
+"""Without what the configuration may give FedMS: calibration, priors, momentum, means of rounds."""
+_STANDARD = ("stage2.local_init=global",)
+"""Options of FedMS' own that other methods would read too."""
+_CALIBRATED = "gate.calibration=true"
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,13 @@ class Variant:
 
 
 def _plain(method: str, title: str, group: Group, *settings: str, bound: bool = False) -> Variant:
-    return Variant(title, group, (f"method={method}", *_PLAIN, *settings), bound=bound)
+    return Variant(title, group, (f"method={method}", *_PLAIN, *_STANDARD, *settings), bound=bound)
+
+
+def _as_ours(title: str, group: Group, *settings: str) -> Variant:
+    """A baseline with everything that FedMS has beside its mixture and SAL."""
+    whole = f"{title}, with FedMS' calibration, means and momentum"
+    return Variant(whole, group, (*settings, _CALIBRATED, *_STANDARD))
 
 
 def _ours(title: str, *settings: str) -> Variant:
@@ -46,11 +59,23 @@ VARIANTS: Mapping[str, Variant] = {
     "zeroshot": Variant("zero-shot", "reference", ("method=fedms",), "zero_shot", run="fedms"),
     "probe": _plain("probe", "linear probe, local", "reference", "model.head=linear"),
     "local": _plain("local", "local-only LoRA", "reference"),
-    "local+prior": Variant(
-        "local-only LoRA, class prior", "reference", ("method=local", *_OWN_PRIOR)
+    "local+calibration": _as_ours(
+        "local-only LoRA",
+        "reference",
+        "method=finetune",
+        "stage1.rounds=0",
+        "stage2.rounds={rounds}",
     ),
     "centralised": _plain("centralised", "centralised LoRA", "reference", bound=True),
     "fedavg": _plain("fedavg", "FedAvg-LoRA", "one global model"),
+    "fedavg+calibration": _as_ours(
+        "FedAvg-LoRA",
+        "one global model",
+        "method=fedms",
+        "sal.trigger=all",
+        "stage1.rounds={rounds}",
+        "stage2.rounds=0",
+    ),
     "fedprox": _plain("fedprox", "FedProx", "one global model"),
     "fedadam": _plain("fedadam", "FedAdam", "one global model"),
     "ffa": _plain("ffa", "FFA-LoRA", "one global model"),
@@ -61,10 +86,8 @@ VARIANTS: Mapping[str, Variant] = {
     "promptfl": _plain("promptfl", "PromptFL", "one global model"),
     "fedclip": _plain("fedclip", "FedCLIP", "one global model"),
     "finetune": _plain("finetune", "FedAvg-LoRA, then local fine-tuning", "personal"),
-    "finetune+prior": Variant(
-        "FedAvg-LoRA, then local fine-tuning, FedMS' prior and momentum",
-        "personal",
-        ("method=finetune",),
+    "finetune+calibration": _as_ours(
+        "FedAvg-LoRA, then local fine-tuning", "personal", "method=finetune"
     ),
     "ditto": _plain("ditto", "Ditto", "personal"),
     "fedper": _plain("fedper", "FedPer", "personal"),
@@ -82,6 +105,10 @@ VARIANTS: Mapping[str, Variant] = {
     "fedms-no-stage1": _ours("FedMS without stage 1", "stage1.rounds=0", "stage2.rounds={rounds}"),
     "fedms-share-all": _ours("FedMS, whole gate shared", "gate.share=all"),
     "fedms-share-none": _ours("FedMS, no gate shared", "gate.share=none"),
-    "fedms-plain": _ours("FedMS without priors and momentum", *_PLAIN),
+    "fedms-no-calibration": _ours(
+        "FedMS without calibration", "gate.calibration=false", "stage1.prior=none"
+    ),
+    "fedms-best": _ours("FedMS, best rounds instead of means", "stage2.checkpoint=best"),
+    "fedms-plain": _ours("FedMS without calibration, means, priors and momentum", *_PLAIN),
 }
 """By the name in `--methods`."""

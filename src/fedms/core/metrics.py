@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedms.core.algorithm import Score
+from fedms.core.errors import DivergenceError
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,20 @@ class ClientSummary:
 
 
 def summarise(scores: Mapping[str, Score]) -> ClientSummary | None:
-    """Summary over clients, or None where no client has rows."""
+    """Summary over clients, or None where no client has rows.
+
+    Raises:
+        DivergenceError: if a loss is not finite.
+    """
     counted = {client: s for client, s in sorted(scores.items()) if s.rows}
     if not counted:
         return None
+    for client, score in counted.items():
+        if not math.isfinite(score.loss):
+            raise DivergenceError(
+                f"got a loss of {score.loss} on client {client}'s rows: training diverged; try a "
+                "lower training.learning_rate"
+            )
     accuracies = np.array([s.correct / s.rows for s in counted.values()])
     total = sum(counted.values(), Score())
     worst = np.sort(accuracies)[: math.ceil(len(accuracies) / 10)]

@@ -195,7 +195,7 @@ class _Stack:
         constants = Constants.join(there) if there else None  # one client's rows after another's
         for epoch in range(self._trainees[0].fit.epochs):
             self._expert_epoch(epoch, None if on_val else constants)
-            if on_val and constants:
+            if on_val and constants and self._trainees[0].fit.gate:
                 self._gate_epoch(epoch, constants)
 
     def _batches(self, rows: Sequence[Rows], epoch: int) -> Iterator[_Batch]:

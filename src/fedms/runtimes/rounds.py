@@ -17,7 +17,7 @@ from fedms.core.algorithm import (
     ServerState,
 )
 from fedms.core.costs import Costs
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError
 from fedms.core.screening import reason_to_reject
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors
@@ -79,7 +79,7 @@ def run_rounds(
         the state after every round, with its record.
 
     Raises:
-        UserError: if every update of a round is rejected.
+        DivergenceError: if every update of a round is rejected.
     """
     names = sorted(clients.declared)
     while (plan := algorithm.plan(state)) is not None:
@@ -125,7 +125,7 @@ class _Intake:
         aggregate = self._averager.result()
         if not aggregate.clients:
             client, reason = next(iter(self._rejected.items()))
-            raise UserError(
+            raise DivergenceError(
                 f"got no usable update in round {self._plan.round + 1}; all {len(self._rejected)} "
                 f"were rejected (client {client}: {reason}); try a lower training.learning_rate"
             )

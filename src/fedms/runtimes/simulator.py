@@ -146,6 +146,7 @@ class Simulator:
 
         Args:
             plan: of a round as the method ends with; what it sends is taken from `state`.
+                Newcomers' rounds come after it: they took no part in what it led to.
             state: the server's, after training.
             rounds: of the plan, each with an order of rows of its own; at least 0.
             rows: drawn from a client's training rows, at least 1.
@@ -158,7 +159,8 @@ class Simulator:
             for when, count in (("before", 0), ("after", rounds)):
                 for number in range(count):
                     seed = derive_seed(plan.seed, "newcomer", data.id, number)
-                    turn = Turn(self._learner, plan, tensors, own, few, seed)
+                    later = replace(plan, round=plan.round + 1 + number)
+                    turn = Turn(self._learner, later, tensors, own, few, seed)
                     work = self._algorithm.client_update(turn)
                     own = perform([work], self._learner, seed)[0].state
                     if own is None:
