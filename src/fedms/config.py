@@ -181,9 +181,7 @@ class Gate(Section):
     calibration: bool = Field(
         True, description="predict by weights of evidence that all clients fit on validation rows"
     )
-    bottleneck: int | None = Field(
-        None, ge=1, description="width of the gate adapter; unset: a quarter of the features'"
-    )
+    bottleneck: int = Field(4, ge=1, description="width of the gate adapter")
     local_loss: float = Field(
         0.0, ge=0, description="weight of the local expert's own loss beside the mixture's"
     )

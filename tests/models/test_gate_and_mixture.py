@@ -46,7 +46,7 @@ def gate_by_hand(t, h):
 
 def random_gate(seed, width=WIDTH):
     rng = torch.Generator().manual_seed(seed)
-    shapes = {n: t.shape for n, t in initial_gate(width, 0).items()}
+    shapes = {n: t.shape for n, t in initial_gate(width, 0, 2).items()}
     return {n: torch.randn(shape, generator=rng) for n, shape in shapes.items()}
 
 
@@ -64,11 +64,11 @@ def test_gate_by_hand(seed):
     np.testing.assert_allclose(gate_weights(both, tensor(features)).numpy(), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("bottleneck", [None, 2])
+@pytest.mark.parametrize("inner", [1, 2, 5])
 @pytest.mark.parametrize("width", [1, 3, 4, 16])
-def test_a_new_gate_is_even_and_its_adapter_the_identity(width, bottleneck):
-    tensors = initial_gate(width, seed=3, bottleneck=bottleneck)
-    assert tensors["down.weight"].shape == (bottleneck or max(1, width // 4), width)
+def test_a_new_gate_is_even_and_its_adapter_the_identity(width, inner):
+    tensors = initial_gate(width, 3, inner)
+    assert tensors["down.weight"].shape == (inner, width)
     features = torch.linspace(-2, 3, 2 * width).reshape(2, width)
 
     def weights():
@@ -83,7 +83,7 @@ def test_a_new_gate_is_even_and_its_adapter_the_identity(width, bottleneck):
 
 
 def test_a_new_gate_depends_on_the_seed_alone():
-    first, again, other = initial_gate(8, 1), initial_gate(8, 1), initial_gate(8, 2)
+    first, again, other = initial_gate(8, 1, 2), initial_gate(8, 1, 2), initial_gate(8, 2, 2)
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not torch.equal(first["down.weight"], other["down.weight"])
 

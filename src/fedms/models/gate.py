@@ -2,7 +2,7 @@
 
 The abstract names a gate network with an inserted gate adapter that joins the aggregation.
 Reconstructed: the frozen model's feature `h(x)` of width `d`, scaled to unit mean square, passes a
-residual bottleneck adapter `h + up(gelu(down(h)))` (d → d/4 → d or another width inside, `up` zero
+residual bottleneck adapter `h + up(gelu(down(h)))` (d → 4 → d or another width inside, `up` zero
 at first, so that it starts as the identity), then a linear head d → 2 (zero at first, so that both
 experts start with equal weight) and a log-softmax.
 """
@@ -21,9 +21,8 @@ ADAPTER = ("down.weight", "down.bias", "up.weight", "up.bias")
 HEAD = ("head.weight", "head.bias")
 
 
-def gate_shapes(width: int, bottleneck: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Shapes of a gate's tensors; `bottleneck` None is a quarter of the features' width."""
-    inner = bottleneck or max(1, width // 4)
+def gate_shapes(width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a gate for features of a width, with an inner width."""
     return {
         "down.weight": (inner, width),
         "down.bias": (inner,),
@@ -47,9 +46,9 @@ def gate_weights(gate: Tensors, features: Tensor) -> Tensor:
     return F.log_softmax(affine(hidden, gate["head.weight"], gate["head.bias"]), dim=-1)
 
 
-def initial_gate(width: int, seed: int, bottleneck: int | None = None) -> dict[str, Tensor]:
+def initial_gate(width: int, seed: int, inner: int) -> dict[str, Tensor]:
     """The gate before training. Only `down.weight` is random (uniform within ±1/sqrt(width))."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "gate"))
-    shapes = gate_shapes(width, bottleneck)
+    shapes = gate_shapes(width, inner)
     down = (torch.rand(shapes["down.weight"], generator=generator) * 2 - 1) * width**-0.5
     return {**{name: torch.zeros(shape) for name, shape in shapes.items()}, "down.weight": down}

@@ -36,7 +36,7 @@ class Mixing:
         data: rows the gate learns on. `train`: together with the local expert, on the loss of the
             mixture. `val`: on validation rows, after each epoch in which the local expert learned
             alone; a gate that sees the rows the expert was fitted to over-trusts it.
-        bottleneck: width of the gate adapter; None: a quarter of the features'.
+        bottleneck: width of the gate adapter, at least 1.
         local_loss: weight of the local expert's own cross-entropy beside the mixture's.
     """
 
@@ -44,4 +44,4 @@ class Mixing:
     smoothing: float = 0.5
     data: Literal["train", "val"] = "train"
     local_loss: float = 0.0
-    bottleneck: int | None = None
+    bottleneck: int = 4
