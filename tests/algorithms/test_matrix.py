@@ -291,7 +291,16 @@ def test_order_of_work_changes_nothing(trace, method, model):
     assert hashes(trace(method, model)) == hashes(trace(method, model, Backwards))
 
 
-OWN = ("fedms", "fedms-even", "finetune", "ditto", *PRIVATE[:-1], "dual")
+OWN = (
+    "fedms",
+    "fedms-even",
+    "fedms-calibrated",
+    "finetune",
+    "ditto",
+    *PRIVATE[:-1],
+    "dual",
+    "feddpa",
+)
 """Methods with models of clients' own, whose best is kept."""
 
 

@@ -193,6 +193,31 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()
 
 
+def test_without_validation_rows_nothing_is_decided_by_them(tmp_path):
+    settings = (*SETTINGS, "partition.unseen_clients=0", "partition.val_fraction=0.0")
+    plan = Plan(None, settings, ("local", "fedms"), (0,), (1e-3,), tmp_path)
+    found = compare(plan)
+    table.write(tmp_path, found)
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["validation"]["personal"] for row in rows] == [None, None]
+    text = (tmp_path / "table.md").read_text()
+    assert "at equal local steps" in text
+    assert "within" not in text
+    assert "until" not in text
+    plots.write(tmp_path, found)
+    with pytest.raises(UserError, match="2 learning rates and no client with validation rows"):
+        compare(replace(plan, rates=(1e-3, 3e-3)))
+
+
+def test_rows_that_lack_are_told_before_anything_is_trained(tmp_path):
+    for setting, rates in (("val_fraction", (1e-3, 3e-3)), ("test_fraction", (1e-3,))):
+        settings, seen = (*SETTINGS, f"partition.{setting}=0.0"), []
+        plan = Plan(None, settings, ("local",), (0,), rates, tmp_path / setting)
+        with pytest.raises(UserError, match=f"partition.{setting}"):
+            compare(plan, lambda name, event, to=seen: to.append(event))
+        assert seen == []
+
+
 def test_a_table_without_fedms_and_of_one_seed(results, tmp_path):
     table.write(tmp_path, by_name(results, "local")[:1])
     text = (tmp_path / "table.md").read_text()

@@ -16,7 +16,7 @@ from typing import Any
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError
-from fedms.run import Event, run
+from fedms.run import Event, Started, run
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
@@ -65,7 +65,8 @@ class Result:
         seed: of the run.
         rate: the learning rate that was chosen.
         folder: of the run.
-        test, validation: scores of the variant's role, as a role's are in `summary.json`.
+        test, validation: scores of the variant's role, as a role's are in `summary.json`;
+            validation is None without validation rows.
         unseen, unseen_adapted: scores of unseen clients before and after they adapt, or None.
         cost: as in `summary.json`.
     """
@@ -75,7 +76,7 @@ class Result:
     rate: float
     folder: Path
     test: Mapping[str, Any]
-    validation: Mapping[str, Any]
+    validation: Mapping[str, Any] | None
     unseen: Mapping[str, Any] | None
     unseen_adapted: Mapping[str, Any] | None
     cost: Mapping[str, Any]
@@ -85,7 +86,7 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
     """Results of all methods and seeds, in the order of methods, then seeds.
 
     Raises:
-        UserError: if a method is unknown, or a run of one fails.
+        UserError: if a method is unknown, a run of one fails, or rows are lacking.
     """
     check(plan)
     found = (_results(plan, name, watch) for name in plan.methods)
@@ -115,20 +116,9 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
 
     def summary(rate: float, seed: int) -> dict[str, Any]:
         config, folder = plan.configure(variant, rate, seed), plan.folder(runner, rate, seed)
-        if not is_done(folder, config):
-            run(config, folder, force=True, watch=lambda event: watch(folder.name, event))
-        return dict(json.loads((folder / "summary.json").read_text()))
+        return _summary(plan, config, folder, watch)
 
-    def loss(rate: float) -> float:
-        """On validation rows of the first seed; infinite where training diverges."""
-        try:
-            return float(summary(rate, plan.seeds[0])["validation"]["personal"]["loss"])
-        except DivergenceError:
-            if rate == min(plan.rates):
-                raise
-            return math.inf
-
-    rate = min(sorted(plan.rates), key=loss) if len(plan.rates) > 1 else plan.rates[0]
+    rate = _rate(plan, summary)
     role, results = VARIANTS[name].role, []
     personal = role == "personal"
     for seed in plan.seeds:
@@ -149,6 +139,54 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
             )
         )
     return results
+
+
+def _rate(plan: Plan, summary: Callable[[float, int], Mapping[str, Any]]) -> float:
+    """The learning rate with the lowest validation loss on the first seed."""
+    if len(plan.rates) == 1:
+        return plan.rates[0]
+
+    def loss(rate: float) -> float:
+        """Infinite where training diverges."""
+        try:
+            return float(summary(rate, plan.seeds[0])["validation"]["personal"]["loss"])
+        except DivergenceError:
+            if rate == min(plan.rates):
+                raise
+            return math.inf
+
+    return min(sorted(plan.rates), key=loss)
+
+
+def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str, Any]:
+    """Of a run, which is performed if it is not there."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Started):
+            who = event.experiment.clients
+            _need_rows(plan, test=any(len(c.test) for c in who), val=any(len(c.val) for c in who))
+        watch(folder.name, event)
+
+    if not is_done(folder, config):
+        run(config, folder, force=True, watch=tell)
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
+    _need_rows(plan, test=test, val=val)
+    return found
+
+
+def _need_rows(plan: Plan, *, test: bool, val: bool) -> None:
+    """Refuse what cannot be compared, or not be decided, with the rows that there are."""
+    if not test:
+        raise UserError(
+            "got no client with test rows; expected some to compare methods on; try "
+            "partition.test_fraction=0.2"
+        )
+    if not val and len(plan.rates) > 1:
+        raise UserError(
+            f"got {len(plan.rates)} learning rates and no client with validation rows to choose "
+            "by; try one of --rates, or partition.val_fraction=0.1"
+        )
 
 
 def is_done(folder: Path, config: Config) -> bool:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,12 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "learning_rate": result.rate,
             "folder": str(result.folder),
             "test": {
-                "personal": dict(result.test),
+                "personal": result.test,
                 "unseen": result.unseen,
                 "unseen_adapted": result.unseen_adapted,
             },
-            "validation": {"personal": dict(result.validation)},
-            "cost": dict(result.cost),
+            "validation": {"personal": result.validation},
+            "cost": result.cost,
         }
         for result in results
     ]
@@ -78,14 +78,16 @@ def as_csv(results: Sequence[Result]) -> str:
 def markdown(results: Sequence[Result]) -> str:
     """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy.
 
-    Unseen clients, where there are any, come last.
+    The last two need validation rows. Unseen clients, where there are any, come last.
     """
     methods = by_method(results)
     views = [_equal_steps(methods)]
     if _OURS in methods:
         trained = _trained(methods)
         curves = {name: {r.seed: curve(r.folder) for r in found} for name, found in trained}
-        views += [_margins(methods), _budgets(curves), _targets(curves)]
+        views.append(_margins(methods))
+        if all(p.validation is not None for p in _points(curves)):
+            views += [_budgets(curves), _targets(curves)]
     views.append(_unseen(methods))
     return "\n\n".join(filter(None, views)) + "\n"
 
@@ -93,6 +95,10 @@ def markdown(results: Sequence[Result]) -> str:
 def _trained(methods: Mapping[str, list[Result]]) -> list[tuple[str, list[Result]]]:
     """Methods that have runs of their own."""
     return [(name, found) for name, found in methods.items() if not VARIANTS[name].run]
+
+
+def _points(curves: Curves) -> Iterator[Point]:
+    return (point for runs in curves.values() for points in runs.values() for point in points)
 
 
 def _title(name: str) -> str:
