@@ -16,12 +16,12 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pages
 
-from fedms.compare import VARIANTS, Missing, Plan, Result, compare, plots, table
+from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "results"
@@ -55,8 +55,8 @@ class Cell:
         found: list[Result] = []
         for method in self.methods:
             try:
-                found += compare(self.plan([method]), perform=False)
-            except Missing:
+                found += compare(replace(self.plan([method]), perform=False))
+            except MissingRunError:
                 continue
         return found
 
@@ -74,10 +74,10 @@ CELLS = (
     Cell("banking77", "banking77", (_FEW,)),
     Cell("banking77-even", "banking77", (_FEW, "partition.alpha=1.0")),
     Cell("banking77-quantity", "banking77", (_FEW, "partition.by=quantity", "partition.alpha=0.5")),
-    Cell("clinc150", "clinc150", (_FEW,)),
+    Cell("clinc150", "clinc150", (_FEW, "partition.unseen_clients=2")),
     Cell("clinc150-skewed", "clinc150", (_FEW, *_SPREAD, "partition.alpha=0.1")),
     Cell("clinc150-even", "clinc150", (_FEW, *_SPREAD, "partition.alpha=1.0")),
-    Cell("newsgroups20", "newsgroups20"),
+    Cell("newsgroups20", "newsgroups20", ("partition.unseen_clients=30",)),
     Cell("newsgroups20-skewed", "newsgroups20", (_FEW, *_SPREAD, "partition.alpha=0.1")),
     Cell("amazon5", "amazon5", (_FEW,)),
 )
@@ -89,8 +89,8 @@ def block(cell: Cell, results: Sequence[Result]) -> str:
     commits = ", ".join(sorted({str(facts["git_commit"])[:12] for facts in every}))
     facts, settings = every[0], " ".join([*cell.settings, *COMMON])
     said = (
-        f"`python benchmarks/results.py --only {cell.name}`: `recipes/{cell.recipe}.toml {settings}`; "
-        f"seeds {', '.join(map(str, SEEDS))}; learning rates {', '.join(f'{r:g}' for r in RATES)}; "
+        f"`python benchmarks/results.py --only {cell.name}`: "
+        f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, SEEDS))}; learning rates {', '.join(f'{r:g}' for r in RATES)}; "
         f"runs at commits {commits}; {facts['processor']}, {facts['cores']} cores, shared, one "
         f"thread a run; torch {facts['packages']['torch']}, Python {facts['python']}. "
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'

@@ -14,7 +14,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fedms.cli import app
-from fedms.compare import VARIANTS, Plan, Result, compare, plots, runs, table
+from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, runs, table
 from fedms.compare.scores import Point, Spread, curve, until, versus, within
 from fedms.config import load_config
 from fedms.core.errors import DivergenceError, UserError
@@ -315,3 +315,12 @@ def test_wrong_lists_are_one_line(words, said):
     done = CliRunner().invoke(app, ["compare", *words])
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_a_plan_that_performs_nothing_says_what_is_missing(plan, results):
+    again = compare(replace(plan, perform=False))
+    assert [(r.method, r.seed, r.test) for r in again] == [
+        (r.method, r.seed, r.test) for r in results
+    ]
+    with pytest.raises(MissingRunError, match="seed7"):
+        compare(replace(plan, seeds=(*plan.seeds, 7), perform=False))

@@ -22,6 +22,10 @@ Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
 
 
+class MissingRunError(UserError):
+    """A run is not there, and was not to be performed."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is compared.
@@ -34,6 +38,7 @@ class Plan:
         rates: learning rates, at least one; every method gets the one with the lowest validation
             loss on the first seed.
         out: folder of the comparison; runs are in `runs/` below it.
+        perform: whether runs that are missing are performed.
     """
 
     config: Path | None
@@ -42,6 +47,7 @@ class Plan:
     seeds: Sequence[int]
     rates: Sequence[float]
     out: Path
+    perform: bool = True
 
     def configure(self, variant: Variant, rate: float, seed: int) -> Config:
         """The configuration of one run."""
@@ -87,6 +93,7 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
 
     Raises:
         UserError: if a method is unknown, a run of one fails, or rows are lacking.
+        MissingRunError: if a run is missing that the plan does not perform.
     """
     check(plan)
     found = (_results(plan, name, watch) for name in plan.methods)
@@ -168,6 +175,8 @@ def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str
         watch(folder.name, event)
 
     if not is_done(folder, config):
+        if not plan.perform:
+            raise MissingRunError(f"got no complete run in {folder}; expected one")
         run(config, folder, force=True, watch=tell)
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
