@@ -90,7 +90,8 @@ def block(cell: Cell, results: Sequence[Result]) -> str:
     facts, settings = every[0], " ".join([*cell.settings, *COMMON])
     said = (
         f"`python benchmarks/results.py --only {cell.name}`: "
-        f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, SEEDS))}; learning rates {', '.join(f'{r:g}' for r in RATES)}; "
+        f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, SEEDS))}; "
+        f"learning rates {', '.join(f'{rate:g}' for rate in RATES)}; "
         f"runs at commits {commits}; {facts['processor']}, {facts['cores']} cores, shared, one "
         f"thread a run; torch {facts['packages']['torch']}, Python {facts['python']}. "
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'
