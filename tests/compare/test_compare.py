@@ -138,6 +138,23 @@ def test_what_is_fedms_own_stays_with_fedms():
         assert config.stage1.rounds + config.stage2.rounds == 20
 
 
+@pytest.mark.parametrize(
+    ("settings", "method"), [(["model.head=linear"], "promptfl"), (["lora.ranks.0=9"], "flexlora")]
+)
+def test_what_a_method_cannot_do_is_told_before_anything_is_run(plan, settings, method, tmp_path):
+    words = (*SETTINGS, *settings)
+    with pytest.raises(UserError, match=f"^{method}: got"):
+        compare(Plan(None, words, ("local", method), (0,), (1e-3,), tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unequal_ranks_are_flexloras_alone():
+    plan = Plan(None, ("lora.ranks.0=4",), (), (0,), (1e-3,), Path())
+    for name, variant in VARIANTS.items():
+        wanted = {"0": 4} if name == "flexlora" else {}
+        assert plan.configure(variant, 1e-3, 0).lora.ranks == wanted
+
+
 def test_an_unknown_method_is_named(plan):
     with pytest.raises(UserError, match=r"'sgd'.*fedavg"):
         compare(Plan(None, (), ("sgd",), (0,), (1e-3,), plan.out))

@@ -17,6 +17,7 @@ from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError
 from fedms.run import Event, Started, run
+from fedms.run import check as check_run
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
@@ -55,6 +56,8 @@ class Plan:
         rounds = base.stage1.rounds + base.stage2.rounds
         settings = [setting.format(rounds=rounds) for setting in variant.settings]
         own = [f"training.learning_rate={rate}", f"seed={seed}"]
+        if "method=flexlora" not in settings:
+            own.append("lora.ranks={}")  # nobody else can have them
         return load_config(self.config, [*self.overrides, *settings, *own])
 
     def folder(self, name: str, rate: float, seed: int) -> Path:
@@ -109,7 +112,10 @@ def check(plan: Plan) -> None:
     for name in plan.methods:
         if name not in VARIANTS:
             raise UserError(f"got method {name!r}; expected one of {', '.join(VARIANTS)}")
-        plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0])
+        try:
+            check_run(plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0]))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 def _runner(name: str) -> tuple[str, Variant]:
