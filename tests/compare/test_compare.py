@@ -108,6 +108,18 @@ def test_a_run_with_other_settings_is_not_used(plan, results):
     assert not runs.is_done(by_name(results, "fedms")[0].folder, config)
 
 
+def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
+    one = Plan(None, SETTINGS, ("local",), (0,), (1e-3,), tmp_path)
+    (first,) = compare(one)
+    other = replace(one, overrides=(*SETTINGS, "partition.unseen_rounds=0"))
+    with pytest.raises(UserError, match=r"other settings; try --out OTHER, or --force"):
+        compare(other)
+    assert compare(one) == [first]
+    (second,) = compare(replace(other, force=True))
+    assert second.folder == first.folder
+    assert second.unseen_adapted != first.unseen_adapted
+
+
 def test_every_variant_is_a_valid_configuration():
     plan = Plan(None, ("stage1.rounds=2", "stage2.rounds=3"), list(VARIANTS), (0,), (1e-3,), Path())
     runs.check(plan)

@@ -40,6 +40,7 @@ class Plan:
             loss on the first seed.
         out: folder of the comparison; runs are in `runs/` below it.
         perform: whether runs that are missing are performed.
+        force: whether complete runs of other settings, in the folders of these, are replaced.
     """
 
     config: Path | None
@@ -49,6 +50,7 @@ class Plan:
     rates: Sequence[float]
     out: Path
     perform: bool = True
+    force: bool = False
 
     def configure(self, variant: Variant, rate: float, seed: int) -> Config:
         """The configuration of one run."""
@@ -95,7 +97,8 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
     """Results of all methods and seeds, in the order of methods, then seeds.
 
     Raises:
-        UserError: if a method is unknown, a run of one fails, or rows are lacking.
+        UserError: if a method is unknown, a run of one fails, rows are lacking, or complete
+            runs of other settings are in the way.
         MissingRunError: if a run is missing that the plan does not perform.
     """
     check(plan)
@@ -183,6 +186,11 @@ def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str
     if not is_done(folder, config):
         if not plan.perform:
             raise MissingRunError(f"got no complete run in {folder}; expected one")
+        if (folder / "summary.json").exists() and not plan.force:
+            raise UserError(
+                f"got {folder}, a complete run of other settings; try --out OTHER, or --force to "
+                "replace it"
+            )
         run(config, folder, force=True, watch=tell)
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
