@@ -17,13 +17,11 @@ from fedms.core.algorithm import FederatedAlgorithm
 from fedms.core.errors import UserError
 from fedms.core.layout import Layout
 from fedms.core.rows import ClientData, Column, Rows, Split, join
+from fedms.machine import DTYPES, computes, pick_device, pick_precision
 
 _CHUNK = 1024
 CENTRALISED = "centralised"
 """The method that is none of federated learning: one client holds all rows."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WIDE = 256
-"""Features from which bfloat16 pays on a CPU with AMX (docs/performance.md)."""
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -58,6 +56,7 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     Raises:
         UserError: if data, model and configuration do not fit together.
     """
+    check(config)
     table = load_table(config)
     federation = deal(config, table)
     trainers = 1 if config.method == CENTRALISED else len(federation.clients)
@@ -73,7 +72,7 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     labels = _class_indices(table, federation.classes)
     ids = [c.id for c in (*federation.clients, *federation.unseen)]
     caps = _caps(config.sal.caps, learner.layout, ids)
-    ranks = _ranks(config, ids)
+    ranks = _by_client("lora.ranks", config.lora.ranks, ids)
 
     def client(who: data.ClientIndex) -> ClientData:
         return _client(who, columns, labels, caps[who.id], ranks[who.id])
@@ -191,7 +190,7 @@ def make_learner(
         parse_size(runtime.cache_bytes) // workers,
         parse_size(runtime.cache_disk_bytes) // workers,
         scratch,
-        None if runtime.cache_dtype == "auto" else _DTYPES[runtime.cache_dtype],
+        None if runtime.cache_dtype == "auto" else DTYPES[runtime.cache_dtype],
     )
     return models.ModelLearner(backbone, slots, head, training, mixing, room), description
 
@@ -201,24 +200,8 @@ def _head(
 ) -> tuple[models.Head, dict[str, Any]]:
     wanted = config.model
     described: dict[str, Any] = {"model": wanted.name, "classes": list(classes)}
-    prompts = backbone.scores_prompts if wanted.head == "auto" else wanted.head == "prompt"
-    if config.method == "probe" and prompts:
-        raise UserError(
-            'got method = "probe" with class prompts, of which nothing trains; '
-            'expected a linear head; try model.head = "linear"'
-        )
-    if config.method in ("promptfl", "fedclip") and not prompts:
-        raise UserError(
-            f'got method = "{config.method}" with a linear head; expected class prompts, as CLIP '
-            "or a sentence encoder can score them"
-        )
-    if not prompts:
+    if not _prompted(config, backbone.scores_prompts):
         return models.LinearHead(backbone.width, len(classes)), {**described, "kind": "linear"}
-    if not backbone.scores_prompts:
-        raise UserError(
-            f'got model.head = "prompt" for model.name = {wanted.name!r}, which cannot score class '
-            'prompts; expected CLIP or a sentence encoder; try model.head = "linear"'
-        )
     texts = models.class_prompts(wanted.prompt, classes, wanted.label_names)
     head = models.PromptHead.encode(backbone, texts, wanted.temperature)
     described |= {"prompts": texts, "temperature": head.temperature}
@@ -233,6 +216,51 @@ def _head(
         shape, spread = (words, table.shape[1]), float(table.std())
         return models.ContextHead(encode, shape, spread, head), {**described, "kind": "context"}
     return head, {**described, "kind": "prompt"}
+
+
+def check(config: Config) -> None:
+    """Make sure that method and model fit, as far as is known without data and weights.
+
+    Raises:
+        UserError: if they do not.
+    """
+    _prompted(config, models.look_up(config.model.name).scores_prompts)
+    wanted, most = config.lora.ranks, config.lora.rank
+    if wanted and config.method != "flexlora":
+        raise UserError(
+            f'got lora.ranks with method = "{config.method}", whose clients have one rank; '
+            'expected method = "flexlora"'
+        )
+    if any(rank > most for rank in wanted.values()):
+        raise UserError(
+            f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"
+        )
+
+
+def _prompted(config: Config, scores_prompts: bool) -> bool:
+    """Whether classes are scored by their prompts, rather than by a linear head.
+
+    Raises:
+        UserError: if model or method cannot do with that.
+    """
+    wanted, method = config.model, config.method
+    if wanted.head == "prompt" and not scores_prompts:
+        raise UserError(
+            f'got model.head = "prompt" for model.name = {wanted.name!r}, which cannot score class '
+            'prompts; expected CLIP or a sentence encoder; try model.head = "linear"'
+        )
+    prompted = scores_prompts and wanted.head != "linear"
+    if method == "probe" and prompted:
+        raise UserError(
+            'got method = "probe" with class prompts, of which nothing trains; '
+            'expected a linear head; try model.head = "linear"'
+        )
+    if method in ("promptfl", "fedclip") and not prompted:
+        raise UserError(
+            f'got method = "{method}" with a linear head; expected class prompts, as CLIP '
+            "or a sentence encoder can score them"
+        )
+    return prompted
 
 
 def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
@@ -273,59 +301,6 @@ def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def pick_device(wanted: str, worker: int = 0) -> str:
-    """`auto` takes CUDA where there is one, else the CPU; workers take turns with CUDA devices.
-
-    Raises:
-        UserError: if the device is not there.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there[wanted.split(":", maxsplit=1)[0]]:
-        raise UserError(f"got runtime.device = {wanted!r}, which is not there; try device=auto")
-    count = torch.cuda.device_count()
-    if wanted.startswith("cuda:") and int(wanted[5:]) >= count:
-        raise UserError(f"got runtime.device = {wanted!r}; expected cuda:0 to cuda:{count - 1}")
-    return f"cuda:{worker % count}" if wanted == "cuda" else wanted
-
-
-def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype:
-    """`auto` takes bfloat16 where the hardware has it and the model is wide enough to gain.
-
-    Hardware is CUDA from compute capability 8.0, or a CPU with AMX tiles. Elsewhere bfloat16 is
-    emulated, or as slow as float32.
-
-    Args:
-        wanted: as configured.
-        device: that computes.
-        width: of the model's features.
-    """
-    if wanted != "auto":
-        return _DTYPES[wanted]
-    if device.type == "cuda":
-        has = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        has = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has and width >= _WIDE else torch.float32
-
-
-def computes(config: Config, width: int, workers: int) -> dict[str, Any]:
-    """What is left to the machine: device, precision at a feature width, threads of a worker."""
-    device = pick_device(config.runtime.device)
-    precision = pick_precision(config.runtime.precision, torch.device(device), width)
-    threads = config.runtime.threads or max(1, torch.get_num_threads() // workers)
-    return {
-        "device": device if workers == 1 else device.split(":")[0],
-        "precision": str(precision).removeprefix("torch."),
-        "threads": threads,
-    }
-
-
 def _class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
     """Class index of every row; -1 for rows that no client holds."""
     index = {label: i for i, label in enumerate(classes)}
@@ -361,25 +336,6 @@ def _caps(
     """
     caps = _by_client("sal.caps", wanted, clients)
     return {c: _blocks(cap, layout) if isinstance(cap, str) else cap for c, cap in caps.items()}
-
-
-def _ranks(config: Config, clients: list[str]) -> dict[str, int | None]:
-    """Ranks of clients whose rank is not the slots'.
-
-    Raises:
-        UserError: if a client is unknown, a rank is above `lora.rank`, or the method has one rank.
-    """
-    wanted, most = config.lora.ranks, config.lora.rank
-    if wanted and config.method != "flexlora":
-        raise UserError(
-            f'got lora.ranks with method = "{config.method}", whose clients have one rank; '
-            'expected method = "flexlora"'
-        )
-    if any(rank > most for rank in wanted.values()):
-        raise UserError(
-            f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"
-        )
-    return _by_client("lora.ranks", wanted, clients)
 
 
 T = TypeVar("T")

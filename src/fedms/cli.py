@@ -93,6 +93,9 @@ def compare(
         typer.Option(help="Learning rates: validation on the first seed chooses each method's."),
     ] = "1e-3,3e-3,1e-2",
     out: Annotated[Path | None, typer.Option(help="Folder [compare/NAME].")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace complete runs of other settings.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print table.json only.")] = False,
 ) -> None:
     """Run methods on the same data, seeds and steps, and put them into one table.
@@ -118,6 +121,7 @@ def compare(
         seeds=_list(seeds, int, "--seeds"),
         rates=_list(rates, float, "--rates"),
         out=out or Path("compare") / config.name,
+        force=force,
     )
 
     def watch(name: str, event: Event) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.build import Experiment, WorkerParts, build
+from fedms.build import check as check_build
 from fedms.config import Config, dump_config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
@@ -74,6 +75,15 @@ Event = Started | RoundDone | Evaluated | Finished
 def default_folder(config: Config) -> Path:
     """Where a run goes if nothing else is said."""
     return Path("runs") / f"{config.name}-{config.method}-seed{config.seed}"
+
+
+def check(config: Config) -> None:
+    """Make sure that a run can be performed, as far as is known without data and weights.
+
+    Raises:
+        UserError: if method and model do not fit.
+    """
+    check_build(config)
 
 
 def run(

@@ -108,6 +108,18 @@ def test_a_run_with_other_settings_is_not_used(plan, results):
     assert not runs.is_done(by_name(results, "fedms")[0].folder, config)
 
 
+def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
+    one = Plan(None, SETTINGS, ("local",), (0,), (1e-3,), tmp_path)
+    (first,) = compare(one)
+    other = replace(one, overrides=(*SETTINGS, "partition.unseen_rounds=0"))
+    with pytest.raises(UserError, match=r"other settings; try --out OTHER, or --force"):
+        compare(other)
+    assert compare(one) == [first]
+    (second,) = compare(replace(other, force=True))
+    assert second.folder == first.folder
+    assert second.unseen_adapted != first.unseen_adapted
+
+
 def test_every_variant_is_a_valid_configuration():
     plan = Plan(None, ("stage1.rounds=2", "stage2.rounds=3"), list(VARIANTS), (0,), (1e-3,), Path())
     runs.check(plan)
@@ -136,6 +148,23 @@ def test_what_is_fedms_own_stays_with_fedms():
         assert (config.stage2.local_init, config.stage1.server_momentum) == ("global", 0.5)
         assert config.gate.calibration
         assert config.stage1.rounds + config.stage2.rounds == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"), [(["model.head=linear"], "promptfl"), (["lora.ranks.0=9"], "flexlora")]
+)
+def test_what_a_method_cannot_do_is_told_before_anything_is_run(plan, settings, method, tmp_path):
+    words = (*SETTINGS, *settings)
+    with pytest.raises(UserError, match=f"^{method}: got"):
+        compare(Plan(None, words, ("local", method), (0,), (1e-3,), tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unequal_ranks_are_flexloras_alone():
+    plan = Plan(None, ("lora.ranks.0=4",), (), (0,), (1e-3,), Path())
+    for name, variant in VARIANTS.items():
+        wanted = {"0": 4} if name == "flexlora" else {}
+        assert plan.configure(variant, 1e-3, 0).lora.ranks == wanted
 
 
 def test_an_unknown_method_is_named(plan):

@@ -11,7 +11,7 @@ from transformers import CLIPModel
 from fedms.build import build
 from fedms.config import load_config
 from fedms.core.algorithm import Score, View
-from fedms.models.backbone import EMBEDDED
+from fedms.models.names import EMBEDDED
 from fedms.models.resident import FROZEN
 
 ROOT = Path(__file__).parents[2]

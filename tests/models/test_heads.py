@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from fedms.core.algorithm import Expert, Fit, View
 from fedms.models import AttentionHead, ContextHead, PromptHead, Training, load_backbone
-from fedms.models.backbone import EMBEDDED, load_tokenizer
+from fedms.models.backbone import load_tokenizer
+from fedms.models.names import EMBEDDED
 from fedms.models.resident import FROZEN
 
 LABELS = ["red cat", "green dog", "blue bird"]

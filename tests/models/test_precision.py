@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from fedms.build import pick_precision
 from fedms.core.algorithm import Expert, Fit, View
+from fedms.machine import pick_precision
 from fedms.models import Mixing, Training, load_backbone
 
 MODELS = ["clip", "sentence", "vit", "roberta", "dinov2"]

@@ -119,7 +119,7 @@ def test_costs_are_measured(done):
 def test_total_parameters_are_those_of_the_plain_model(done):
     from transformers import CLIPModel
 
-    from fedms.models.backbone import EMBEDDED
+    from fedms.models.names import EMBEDDED
 
     plain = CLIPModel.from_pretrained(EMBEDDED)
     assert done().summary["cost"]["total_parameters"] == sum(p.numel() for p in plain.parameters())

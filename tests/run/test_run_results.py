@@ -14,7 +14,7 @@ from fedms.build import build
 from fedms.core.algorithm import View
 from fedms.core.errors import DivergenceError
 from fedms.core.rows import Rows
-from fedms.models.backbone import EMBEDDED
+from fedms.models.names import EMBEDDED
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.store.states import ClientStates, load_server_state

@@ -10,6 +10,7 @@ import platform
 import pytest
 
 from fedms.core.errors import UserError
+from fedms.store import files as store_files
 from fedms.store.run_folder import RunFolder, environment
 
 
@@ -43,6 +44,30 @@ def test_existing_run_is_kept_without_force_and_replaced_with_it(tmp_path):
     create(path, force=True, config="seed = 5\n")
     assert (path / "config.toml").read_text() == "seed = 5\n"
     assert (path / "rounds.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["config.toml", "environment.json", "rounds.jsonl"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, name, earlier):
+    """Not half a folder, which would be taken for somebody else's ever after."""
+    path = tmp_path / "run"
+    if earlier:
+        create(path)
+    before = files(tmp_path)
+
+    def interrupted(file, *rest):
+        if file.name == name:
+            raise KeyboardInterrupt
+        return write_bytes(file, *rest)
+
+    write_bytes = store_files.write_bytes
+    monkeypatch.setattr(store_files, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        create(path, force=True, config="seed = 4\n")
+    assert files(tmp_path) == before
+    monkeypatch.undo()
+    create(path, force=True, config="seed = 4\n")
+    assert (path / "config.toml").read_text() == "seed = 4\n"
 
 
 FOREIGN = {

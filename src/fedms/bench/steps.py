@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from fedms.bench import plain
 from fedms.bench.rows import Row, alternate
-from fedms.build import pick_precision
 from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.rows import ClientData, Rows
+from fedms.machine import pick_precision
 from fedms.models import AdapterSlots, Backbone, Mixing, ModelLearner, PromptHead, Room, Training
 from fedms.models.meter import Meter
 

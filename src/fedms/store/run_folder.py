@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.errors import UserError
-from fedms.store.files import append_json, safe_name, write_json, write_text
+from fedms.store.files import append_json, safe_name, whole_folder, write_json, write_text
 from fedms.store.states import ClientStates
 
 _MARK = "config.toml"
@@ -37,7 +36,7 @@ class RunFolder:
         computes: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> RunFolder:
-        """Make a run folder with its configuration and environment.
+        """Make a run folder with its configuration and environment, as a whole or not at all.
 
         Args:
             path: where; its parents are made.
@@ -52,13 +51,11 @@ class RunFolder:
         """
         cls.check(path, force=force)
         try:
-            if path.exists():
-                shutil.rmtree(path)
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(path / _MARK, config_toml)
-            write_json(path / "environment.json", {**environment(seed), **(computes or {})})
-            for name in ("rounds.jsonl", "clients.jsonl"):
-                write_text(path / name, "")
+            with whole_folder(path) as folder:
+                write_text(folder / _MARK, config_toml)
+                write_json(folder / "environment.json", {**environment(seed), **(computes or {})})
+                for name in ("rounds.jsonl", "clients.jsonl"):
+                    write_text(folder / name, "")
         except OSError as error:
             raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
         return cls(path)
