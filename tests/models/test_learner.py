@@ -288,8 +288,9 @@ def test_the_oracle_gives_each_example_to_the_better_expert(make_learner, make_c
 
 @pytest.mark.parametrize("partner", [True, False])
 @pytest.mark.parametrize("kind", ["sentence", "vit"])
-def test_evidence_by_hand(make_learner, make_client, kind, partner):
+def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner):
     """What a client knows, weighed: against NumPy, and its derivatives against differences."""
+    monkeypatch.setattr("fedms.models.learner._PIECE", 3)  # of four rows
     learner = make_learner(kind, mixing=Mixing("logits", 0.7))
     client = make_client(learner.backbone, rows=7)
     view = random_view(learner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,9 @@ from fedms.models.mixture import evidence
 from fedms.models.prefix import Room
 from fedms.models.resident import Resident, alone
 from fedms.models.settings import Mixing, Training
+
+_PIECE = 1024
+"""Rows whose evidence is held at a time."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ class ModelLearner(Resident):
     def predict(self, view: View, data: ClientData, rows: Rows) -> Prediction:
         """Predict `rows` with a client's model; `data` gives the client's class frequencies."""
         if view.calibration is not None:
-            known, weight = self._evidence(view, data, rows)
-            return Prediction(calibration.log_probabilities(known, view.calibration), weight)
+            pieces, weight = self._evidence(view, data, rows)
+            scored = [calibration.log_probabilities(x, view.calibration) for x in pieces]
+            return Prediction(torch.cat(scored), weight)
         features = self.features(view.expert, rows)[None]
         constants = self.constants(view, data, rows)
         own = self.own(view.expert, data)
@@ -141,14 +145,23 @@ class ModelLearner(Resident):
     def derivatives(self, view: View, data: ClientData) -> dict[str, Tensor]:
         """See `Learner.derivatives`."""
         assert view.calibration is not None
-        labels = torch.from_numpy(data.val.labels)
         with self.meter.phase("evaluate"):
-            known, _ = self._evidence(view, data, data.val)
-        return calibration.derivatives(known, labels, view.calibration)
+            pieces, _ = self._evidence(view, data, data.val)
+            labels = torch.split(torch.from_numpy(data.val.labels), _PIECE)
+            sums = [
+                calibration.derivatives(x, y, view.calibration)
+                for x, y in zip(pieces, labels, strict=True)
+            ]
+        return {name: torch.stack([one[name] for one in sums]).sum(0) for name in sums[0]}
 
     @torch.no_grad()
-    def _evidence(self, view: View, data: ClientData, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """See `mixture.evidence`; an expert without a partner is both. And the gate's weights."""
+    def _evidence(
+        self, view: View, data: ClientData, rows: Rows
+    ) -> tuple[Iterator[Tensor], Tensor | None]:
+        """`mixture.evidence` of some rows after the others, and the gate's weights of all.
+
+        An expert without a partner is both.
+        """
         own = self.logits(self.features(view.expert, rows)[None], self.own(view.expert, data))[0]
         constants = self.constants(view, data, rows)
         shared, weight = own, None
@@ -158,7 +171,7 @@ class ModelLearner(Resident):
             shared = constants.logits
             weight = gate_weights(gate, constants.frozen[None])[0, :, 0].exp().cpu()
         even = torch.full((len(rows),), 0.5)
+        known = shared.float().cpu(), own.float().cpu(), even if weight is None else weight
+        parts = zip(*(torch.split(each, _PIECE) for each in known), strict=True)
         seen, smoothing = data.train.labels, self.mixing.smoothing
-        both = shared.float().cpu(), own.float().cpu()
-        known = evidence(*both, even if weight is None else weight, seen, smoothing)
-        return known, weight
+        return (evidence(a, b, w, seen, smoothing) for a, b, w in parts), weight
