@@ -19,6 +19,7 @@ from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
+from fedms.identity import identity
 from fedms.models import save_expert, save_gate, save_prior
 from fedms.models.resident import FROZEN
 from fedms.runtimes.rounds import RoundRecord, run_rounds
@@ -112,12 +113,13 @@ def run(
     path = out or default_folder(config)
     RunFolder.check(path, force=force)
     with on_threads(config.runtime.threads), ExitStack() as resources:
+        known = identity(config)
         experiment = build(config, path)
         folder = RunFolder.create(
             path,
             dump_config(config),
             seed=config.seed,
-            computes=experiment.computes,
+            computes={**experiment.computes, "identity": known},
             force=force,
         )
         simulator = _simulator(config, experiment, folder, resources)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plot
 from fedms.compare.scores import Point, Spread, curve, until, versus, within
 from fedms.config import load_config
 from fedms.core.errors import DivergenceError, UserError
+from fedms.identity import identity
 
 SETTINGS = (
     "data.max_rows=120",
@@ -112,12 +114,51 @@ def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
     one = Plan(None, SETTINGS, ("local",), (0,), (1e-3,), tmp_path)
     (first,) = compare(one)
     other = replace(one, overrides=(*SETTINGS, "partition.unseen_rounds=0"))
-    with pytest.raises(UserError, match=r"other settings; try --out OTHER, or --force"):
+    with pytest.raises(UserError, match="try --out OTHER, or --force"):
         compare(other)
     assert compare(one) == [first]
     (second,) = compare(replace(other, force=True))
     assert second.folder == first.folder
     assert second.unseen_adapted != first.unseen_adapted
+
+
+def texts(path, *classes):
+    """A CSV file with ten rows of every class."""
+    rows = [f"{c} {i},{c}" for c in classes for i in range(10)]
+    path.write_text("\n".join(["text,label", *rows]))
+
+
+def test_runs_of_other_data_or_weights_are_not_used(tmp_path, model_folder):
+    """Although they are behind the same names, and as long."""
+    model = shutil.copytree(model_folder("sentence"), tmp_path / "model")
+    data = tmp_path / "texts.csv"
+    texts(data, "red", "dog")
+    settings = ("data.source=csv", f"data.path={data}", f"model.name={model}")
+    settings += ("partition.clients=2", "stage1.rounds=1", "stage2.rounds=0")
+    plan = Plan(None, settings, ("local",), (0,), (1e-3,), tmp_path / "out")
+    compare(plan)
+    config, folder = plan.configure(VARIANTS["local"], 1e-3, 0), plan.folder("local", 1e-3, 0)
+    assert runs.is_done(folder, config)
+    texts(data, "dog", "red")
+    assert not runs.is_done(folder, config)
+    with pytest.raises(UserError, match="other settings, data or weights"):
+        compare(plan)
+    texts(data, "red", "dog")
+    assert runs.is_done(folder, config)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert not runs.is_done(folder, config)
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("device", "cuda")])
+def test_runs_of_other_precision_or_device_are_not_used(results, monkeypatch, key, value):
+    done = by_name(results, "fedms")[0].folder
+    config = load_config(done / "config.toml")
+    assert runs.is_done(done, config)
+    facts = identity(config)
+    monkeypatch.setattr(runs, "identity", lambda config: {**facts, key: value})
+    assert not runs.is_done(done, config)
 
 
 def test_every_variant_is_a_valid_configuration():
@@ -217,6 +258,20 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     line = next(line for line in unseen.splitlines() if line.startswith("| local-only LoRA |"))
     assert f"| {mean:.3f} ± " in line
     assert "zero-shot" not in unseen
+    assert "\n\nRuns at commit" in text
+
+
+def test_commits_that_differ_are_told(results, tmp_path):
+    """With a mark where the code was changed without a commit."""
+    found = []
+    for number, commit in enumerate(("a" * 40, f"{'b' * 40}-dirty", None)):
+        folder = shutil.copytree(results[0].folder, tmp_path / str(number))
+        path = folder / "environment.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "git_commit": commit}))
+        found.append(replace(by_name(results, "local")[0], folder=folder))
+    assert table.markdown(found[:1]).endswith(f"\n\nRuns at commit {'a' * 12}.\n")
+    commits = f"Runs at commits {'a' * 12}, {'b' * 12}-dirty, unknown: the code differed"
+    assert commits in table.markdown(found)
     plots.write(tmp_path, results)
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
     assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedms.store.files import (
     append_json,
+    digest,
     safe_name,
     whole_folder,
     write_bytes,
@@ -159,3 +161,19 @@ def test_long_ids_can_be_written(tmp_path, name):
         write_text(tmp_path / f"{safe_name(who)}.safetensors", who)
     files = [p.read_text() for p in tmp_path.iterdir()]
     assert sorted(files) == sorted([name, other])
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path):
+    write_text(tmp_path / "a/x.txt", "one")
+    write_text(tmp_path / "a/y.json", "two")
+    first = digest(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert digest(tmp_path / "copy") == first
+    write_text(tmp_path / "a/.cache/z", "not of the data")
+    assert digest(tmp_path / "a") == first
+    (tmp_path / "a/x.txt").rename(tmp_path / "a/z.txt")
+    assert digest(tmp_path / "a") != first
+    write_text(tmp_path / "copy/x.txt", "eno")
+    assert digest(tmp_path / "copy") != first
+    assert digest(tmp_path / "copy/x.txt") != digest(tmp_path / "a/z.txt")
+    assert digest(tmp_path / "a", (".json",)) == digest(tmp_path / "copy", (".json",))

@@ -1,7 +1,7 @@
 """Perform the runs of a comparison that are missing, and read the others.
 
-A run is a build product: one that is complete and has the same resolved configuration is used
-again, so that a comparison which was interrupted goes on where it was.
+A run is a build product: one that is complete and has the same resolved configuration, data, model
+and precision is used again, so that a comparison which was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError
+from fedms.identity import identity
 from fedms.run import Event, Started, run
 from fedms.run import check as check_run
 
@@ -188,8 +189,8 @@ def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str
             raise MissingRunError(f"got no complete run in {folder}; expected one")
         if (folder / "summary.json").exists() and not plan.force:
             raise UserError(
-                f"got {folder}, a complete run of other settings; try --out OTHER, or --force to "
-                "replace it"
+                f"got {folder}, a complete run of other settings, data or weights; try --out "
+                "OTHER, or --force to replace it"
             )
         run(config, folder, force=True, watch=tell)
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
@@ -213,8 +214,12 @@ def _need_rows(plan: Plan, *, test: bool, val: bool) -> None:
 
 
 def is_done(folder: Path, config: Config) -> bool:
-    """Whether a complete run with exactly this configuration is there."""
+    """Whether a complete run of exactly this is there: see `identity` for what counts."""
+    if not (folder / "summary.json").exists():
+        return False
     try:
-        return (folder / "summary.json").exists() and load_config(folder / "config.toml") == config
+        facts = json.loads((folder / "environment.json").read_text())
+        same = load_config(folder / "config.toml") == config
     except (OSError, ValueError):
         return False
+    return same and facts.get("identity") == identity(config)

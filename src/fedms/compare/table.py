@@ -88,7 +88,7 @@ def markdown(results: Sequence[Result]) -> str:
         views.append(_margins(methods))
         if all(p.validation is not None for p in _points(curves)):
             views += [_budgets(curves), _targets(curves)]
-    views.append(_unseen(methods))
+    views += [_unseen(methods), _origin(results)]
     return "\n\n".join(filter(None, views)) + "\n"
 
 
@@ -215,6 +215,20 @@ def _unseen(methods: Mapping[str, list[Result]]) -> str:
             cells = [_spread(s, key) for s in (before, after) for key in ("mean", "worst_decile")]
             lines.append([_title(name), *cells])
     return _table(head, lines) if lines else ""
+
+
+def _origin(results: Sequence[Result]) -> str:
+    """The commits that the runs were made at."""
+    commits = sorted({_commit(result.folder) for result in results})
+    differ = ": the code differed between them" if len(commits) > 1 else ""
+    return f"Runs at commit{'s' if differ else ''} {', '.join(commits)}{differ}."
+
+
+def _commit(folder: Path) -> str:
+    """Of the code that made a run, in short."""
+    known = json.loads((folder / "environment.json").read_text())["git_commit"] or "unknown"
+    commit, *changed = known.split("-")
+    return "-".join([commit[:12], *changed])
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -79,6 +80,34 @@ def _put_in_place(new: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(path: Path, suffixes: tuple[str, ...] = ("",)) -> str:
+    """Hash of a file, or of names and contents of all files below a folder with such endings.
+
+    Hidden files are left out. What is as it was when it was hashed last (by size and time) is not
+    read again.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+    facts = []
+    for file in files:
+        name, stat = file.relative_to(path).as_posix(), file.stat()
+        if name == "." or not any(word.startswith(".") for word in name.split("/")):
+            facts.append((file, name, stat.st_size, stat.st_mtime_ns))
+    return _digest(tuple(facts))
+
+
+@lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[Path, str, int, int], ...]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for file, name, size, _ in files:
+        found.update(f"{name}\n{size}\n".encode())
+        with file.open("rb") as content:
+            while part := content.read(1 << 20):
+                found.update(part)
+    return found.hexdigest()
 
 
 def safe_name(name: str) -> str:
