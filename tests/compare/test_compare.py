@@ -213,23 +213,23 @@ def test_an_unknown_method_is_named(plan):
         compare(Plan(None, (), ("sgd",), (0,), (1e-3,), plan.out))
 
 
-def test_a_rate_that_diverges_is_not_chosen(plan, monkeypatch):
-    original = runs.run
+def test_a_rate_that_diverges_is_not_chosen_and_not_tried_again(plan):
+    wild = replace(plan, methods=("local",), seeds=(0,), rates=(1e20, 1e-3))
+    for again in (wild, replace(wild, perform=False)):
+        (found,) = compare(again)
+        assert (found.rate, found.edge) == (1e-3, True)
+    assert not compare(replace(wild, rates=(1e-3,)))[0].edge
+    with pytest.raises(DivergenceError, match="learning_rate"):
+        compare(replace(wild, rates=(1e20, 1e25)))
 
-    def diverges(config, folder, **options):
-        if config.training.learning_rate > 1:
-            raise DivergenceError("got no usable update")
-        if config.training.learning_rate > 0.1:
-            raise UserError("got a full disk")
-        return original(config, folder, **options)
 
-    monkeypatch.setattr(runs, "run", diverges)
-    wild = Plan(None, SETTINGS, ("local",), (0,), (10.0, 1e-3), plan.out)
-    assert compare(wild)[0].rate == 1e-3
-    with pytest.raises(UserError, match="no usable"):
-        compare(Plan(None, SETTINGS, ("local",), (0,), (10.0, 20.0), plan.out))
+def test_a_rate_whose_run_fails_is_not_passed_over(plan, monkeypatch):
+    def fails(config, folder, **options):
+        raise UserError("got a full disk")
+
+    monkeypatch.setattr(runs, "run", fails)
     with pytest.raises(UserError, match="full disk"):
-        compare(Plan(None, SETTINGS, ("local",), (0,), (0.5, 1e-3), plan.out))
+        compare(replace(plan, methods=("local",), seeds=(0,), rates=(0.5, 1e-3)))
 
 
 def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
@@ -253,6 +253,7 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert f"| {mean:.3f} ± " in line
     # equal steps, bytes, FLOPs, until accuracy, unseen clients
     assert text.count("\n| FedAvg-LoRA |") == 5
+    assert text.count(" (edge) |") == 3  # of two rates every one is at an edge
     unseen = text.split("| unseen clients |")[1]
     mean = np.mean([r.unseen_adapted["mean"] for r in by_name(results, "local")])
     line = next(line for line in unseen.splitlines() if line.startswith("| local-only LoRA |"))
@@ -320,7 +321,7 @@ def test_intervals_and_tests_against_scipy():
 
 def result(method, seed, clients):
     scores = {"per_client": clients, "mean": float(np.mean(list(clients.values())))}
-    return Result(method, seed, 1e-3, Path(), scores, scores, None, None, {})
+    return Result(method, seed, 1e-3, False, Path(), scores, scores, None, None, {})
 
 
 def test_clients_are_paired_seed_by_seed():

@@ -19,6 +19,7 @@ from fedms.core.errors import DivergenceError, UserError
 from fedms.identity import identity
 from fedms.run import Event, Started, run
 from fedms.run import check as check_run
+from fedms.store.files import write_json
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
@@ -76,6 +77,7 @@ class Result:
         method: name of the variant.
         seed: of the run.
         rate: the learning rate that was chosen.
+        edge: whether it is the lowest or highest of several, so that one beyond might be better.
         folder: of the run.
         test, validation: scores of the variant's role, as a role's are in `summary.json`;
             validation is None without validation rows.
@@ -86,6 +88,7 @@ class Result:
     method: str
     seed: int
     rate: float
+    edge: bool
     folder: Path
     test: Mapping[str, Any]
     validation: Mapping[str, Any] | None
@@ -147,6 +150,7 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
                 method=name,
                 seed=seed,
                 rate=rate,
+                edge=len(plan.rates) > 1 and rate in (min(plan.rates), max(plan.rates)),
                 folder=plan.folder(runner, rate, seed),
                 test=found["test"][role],
                 validation=found["validation"][role],
@@ -192,8 +196,14 @@ def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str
                 f"got {folder}, a complete run of other settings, data or weights; try --out "
                 "OTHER, or --force to replace it"
             )
-        run(config, folder, force=True, watch=tell)
+        try:
+            run(config, folder, force=True, watch=tell)
+        except DivergenceError as error:  # that it diverges is what came of it
+            write_json(folder / "summary.json", {"diverged": str(error)})
+            raise
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    if "diverged" in found:
+        raise DivergenceError(found["diverged"])
     test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
     _need_rows(plan, test=test, val=val)
     return found

@@ -47,6 +47,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "upper_bound": VARIANTS[result.method].bound,
             "seed": result.seed,
             "learning_rate": result.rate,
+            "learning_rate_at_edge": result.edge,
             "folder": str(result.folder),
             "test": {
                 "personal": result.test,
@@ -117,7 +118,8 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
         beside = versus(ours, found) if ours and name != _OURS else None
         cells += _versus_cells(beside)
         derived = bool(VARIANTS[name].run)
-        cells.append("" if derived else f"{found[0].rate:g}")
+        edge = " (edge)" if found[0].edge else ""
+        cells.append("" if derived else f"{found[0].rate:g}{edge}")
         for cost in _COSTS.values():
             mean = statistics.fmean(cost(r.cost) for r in found)
             cells.append("" if derived else f"{mean:,.1f}")
