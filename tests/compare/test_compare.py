@@ -310,6 +310,15 @@ def test_a_table_without_fedms_and_of_one_seed(results, tmp_path):
     assert "local-only LoRA" in text
 
 
+def test_bounds_say_what_they_bound(results):
+    ours = by_name(results, "fedms")[:1]
+    found = [replace(ours[0], method="fedms:oracle"), replace(ours[0], method="centralised")]
+    text = table.markdown([*ours, *found])
+    assert "| its oracle gate (bound for gates that choose one expert) |" in text
+    assert "| centralised LoRA (not federated) |" in text
+    assert "upper bound" not in text
+
+
 def test_intervals_and_tests_against_scipy():
     values = [0.8, 0.83, 0.9]
     spread = Spread.of(values)

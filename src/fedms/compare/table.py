@@ -44,7 +44,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "method": result.method,
             "title": VARIANTS[result.method].title,
             "group": VARIANTS[result.method].group,
-            "upper_bound": VARIANTS[result.method].bound,
+            "bound": VARIANTS[result.method].bound or None,
             "seed": result.seed,
             "learning_rate": result.rate,
             "learning_rate_at_edge": result.edge,
@@ -103,7 +103,8 @@ def _points(curves: Curves) -> Iterator[Point]:
 
 
 def _title(name: str) -> str:
-    return VARIANTS[name].title + (" (upper bound)" if VARIANTS[name].bound else "")
+    variant = VARIANTS[name]
+    return f"{variant.title} ({variant.bound})" if variant.bound else variant.title
 
 
 def _equal_steps(methods: Mapping[str, list[Result]]) -> str:

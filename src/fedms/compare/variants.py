@@ -17,6 +17,8 @@ _PLAIN = (
 """Without what the configuration may give FedMS: calibration, priors, momentum, means of rounds."""
 _STANDARD = ("stage2.local_init=global",)
 """Options of FedMS' own that other methods would read too."""
+_CHOOSING = "bound for gates that choose one expert"
+"""A mixture can be right where both experts are wrong."""
 _CALIBRATED = "gate.calibration=true"
 
 
@@ -30,7 +32,7 @@ class Variant:
         settings: on top of the configuration; `{rounds}` is the rounds of both its stages.
         role: of the run's models, the one that is scored.
         run: name of the variant whose runs it reads; empty: its own.
-        bound: an upper bound rather than a method: not federated, or it sees labels.
+        bound: in what way it is a bound and no method; empty for methods.
     """
 
     title: str
@@ -38,10 +40,10 @@ class Variant:
     settings: tuple[str, ...] = ()
     role: Literal["zero_shot", "global", "local", "personal", "oracle"] = "personal"
     run: str = ""
-    bound: bool = False
+    bound: str = ""
 
 
-def _plain(method: str, title: str, group: Group, *settings: str, bound: bool = False) -> Variant:
+def _plain(method: str, title: str, group: Group, *settings: str, bound: str = "") -> Variant:
     return Variant(title, group, (f"method={method}", *_PLAIN, *_STANDARD, *settings), bound=bound)
 
 
@@ -66,7 +68,7 @@ VARIANTS: Mapping[str, Variant] = {
         "stage1.rounds=0",
         "stage2.rounds={rounds}",
     ),
-    "centralised": _plain("centralised", "centralised LoRA", "reference", bound=True),
+    "centralised": _plain("centralised", "centralised LoRA", "reference", bound="not federated"),
     "fedavg": _plain("fedavg", "FedAvg-LoRA", "one global model"),
     "fedavg+calibration": _as_ours(
         "FedAvg-LoRA",
@@ -99,7 +101,7 @@ VARIANTS: Mapping[str, Variant] = {
     "fedms": _ours("**FedMS**"),
     "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),
     "fedms:local": Variant("its local experts alone", "ours", role="local", run="fedms"),
-    "fedms:oracle": Variant("its oracle gate", "ours", role="oracle", run="fedms", bound=True),
+    "fedms:oracle": Variant("its oracle gate", "ours", role="oracle", run="fedms", bound=_CHOOSING),
     "fedms-even": _ours("FedMS, equal weights", "gate.mixture=even"),
     "fedms-all-blocks": _ours("FedMS without SAL", "sal.trigger=all"),
     "fedms-no-stage1": _ours("FedMS without stage 1", "stage1.rounds=0", "stage2.rounds={rounds}"),

@@ -74,8 +74,9 @@ class View:
         expert: the only expert, or the local one of a mixture.
         partner: the frozen global expert of a mixture, or None.
         gate: the gate's tensors (adapter and head), or None without a partner.
-        oracle: an upper bound for every gate: each example is given to the expert that is right, or
-            to the one that gives its class more probability. It sees labels; only scores use it.
+        oracle: a bound for gates that choose one expert (a mixture can be right where both are
+            wrong): each example is given to the expert that is right, or to the one that gives its
+            class more probability. It sees labels; only scores use it.
         calibration: `(5,)` weights of evidence (see `core.calibration`), by which it predicts
             instead; None: as the gate mixes. Training knows nothing of it.
     """
