@@ -15,8 +15,9 @@ class Costs:
 
     Args:
         flops: floating point operations of training, a multiplication and an addition being two;
-            the filling of the cache and rows that fill a batch up included, evaluation left out.
-        peak_activation_bytes: the most that one step kept for its backward pass.
+            the filling of the cache included, evaluation left out. What a client costs does not
+            depend on who is trained with it, but that a stack's texts are as long as its longest.
+        peak_activation_bytes: the most that one client's step kept for its backward pass.
         cache_bytes: what the prefix cache held, in memory and in files; with workers, the largest.
         peak_device_bytes: the most that was allocated on an accelerator; None where there is none;
             with workers, the largest.

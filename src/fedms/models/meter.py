@@ -59,13 +59,17 @@ class Meter:
             self._spent += Costs(seconds={name: time.perf_counter() - began})
 
     @contextmanager
-    def step(self, kind: Hashable, *sizes: int) -> Iterator[None]:
-        """Counts a step.
+    def step(
+        self, kind: Hashable, *sizes: int, clients: int = 1, real: float = 1.0
+    ) -> Iterator[None]:
+        """Counts a step, whose activations are shared by its clients equally.
 
         Args:
             kind: must tell apart steps whose costs differ by more than their sizes.
             sizes: of this step, e.g. its clients, rows and tokens a row. Costs must be linear in
                 each, and at most quadratic in the last one, as they are in a transformer.
+            clients: whose step it is.
+            real: the share of rows that count; the others fill up what is computed at once.
         """
         if not self._counting:
             yield
@@ -78,7 +82,8 @@ class Meter:
             with self._count() as counted:
                 yield
             cost = law.add(sizes, *counted)
-        self._spent += cost
+        kept = round(cost.peak_activation_bytes / clients)
+        self._spent += Costs(flops=round(cost.flops * real), peak_activation_bytes=kept)
 
     @contextmanager
     def _count(self) -> Iterator[list[int]]:

@@ -216,11 +216,16 @@ class Resident:
         return self.prefixes.split.suffix(batch, states, kept[0].boundary)
 
     def metered(
-        self, kind: Hashable, kept: Kept | None, batch: Mapping[str, Tensor], clients: int = 1
+        self,
+        kind: Hashable,
+        kept: Kept | None,
+        batch: Mapping[str, Tensor],
+        clients: int = 1,
+        real: float = 1.0,
     ) -> AbstractContextManager[None]:
         """Counts a step; what tells its cost is the kind, what is computed, and its sizes."""
         computed = (kind, kept and kept.boundary, self.slots.active, *batch)
-        return self.meter.step(computed, clients, *sizes(batch))
+        return self.meter.step(computed, clients, *sizes(batch), clients=clients, real=real)
 
     def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
         """Features of a constant expert. For every rows object only `partner`'s and the frozen

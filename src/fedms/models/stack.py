@@ -8,7 +8,8 @@ that has no batch left rests while the others go on. What it learns is the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -141,12 +142,14 @@ class _Batch:
         index: of every client's rows, `(batch,)` each.
         labels: `(clients, batch)`, `_NO_ROW` for rows that only fill up.
         at: where the rows are among the rows of all clients, `(clients, batch)`.
+        real: the share of rows that do not only fill up.
     """
 
     clients: list[int]
     index: list[Index]
     labels: Tensor
     at: Tensor
+    real: float
 
     @classmethod
     def of(
@@ -161,10 +164,11 @@ class _Batch:
         for row, index in zip(labels, there.values(), strict=True):
             row[len(index) :] = _NO_ROW
         at = np.stack([starts[i] + index for i, index in filled.items()])
-        on_device = (
+        labels_on, at_on = (
             torch.from_numpy(array).to(device, non_blocking=True) for array in (labels, at)
         )
-        return cls(list(filled), list(filled.values()), *on_device)
+        real = sum(map(len, there.values())) / labels.size
+        return cls(list(filled), list(filled.values()), labels_on, at_on, real)
 
 
 class _Stack:
@@ -219,12 +223,12 @@ class _Stack:
                 parts = list(zip(on, batch.index, strict=True))
                 still = [one.features[at] for one, at in parts if one.features is not None]
                 if still:
-                    with resident.meter.step((on[0].kind, "head"), *batch.labels.shape):
+                    with self._metered((on[0].kind, "head"), batch):
                         self._step(batch, torch.stack(still), constants)
                     continue
                 inputs = resident.backbone.collate(join([one.rows.take(i) for one, i in parts]))
                 kept = [one.kept for one in on if one.kept]
-                with resident.metered(on[0].kind, on[0].kept, inputs, len(on)):
+                with resident.metered(on[0].kind, on[0].kept, inputs, len(on), batch.real):
                     features = resident.batch(inputs, batch.index, kept)
                     self._step(batch, features.view(*batch.labels.shape, -1), constants)
 
@@ -236,8 +240,13 @@ class _Stack:
             features = torch.cat([self._features(one, part) for one, part in parts])
         with resident.meter.phase("train"):
             for batch in self._batches(rows, epoch):
-                with resident.meter.step("gate", *batch.labels.shape):
+                with self._metered("gate", batch):
                     self._step(batch, features[batch.at], constants, gate_only=True)
+
+    def _metered(self, kind: Hashable, batch: _Batch) -> AbstractContextManager[None]:
+        """Counts a step of clients whose features are there already."""
+        clients, rows = batch.labels.shape
+        return self._resident.meter.step(kind, clients, rows, clients=clients, real=batch.real)
 
     def _features(self, one: _Trainee, rows: Rows) -> Tensor:
         """`(rows, width)` under a client's expert as it is now."""
