@@ -84,16 +84,15 @@ CELLS = (
 
 
 def block(cell: Cell, results: Sequence[Result]) -> str:
-    """The cell's tables, with the commits and the machine behind them."""
-    every = [json.loads((r.folder / "environment.json").read_text()) for r in results]
-    commits = ", ".join(sorted({str(facts["git_commit"])[:12] for facts in every}))
-    facts, settings = every[0], " ".join([*cell.settings, *COMMON])
+    """The cell's tables, and what made them."""
+    facts = json.loads((results[0].folder / "environment.json").read_text())
+    settings = " ".join([*cell.settings, *COMMON])
     said = (
         f"`python benchmarks/results.py --only {cell.name}`: "
         f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, SEEDS))}; "
         f"learning rates {', '.join(f'{rate:g}' for rate in RATES)}; "
-        f"runs at commits {commits}; {facts['processor']}, {facts['cores']} cores, shared, one "
-        f"thread a run; torch {facts['packages']['torch']}, Python {facts['python']}. "
+        f"{facts['processor']}, {facts['cores']} cores, shared, one thread a run; "
+        f"torch {facts['packages']['torch']}, Python {facts['python']}. "
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'
     )
     return f"{table.markdown(results)}\n{said}"
