@@ -48,10 +48,10 @@ def test_a_page_without_the_block_is_an_error(module: Any, tmp_path: Path, text:
 def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     results, measured = module("results"), [*module("performance").MEASURES]
     compared = [*module("compare").BLOCKS.values()]
-    studies = ["rates", *(study.name for study in results.STUDIES)]
+    cells = [cell.name for cell in results.CELLS]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, studies),
+        (results.PAGE, cells),
         (module("performance").PAGE, [*measured, *compared, "compiled"]),
     ):
         text = page.read_text(encoding="utf-8")

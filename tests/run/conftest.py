@@ -33,6 +33,9 @@ SMALL = (
     "sal.queue=3",
     "gate.mix_prior=none",
     "gate.share=adapter",
+    "gate.calibration=true",
+    "stage1.prior=learned",
+    "stage2.checkpoint=mean",
 )
 
 

@@ -7,9 +7,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from fedms.build import build
+from fedms.core import calibration
 from fedms.core.errors import UserError
 from fedms.run import run
 from fedms.runtimes.simulator import Simulator
+
+FIT = {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
+WEIGHTS = {calibration.WEIGHTS: calibration.initial()}
 
 
 def wire(tensors) -> int:
@@ -48,9 +52,10 @@ def test_one_line_a_round(done):
 def test_stage_1_bytes(done, parts):
     expert, _, _ = parts
     lines = done().lines("rounds")[:2]
-    assert [line["upload_bytes"] for line in lines] == [3 * wire(expert)] * 2
-    # nothing is sent before anything was trained
-    assert [line["download_bytes"] for line in lines] == [0, 3 * wire(expert)]
+    assert [line["upload_bytes"] for line in lines] == [3 * wire({**expert, **FIT})] * 2
+    # no expert is sent before anything was trained
+    sent = [3 * wire(WEIGHTS), 3 * wire({**expert, **WEIGHTS})]
+    assert [line["download_bytes"] for line in lines] == sent
     count = sum(t.numel() for t in expert.values())
     assert {line["trainable_parameters"] for line in lines} == {count}
 
@@ -58,12 +63,9 @@ def test_stage_1_bytes(done, parts):
 def test_stage_2_sends_the_global_expert_once_a_client(done, parts):
     expert, adapter, head = parts
     lines = done().lines("rounds")[2:]
-    assert [line["upload_bytes"] for line in lines] == [3 * wire(adapter)] * 2
-    once = 3 * wire({**expert, **head})
-    assert [line["download_bytes"] for line in lines] == [
-        3 * wire(adapter) + once,
-        3 * wire(adapter),
-    ]
+    assert [line["upload_bytes"] for line in lines] == [3 * wire({**adapter, **FIT})] * 2
+    once, every = 3 * wire({**expert, **head}), 3 * wire({**adapter, **WEIGHTS})
+    assert [line["download_bytes"] for line in lines] == [every + once, every]
     count = sum(t.numel() for part in parts for t in part.values())
     assert {line["trainable_parameters"] for line in lines} == {count}
 
@@ -76,7 +78,7 @@ def test_with_cohorts_the_global_expert_is_still_sent_once_a_client(done, parts)
         (client,) = line["cohort"]
         once = 0 if client in seen else wire({**expert, **head})
         seen.add(client)
-        assert line["download_bytes"] == wire(adapter) + once
+        assert line["download_bytes"] == wire({**adapter, **WEIGHTS}) + once
     assert 1 < len(seen) < len(lines)
 
 
@@ -87,7 +89,7 @@ SHARED = {"adapter": (1,), "all": (1, 2), "none": ()}  # of the parts
 def test_what_of_the_gate_is_uploaded(done, parts, share):
     finished = done(f"gate.share={share}")
     sent = {name: t for index in SHARED[share] for name, t in parts[index].items()}
-    expected = 3 * wire(sent) if sent else 0
+    expected = 3 * wire({**sent, **FIT})
     assert [line["upload_bytes"] for line in finished.lines("rounds")[2:]] == [expected] * 2
 
 
@@ -100,7 +102,7 @@ def test_partial_cohorts(done, parts, cohort, size):
     finished = done("method=fedms", *rounds)
     lines = finished.lines("rounds")
     assert [len(set(line["cohort"])) for line in lines] == [size] * 3
-    assert {line["upload_bytes"] for line in lines} == {size * wire(parts[0])}
+    assert {line["upload_bytes"] for line in lines} == {size * wire({**parts[0], **FIT})}
     assert len({tuple(line["cohort"]) for line in lines}) > (0 if size == 3 else 1)
 
 

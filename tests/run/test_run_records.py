@@ -39,6 +39,7 @@ def test_folder_has_exactly_these_files(done):
     expected |= {f"adapters/global/{n}" for n in expert} | {f"adapters/gate/{n}" for n in gate}
     for client in "012":
         expected.add(f"checkpoints/clients/{client}.safetensors")
+        expected.add(f"adapters/clients/{client}/prior.json")
         expected |= {f"adapters/clients/{client}/local/{n}" for n in expert}
         expected |= {f"adapters/clients/{client}/gate/{n}" for n in gate}
     assert found == expected
@@ -125,8 +126,9 @@ def test_total_parameters_are_those_of_the_plain_model(done):
     assert done().summary["cost"]["total_parameters"] == sum(p.numel() for p in plain.parameters())
 
 
+GROWING = ("sal.trigger=schedule", "sal.every=1", "sal.caps.0=2")
 ACCURACIES = [
-    (),
+    GROWING,
     ("method=fedavg", "partition.clients=12", "stage1.rounds=1", "stage2.rounds=0"),
 ]
 
@@ -166,7 +168,7 @@ def test_summary_follows_from_the_clients_lines(done, small, overrides):
 
 def test_accuracies_differ_enough_to_tell_the_numbers_apart(done):
     """Guards the test above: with equal scores it could not see a role or a weight mixed up."""
-    test = done().summary["test"]
+    test = done(*GROWING).summary["test"]
     assert len({test[role]["mean"] for role in ROLES[:4]}) == 4
     assert test["personal"]["mean"] != test["personal"]["weighted"]
 
