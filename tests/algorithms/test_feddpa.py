@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fedms.algorithms import Options, Sal, Stage, feddpa, finetune
 from fedms.core.algorithm import Expert, Fit, Turn, View, perform
-from fedms.core.tensors import all_finite, fingerprint, part, pick, under
+from fedms.core.tensors import fingerprint, part, pick, under
 from fedms.models import Training, save_expert
 from fedms.models.adapters import Factor
 from fedms.runtimes.rounds import run_rounds
@@ -283,7 +283,7 @@ def test_a_client_that_diverged_at_once_has_the_global_adapter(toy, make_toy_cli
         work.send(View(Expert(broken)))
     update = end.value.value
     assert not np.isfinite(update.score.loss)
-    assert all_finite(update.state.tensors)
+    assert update.state is None
     view = algorithm.view(state, update.state, "personal")
     assert same(view.expert.tensors, part("global", known))
     assert view.expert.likeness is None
