@@ -20,7 +20,7 @@ _ROWS = {
     "global": "global expert",
     "local": "local expert",
     "personal": "personal",
-    "oracle": "oracle gate (bound for choosing one)",
+    "oracle": "oracle gate (bound)",
     "unseen": "unseen clients",
     "unseen_adapted": "unseen clients, adapted",
 }

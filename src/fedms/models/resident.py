@@ -231,7 +231,8 @@ class Resident:
         """Features of a constant expert. For every rows object only `partner`'s and the frozen
         model's are kept: one of an earlier global expert is never asked for again.
         """
-        features = self.features(expert, rows)
+        last, features = self._last, self.features(expert, rows)
+        self._last = last  # it is asked for again before this one, which is remembered below
         keep = {FROZEN.fingerprint, partner.fingerprint}
         known = {k: v for k, v in self._known.get(rows, {}).items() if k in keep}
         self._known[rows] = {**known, expert.fingerprint: features}
