@@ -25,6 +25,10 @@ from torch.nn import functional as F
 from fedms.build import build
 from fedms.config import load_config
 from fedms.core.algorithm import View
+from fedms.core.discriminant import Discriminant
+from fedms.core.discriminant import discriminant as make
+from fedms.core.rows import ClientData
+from fedms.models import ModelLearner
 from fedms.models.mixture import evidence
 from fedms.run import run
 from fedms.store.run_folder import RunFolder
@@ -52,7 +56,7 @@ def sure(x: Tensor) -> Tensor:
 
 
 def columns(*indices: int) -> Callable[[Tensor], Tensor]:
-    """Some of the five pieces of evidence."""
+    """Some of the six pieces of evidence."""
     return lambda x: x[..., list(indices)]
 
 
@@ -80,6 +84,15 @@ def score(found: Sequence[tuple[Tensor, Tensor]]) -> str:
     return f"{accuracy:.3f} ({loss:.3f})"
 
 
+def gathered(learner: ModelLearner, clients: Sequence[ClientData]) -> Discriminant:
+    """Class statistics of all clients."""
+    parts = [learner.statistics(client) for client in clients]
+    total = {name: torch.stack([p[name] for p in parts]).sum(0) for name in parts[0]}
+    made = Discriminant.of(make(total), personal=True)
+    assert made is not None
+    return made
+
+
 def gather(words: Sequence[str]) -> list[Known]:
     """Run FedMS, and ask every client's experts, gate and counts."""
     config = load_config(Path(words[0]), [*UNCALIBRATED, *words[1:]])
@@ -89,6 +102,7 @@ def gather(words: Sequence[str]) -> list[Known]:
         experiment, folder = build(config), RunFolder(path)
         server = load_server_state(folder.server_state)
         learner, known = experiment.learner, []
+        discriminant = gathered(learner, experiment.clients)
         for client in experiment.clients:
             own = folder.client_states.load(client.id)
             view = experiment.algorithm.view(server, own, "personal")
@@ -101,7 +115,10 @@ def gather(words: Sequence[str]) -> list[Known]:
                 weight = learner.predict(view, client, rows).gate_weight
                 even = torch.full((len(rows),), 0.5) if weight is None else weight
                 seen, smoothing = client.train.labels, config.gate.smoothing
-                x = evidence(shared, mine, even, seen, smoothing)
+                evident = discriminant.scores(
+                    learner.frozen(rows), learner.frozen(client.train), torch.from_numpy(seen)
+                )
+                x = evidence(shared, mine, even, evident, seen, smoothing)
                 parts.append((x, torch.from_numpy(rows.labels)))
             known.append(Known(*parts))
     return known
@@ -130,10 +147,13 @@ def table(clients: Sequence[Known]) -> list[list[str]]:
     lines = [[name, score([(rule(x), y) for x, y in tests])] for name, rule in fixed.items()]
     fitted: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
         "shared: global, local, prior": (columns(0, 1, 3), [0.5, 0.5, 0.0]),
-        "shared: these and the gate": (columns(0, 1, 2, 3), [0.5, 0.5, 0.0, 0.0]),
         "shared: global, local, prior, unseen": (columns(0, 1, 3, 4), [0.5, 0.5, 0.0, 0.0]),
-        "shared: all five": (columns(0, 1, 2, 3, 4), [0.5, 0.5, 1.0, 0.0, 0.0]),
-        "shared: all five, and how sure experts are": (sure, [0.5, 0.5, 1.0, *[0.0] * 8]),
+        "shared: these and the gate": (columns(0, 1, 2, 3, 4), [0.5, 0.5, 1.0, 0.0, 0.0]),
+        "shared: all six": (columns(*range(6)), [0.5, 0.5, 1.0, 0.0, 0.0, 0.05]),
+        "shared: all but the global expert and the gate": (columns(1, 3, 4, 5), [1.0, 0, 0, 0.05]),
+        "shared: all but the local expert and the gate": (columns(0, 3, 4, 5), [1.0, 0, 0, 0.05]),
+        "shared: prior, unseen, statistics": (columns(3, 4, 5), [0.0, 0.0, 0.05]),
+        "shared: all six, and how sure experts are": (sure, [0.5, 0.5, 1.0, 0, 0, 0.05, *[0] * 6]),
     }
     for name, (pick, start) in fitted.items():
         weights = fit([(pick(c.val[0]), c.val[1]) for c in clients], torch.tensor(start))

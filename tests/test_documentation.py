@@ -43,7 +43,7 @@ def test_the_python_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     (personal,) = re.findall(r"'personal': ([\d.]+)", done.stdout)
     assert 0.9 < float(personal) <= 1
-    assert done.stdout.count("stage") == 6
+    assert done.stdout.count("stage") == 7
 
 
 def commands() -> list[str]:

@@ -278,6 +278,7 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         server=algorithms.Server(momentum=first.server_momentum, rate=baselines.adam_rate),
         mix_prior=config.gate.mix_prior,
         calibrate=config.gate.calibration,
+        statistics=config.gate.statistics,
         checkpoint=second.checkpoint,
         rate_schedule=config.training.learning_rate_schedule,
         pull=baselines.pull,

@@ -181,6 +181,11 @@ class Gate(Section):
     calibration: bool = Field(
         True, description="predict by weights of evidence that all clients fit on validation rows"
     )
+    statistics: Literal["personal", "shared", "none"] = Field(
+        "personal",
+        description="class statistics of the foundation model's features as evidence, if models "
+        "are calibrated: with each client's own rows, without, or none; sent once",
+    )
     bottleneck: int = Field(4, ge=1, description="width of the gate adapter")
     local_loss: float = Field(
         0.0, ge=0, description="weight of the local expert's own loss beside the mixture's"
@@ -259,6 +264,7 @@ Method = Literal[
     "promptfl",
     "fedclip",
     "fedra",
+    "fedcgs",
     "ditto",
     "fedper",
     "fedrep",

@@ -80,9 +80,12 @@ class Progress:
         score = "–" if record.validation is None else f"{record.validation:.3f}"
         depths = sorted(set(record.client_depths))
         depth = str(depths[0]) if len(depths) == 1 else f"{depths[0]}–{depths[-1]}"
+        what = f"depth {depth}/{event.blocks}  validation {score}"
+        if record.stage == 0:
+            what = "class statistics"
         self._console.print(
             f"stage {record.stage}  round {record.round + 1:>3}/{event.rounds}  "
-            f"depth {depth}/{event.blocks}  validation {score}  sent {_size(event.sent_bytes)}  "
+            f"{what}  sent {_size(event.sent_bytes)}  "
             f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left",
             soft_wrap=True,
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedms.core import calibration
+from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout
@@ -37,7 +37,9 @@ class Toy:
         mixers = tuple((f"{i}.mixer",) for i in range(BLOCKS))
         shapes |= {name: (2, WIDTH) for (name,) in mixers}
         every = {**shapes, **gate}
-        self.layout = Layout(blocks, head, ("inner",), ("outer",), every, blocks, mixers)
+        self.layout = Layout(
+            blocks, head, ("inner",), ("outer",), every, blocks, mixers, CLASSES, WIDTH
+        )
 
     def initial_expert(self, names, seed):
         return {name: self._initial(name, seed) for name in sorted(names)}
@@ -126,7 +128,18 @@ class Toy:
         if view.partner is not None:
             shared = self._logits(view.partner.tensors, x, view.partner.beneath)
             weight = ((x + x @ view.gate["inner"]) @ view.gate["outer"]).softmax(-1)[:, 0]
-        return evidence(shared, own, weight, data.train.labels, 0.5), weight
+        said = torch.zeros(len(x), CLASSES)
+        if view.statistics is not None:
+            labels = torch.from_numpy(data.train.labels)
+            z, mine = (
+                self._features({}, x, {}) for x in (x, torch.from_numpy(data.train.columns["x"]))
+            )
+            said = view.statistics.scores(z, mine, labels)
+        return evidence(shared, own, weight, said, data.train.labels, 0.5), weight
+
+    def statistics(self, data):
+        x, labels = torch.from_numpy(data.train.columns["x"]), torch.from_numpy(data.train.labels)
+        return discriminant.sums(self._features({}, x, {}), labels, CLASSES)
 
     @torch.no_grad()
     def derivatives(self, view, data):

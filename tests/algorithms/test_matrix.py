@@ -44,6 +44,10 @@ METHODS = {
         fedms,
         replace(DEFAULT, calibrate=True, stage1_prior="learned", mix_prior="learned"),
     ),
+    "fedms-statistics": (
+        fedms,
+        replace(DEFAULT, calibrate=True, statistics="personal", stage1_prior="learned"),
+    ),
     "finetune-calibrated": (
         algorithms.finetune,
         replace(DEFAULT, calibrate=True, checkpoint="mean"),
@@ -57,6 +61,7 @@ METHODS = {
     "fedex": (algorithms.METHODS["fedex"], DEFAULT),
     "flexlora": (algorithms.METHODS["flexlora"], DEFAULT),
     "fedra": (algorithms.fedra, replace(DEFAULT, random_blocks=2)),
+    "fedcgs": (algorithms.fedcgs, DEFAULT),
     "ditto": (algorithms.ditto, replace(DEFAULT, pull=0.5)),
     "fedper": (algorithms.fedper, DEFAULT),
     "fedrep": (algorithms.fedrep, DEFAULT),
@@ -92,6 +97,7 @@ MODELS = {
         "fedms",
         "fedms-all",
         "fedms-prior",
+        "fedms-statistics",
         "fedavg",
         "fedex",
         "dual",
@@ -105,9 +111,11 @@ MODELS = {
         "fedms-momentum",
         "fedms-share-all",
         "fedms-all",
+        "fedms-statistics",
         "fedavg",
         "flora",
         "fedra",
+        "fedcgs",
         "fedper",
         "fedsa",
         "dual",
@@ -117,7 +125,7 @@ MODELS = {
         "probe",
     ),
 }
-ROUNDS = {"fedms-no-stage1": 2, "ditto": 2, "fedrep": 2}
+ROUNDS = {"fedms-no-stage1": 2, "ditto": 2, "fedrep": 2, "fedms-statistics": 5, "fedcgs": 1}
 PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
 TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune", "dual", "feddpa"))]
 

@@ -45,6 +45,7 @@ def test_no_arguments_show_the_help(fedms):
 def test_json_alone_is_on_standard_output(fedms, tmp_path):
     ended = fedms("run", *SMALL, "--json", "--out", "a")
     assert ended.code == 0
+    assert "stage 0  round   1/4  class statistics  sent " in "".join(lines)
     shown = json.loads(ended.out, parse_constant=pytest.fail)
     assert shown == {
         "folder": "a",
@@ -60,26 +61,28 @@ def lines(fedms) -> list[str]:
 
 
 ROUND = re.compile(
-    r"stage (?P<stage>\d)  round +(?P<round>\d+)/3  depth (?P<depth>\d)/6  "
+    r"stage (?P<stage>\d)  round +(?P<round>\d+)/4  depth (?P<depth>\d)/6  "
     r"validation (?P<validation>[01]\.\d{3})  sent (?P<sent>[\d.]+ k?B)  "
     r"\d+ s, (?P<left>\d+) s left"
 )
 
 
 def test_progress(lines, tmp_path):
-    assert lines[0] == "fedms on digits: glyphclip, 3 rounds, seed 0"
+    assert lines[0] == "fedms on digits: glyphclip, 4 rounds, seed 0"
     found = [match for line in lines if (match := ROUND.fullmatch(line))]
     shown = [(m["stage"], m["round"], m["depth"]) for m in found]
-    assert shown == [("1", "1", "1"), ("1", "2", "1"), ("2", "3", "1")]
+    assert shown == [("1", "2", "1"), ("1", "3", "1"), ("2", "4", "1")]
     assert found[-1]["left"] == "0"
     run = tmp_path / "runs" / "digits-fedms-seed0"
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    assert [float(m["validation"]) for m in found] == [round(r["validation"], 3) for r in records]
+    assert [float(m["validation"]) for m in found] == [
+        round(r["validation"], 3) for r in records[1:]
+    ]
     sent = [
-        sum(r["upload_bytes"] + r["download_bytes"] for r in records[: i + 1]) for i in range(3)
+        sum(r["upload_bytes"] + r["download_bytes"] for r in records[: i + 1]) for i in range(1, 4)
     ]
     assert [m["sent"] for m in found] == [f"{s / 1000:.1f} kB" for s in sent]
-    assert sum("test accuracy after round" in line for line in lines) == 3
+    assert sum("test accuracy after round" in line for line in lines) == 4
     assert lines[-1] == "run folder: runs/digits-fedms-seed0"
     summary = json.loads((run / "summary.json").read_text())["test"]
     table = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if "│" in line}

@@ -170,7 +170,7 @@ def test_every_variant_is_a_valid_configuration():
             continue
         config = plan.configure(variant, 1e-3, 0)
         assert config.stage1.rounds + config.stage2.rounds == 5, name
-        if variant.group != "ours" and "calibration" not in name:
+        if variant.group != "ours" and "+" not in name:
             assert (config.gate.mix_prior, config.stage1.prior) == ("none", "none")
             assert not config.gate.calibration
             assert config.stage1.server_momentum == 0
@@ -187,7 +187,7 @@ def test_what_is_fedms_own_stays_with_fedms():
     for name in ("local", "finetune", "fedavg"):
         config = plan.configure(VARIANTS[f"{name}+calibration"], 1e-3, 0)
         assert (config.stage2.local_init, config.stage1.server_momentum) == ("global", 0.5)
-        assert config.gate.calibration
+        assert (config.gate.calibration, config.gate.statistics) == (True, "none")
         assert config.stage1.rounds + config.stage2.rounds == 20
 
 
@@ -382,7 +382,7 @@ def test_every_seed_has_the_budget_of_its_own():
 def test_a_curve_adds_up_to_the_summary(results):
     for found in by_name(results, "fedms"):
         points = curve(found.folder)
-        assert [p.round for p in points] == [1, 2]
+        assert [p.round for p in points] == [1, 2, 3]
         last, cost = points[-1], found.cost
         assert last.bytes == cost["upload_bytes"] + cost["download_bytes"]
         assert last.flops == cost["train_flops"]

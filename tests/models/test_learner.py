@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedms.core import discriminant
 from fedms.core.algorithm import Expert, Fit, View
+from fedms.core.discriminant import Discriminant
 from fedms.core.tensors import fingerprint
 from fedms.models import Mixing, Training
 from fedms.models.mixture import log_prior
+from fedms.models.resident import FROZEN
 
 MIXES = ["probabilities", "logits", "features"]
 
@@ -296,7 +299,9 @@ def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner)
     view = random_view(learner)
     if not partner:
         view = View(view.expert)
-    weights = torch.tensor([0.3, 0.9, -0.4, 0.6, 1.5])
+    weights = torch.tensor([0.3, 0.9, -0.4, 0.6, 1.5, 0.2])
+    total = learner.statistics(make_client(learner.backbone, "other", rows=11))
+    statistics = Discriminant.of(discriminant.discriminant(total), personal=True)
 
     def log_probabilities(view, rows):
         return learner.predict(view, client, rows).log_probabilities.double().numpy()
@@ -309,19 +314,22 @@ def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner)
             weight = learner.predict(view, client, rows).gate_weight.double().numpy()
         counts = np.bincount(client.train.labels, minlength=3)
         prior = np.log((counts + 0.7) / (counts + 0.7).sum())
-        a, b, c, d, e = weights.double().numpy()
+        a, b, c, d, e, f = weights.double().numpy()
         lean = (weight[:, None] - 0.5) * (shared - own)
-        return np.log(softmax(a * shared + b * own + c * lean + d * prior + e * (counts == 0)))
+        frozen = (learner.features(FROZEN, part) for part in (rows, client.train))
+        s = statistics.scores(*frozen, torch.from_numpy(client.train.labels)).double().numpy()
+        known = a * shared + b * own + c * lean + d * prior + e * (counts == 0) + f * s
+        return np.log(softmax(known))
 
-    calibrated = replace(view, calibration=weights)
+    calibrated = replace(view, calibration=weights, statistics=statistics)
     got = log_probabilities(calibrated, client.test)
-    np.testing.assert_allclose(got, expected(client.test, weights), atol=1e-5)
+    np.testing.assert_allclose(got, expected(client.test, weights), rtol=1e-6, atol=1e-5)
 
     def loss(weights):
         return -expected(client.val, weights)[np.arange(len(client.val)), client.val.labels].sum()
 
     gradient = learner.derivatives(calibrated, client)["calibration/gradient"]
-    step = 1e-3 * torch.eye(5)
+    step = 1e-3 * torch.eye(6)
     differences = [(loss(weights + s) - loss(weights - s)) / 2e-3 for s in step]
     np.testing.assert_allclose(gradient.numpy(), differences, atol=2e-2)
 

@@ -34,6 +34,7 @@ SMALL = (
     "gate.mix_prior=none",
     "gate.share=adapter",
     "gate.calibration=true",
+    "gate.statistics=none",
     "stage1.prior=learned",
     "stage2.checkpoint=mean",
 )

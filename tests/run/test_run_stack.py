@@ -38,7 +38,7 @@ def test_the_same_models_and_records(done, alone, more):
 def test_workers_have_stacks_of_their_own(done, alone):
     words = ("training.learning_rate=1e-3", "runtime.workers=2", "runtime.stack=2")
     for name, tensor in done(*COMMON, *words).tensors().items():
-        torch.testing.assert_close(tensor, alone.tensors()[name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(tensor, alone.tensors()[name], atol=3e-4, rtol=0)
 
 
 def test_what_a_client_costs_does_not_depend_on_its_stack(done, alone):

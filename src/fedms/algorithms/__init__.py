@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from fedms.algorithms.ditto import ditto
 from fedms.algorithms.dual import dual, fedalt, feddpa
+from fedms.algorithms.fedcgs import fedcgs
 from fedms.algorithms.fedms import fedms, finetune
 from fedms.algorithms.keygroups import (
     fedadam,
@@ -39,6 +40,7 @@ METHODS: Mapping[str, Callable[[Layout, Options], FederatedAlgorithm]] = {
     "promptfl": promptfl,
     "fedclip": fedclip,
     "fedra": fedra,
+    "fedcgs": fedcgs,
     "ditto": ditto,
     "fedper": fedper,
     "fedrep": fedrep,
@@ -62,6 +64,7 @@ __all__ = [
     "fedadam",
     "fedalt",
     "fedavg",
+    "fedcgs",
     "fedclip",
     "feddpa",
     "fedex",

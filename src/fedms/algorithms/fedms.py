@@ -14,11 +14,12 @@ from functools import partial
 
 from torch import Tensor
 
+from fedms.algorithms import gathering
 from fedms.algorithms.checkpoint import DIVERGED, chosen, remember
 from fedms.algorithms.options import Options, Share
 from fedms.algorithms.sal import Sal
 from fedms.algorithms.server import Server
-from fedms.core import calibration
+from fedms.core import calibration, discriminant
 from fedms.core.algorithm import (
     Aggregate,
     ClientInfo,
@@ -34,6 +35,7 @@ from fedms.core.algorithm import (
     Turn,
     View,
 )
+from fedms.core.discriminant import Discriminant
 from fedms.core.layout import Layout, Shapes
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
@@ -43,7 +45,7 @@ def fedms(layout: Layout, options: Options, name: str = "fedms") -> FederatedAlg
     method = _FedMS(layout, options)
     return FederatedAlgorithm(
         name=name,
-        rounds=options.rounds,
+        rounds=options.rounds + method.gathering,
         init=partial(_init, method),
         plan=partial(_plan, method),
         expects=partial(_expects, method),
@@ -73,6 +75,11 @@ class _FedMS:
         return len(self.layout.blocks)
 
     @property
+    def gathering(self) -> int:
+        """Rounds before stage 1: that in which class statistics are gathered, if they are."""
+        return int(self.options.gathers)
+
+    @property
     def shared_gate(self) -> frozenset[str]:
         """Names of the gate's tensors that are averaged."""
         if self.options.mixture != "gate":
@@ -97,7 +104,23 @@ class _FedMS:
 
     def calibrated(self, view: View, broadcast: Tensors) -> View:
         """The view as it predicts, with the weights of evidence that the server has now."""
-        return replace(view, calibration=broadcast.get(calibration.WEIGHTS))
+        return replace(
+            view,
+            calibration=broadcast.get(calibration.WEIGHTS),
+            statistics=Discriminant.of(broadcast, personal=self.options.statistics == "personal"),
+        )
+
+    def for_anyone(self, view: View, tensors: Tensors) -> View:
+        """The view with what class statistics say, weighed, and nothing of any client's."""
+        statistics = Discriminant.of(tensors, personal=False)
+        if statistics is None:
+            return view
+        weights = calibration.impersonal(tensors[calibration.WEIGHTS])
+        return replace(view, calibration=weights, statistics=statistics)
+
+    def first_stage(self) -> int:
+        """The stage after class statistics are gathered."""
+        return 1 if self.options.stage1.rounds else 2
 
     def fit(self, turn: Turn, view: View) -> dict[str, Tensor]:
         """What a client sends so that the weights of evidence fit its view too."""
@@ -124,7 +147,7 @@ def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
     return ServerState(
         seed=seed,
         round=0,
-        stage=1 if method.options.stage1.rounds else 2,
+        stage=0 if method.gathering else method.first_stage(),
         depth=method.options.sal.first_depth(method.blocks),
         tensors=tensors,
     )
@@ -132,29 +155,35 @@ def _init(method: _FedMS, learner: Learner, seed: int) -> ServerState:
 
 def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
     stages = {1: method.options.stage1, 2: method.options.stage2}
-    if state.round >= sum(stage.rounds for stage in stages.values()):
+    if state.round >= method.options.rounds + method.gathering:
         return None
+    if state.stage == 0:
+        return gathering.plan(state.round, state.seed)
     expert = frozenset(name for name in state.tensors if name.startswith("global/"))
     gate = frozenset(name for name in state.tensors if name.startswith("gate/"))
     stage = stages[state.stage]
-    before = 0 if state.stage == 1 else method.options.stage1.rounds
+    before = method.gathering + (0 if state.stage == 1 else method.options.stage1.rounds)
     rate = method.options.rate(state.round - before, stage.rounds)
     cohort, epochs = stage.cohort, stage.epochs
     plan = RoundPlan(state.round, state.stage, state.depth, state.seed, cohort, epochs, rate)
     weights, fitted = frozenset({calibration.WEIGHTS} & state.tensors.keys()), method.fitted
+    known = frozenset(name for name in state.tensors if name.startswith("statistics/"))
     if state.stage == 1:
         active = frozenset(f"global/{n}" for n in method.layout.expert(state.depth))
-        return replace(plan, broadcast=expert | weights, upload=active | fitted)
+        sent = expert | weights
+        return replace(plan, broadcast=sent, constant=known, upload=active | fitted)
     shared = method.shared_gate
     return replace(
         plan,
         broadcast=shared | weights,
-        constant=expert | (gate - shared),
+        constant=known | expert | (gate - shared),
         upload=shared | fitted,
     )
 
 
 def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
+    if plan.stage == 0:
+        return gathering.expects(method.layout)
     names = plan.upload
     if plan.stage == 1 and client.cap is not None:
         depth = min(plan.depth, client.cap)
@@ -164,6 +193,8 @@ def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
 
 
 def _client_update(method: _FedMS, turn: Turn) -> ClientWork:
+    if turn.plan.stage == 0:
+        return gathering.client_update(turn)
     update = _train_global if turn.plan.stage == 1 else _train_local
     return update(method, turn)
 
@@ -247,6 +278,10 @@ def _server_update(
     method: _FedMS, state: ServerState, plan: RoundPlan, aggregate: Aggregate
 ) -> ServerState:
     rounds = state.round + 1
+    if state.stage == 0:
+        made = discriminant.discriminant(gathering.total(aggregate))
+        tensors = {**state.tensors, **made}
+        return replace(state, round=rounds, tensors=tensors, stage=method.first_stage())
     if method.options.calibrate:
         moved = calibration.move(state.tensors, aggregate.tensors, aggregate.rows)
         state = replace(state, tensors=moved)
@@ -257,10 +292,10 @@ def _server_update(
         state.depth,
         state.queue,
         aggregate.score.accuracy,
-        rounds=rounds,
+        rounds=rounds - method.gathering,
         blocks=method.blocks,
     )
-    stage = 1 if rounds < method.options.stage1.rounds else 2
+    stage = 1 if rounds < method.options.stage1.rounds + method.gathering else 2
     tensors = method.options.server.move(state.tensors, part("global", aggregate.tensors))
     if stage == 2:
         tensors = {n: t for n, t in tensors.items() if not n.startswith(Server.MEMORY)}
@@ -272,13 +307,14 @@ def _view(
 ) -> View | None:
     """Models of a client: the global expert, its local expert alone, the mixture of both.
 
-    The global expert is scored as anyone would use it, the others as their client does: calibrated.
-    A client that has no local expert (yet) has the global expert, with its class prior where
-    mixtures have that, as its personal model.
+    The global expert is scored as anyone would use it: alone, or with what class statistics say
+    where they are gathered. The others are as their client uses them: calibrated. A client that has
+    no local expert (yet) has the global expert, with its class prior where mixtures have that, as
+    its personal model.
     """
     shared = part("global", state.tensors)
     if role == "global":
-        return View(Expert(shared))
+        return method.for_anyone(View(Expert(shared)), state.tensors)
     if client is None:
         alone = method.calibrated(View(Expert(shared, method.options.counted)), state.tensors)
         return alone if role == "personal" else None

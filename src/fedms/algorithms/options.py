@@ -13,6 +13,7 @@ LocalInit = Literal["global", "zero"]
 Share = Literal["adapter", "all", "none"]
 Mixture = Literal["gate", "even", "none"]
 StagePrior = Literal["none", "client", "learned"]
+Statistics = Literal["personal", "shared", "none"]
 MixPrior = Literal["none", "client", "both", "learned"]
 Checkpoint = Literal["best", "last", "mean"]
 RateSchedule = Literal["constant", "cosine"]
@@ -50,6 +51,10 @@ class Options:
             while they train, weighed as calibration says (`learned`).
         calibrate: personal models predict by shared weights of evidence (`core.calibration`),
             which all clients fit on validation rows.
+        statistics: whether class statistics (`core.discriminant`) are evidence where personal
+            models are calibrated: with means of classes drawn towards the client's own rows
+            (`personal`), as they are (`shared`), or not. They are gathered in a round of their own
+            before stage 1, in which nothing is trained.
         checkpoint: which of its rounds a client's model is of: the `best` by its validation rows
             (ties: the lower loss), the `last`, or the `mean` of what all rounds of stage 2 left, of
             which each went on from the last (Polyak and Juditsky 1992). Methods without a stage of
@@ -75,12 +80,18 @@ class Options:
     server: Server = field(default_factory=Server)
     mix_prior: MixPrior = "none"
     calibrate: bool = False
+    statistics: Statistics = "none"
     checkpoint: Checkpoint = "best"
     rate_schedule: RateSchedule = "constant"
     pull: float = 0.0
     private_blocks: int = 1
     random_blocks: int = 1
     likeness: float = 0.5
+
+    @property
+    def gathers(self) -> bool:
+        """Whether class statistics are evidence."""
+        return self.calibrate and self.statistics != "none"
 
     @property
     def counted(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from fedms.bench.rows import Row
 from fedms.build import make_algorithm
 from fedms.config import load_config
-from fedms.core import calibration
+from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Expert, Fit, Score, View
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout
@@ -48,7 +48,9 @@ class Idle:
         shapes = {name: sides[name[-1]] for block in blocks for name in block}
         gate = {"down": (_WIDTH // 4, _WIDTH), "up": (_WIDTH, _WIDTH // 4), "head": (2, _WIDTH)}
         pairs = tuple((block[i], block[i + 1]) for block in blocks for i in (0, 2))
-        self.layout = Layout(blocks, (), ("down", "up"), ("head",), {**shapes, **gate}, pairs, ())
+        self.layout = Layout(
+            blocks, (), ("down", "up"), ("head",), {**shapes, **gate}, pairs, (), 1, 1
+        )
 
     def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(self.layout.shapes[name]) for name in sorted(names)}
@@ -69,6 +71,9 @@ class Idle:
     def derivatives(self, view: View, data: ClientData) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
 
+    def statistics(self, data: ClientData) -> dict[str, torch.Tensor]:
+        return {name: torch.ones(shape) for name, shape in discriminant.shapes(1, 1).items()}
+
     def spent(self) -> Costs:
         return Costs()
 
@@ -87,6 +92,7 @@ def idle_rounds(clients: int, cohort: int, rounds: int, *, stage: int) -> tuple[
             f"stage1.cohort={cohort}",
             f"stage2.cohort={cohort}",
             "sal.trigger=all",
+            "gate.statistics=none",
         ],
     )
     learner = Idle()

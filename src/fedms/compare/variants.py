@@ -19,7 +19,7 @@ _STANDARD = ("stage2.local_init=global",)
 """Options of FedMS' own that other methods would read too."""
 _CHOOSING = "bound for gates that choose one expert"
 """A mixture can be right where both experts are wrong."""
-_CALIBRATED = "gate.calibration=true"
+_CALIBRATED = ("gate.calibration=true", "gate.statistics=none")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def _plain(method: str, title: str, group: Group, *settings: str, bound: str = "
 
 
 def _as_ours(title: str, group: Group, *settings: str) -> Variant:
-    """A baseline with everything that FedMS has beside its mixture and SAL."""
+    """A baseline with everything that FedMS has beside its mixture, class statistics and SAL."""
     whole = f"{title}, with FedMS' calibration, means and momentum"
-    return Variant(whole, group, (*settings, _CALIBRATED, *_STANDARD))
+    return Variant(whole, group, (*settings, *_CALIBRATED, *_STANDARD))
 
 
 def _ours(title: str, *settings: str) -> Variant:
@@ -85,11 +85,17 @@ VARIANTS: Mapping[str, Variant] = {
     "fedex": _plain("fedex", "FedEx-LoRA", "one global model"),
     "flexlora": _plain("flexlora", "FlexLoRA", "one global model"),
     "fedra": _plain("fedra", "FedRA", "one global model"),
+    "fedcgs": _plain("fedcgs", "FedCGS", "one global model"),
     "promptfl": _plain("promptfl", "PromptFL", "one global model"),
     "fedclip": _plain("fedclip", "FedCLIP", "one global model"),
     "finetune": _plain("finetune", "FedAvg-LoRA, then local fine-tuning", "personal"),
     "finetune+calibration": _as_ours(
         "FedAvg-LoRA, then local fine-tuning", "personal", "method=finetune"
+    ),
+    "finetune+statistics": Variant(
+        "the same, with FedMS' class statistics too",
+        "personal",
+        ("method=finetune", "gate.calibration=true", "gate.statistics=personal", *_STANDARD),
     ),
     "ditto": _plain("ditto", "Ditto", "personal"),
     "fedper": _plain("fedper", "FedPer", "personal"),
@@ -107,6 +113,10 @@ VARIANTS: Mapping[str, Variant] = {
     "fedms-no-stage1": _ours("FedMS without stage 1", "stage1.rounds=0", "stage2.rounds={rounds}"),
     "fedms-share-all": _ours("FedMS, whole gate shared", "gate.share=all"),
     "fedms-share-none": _ours("FedMS, no gate shared", "gate.share=none"),
+    "fedms-no-statistics": _ours("FedMS without class statistics", "gate.statistics=none"),
+    "fedms-shared-statistics": _ours(
+        "FedMS, class statistics without a client's own rows", "gate.statistics=shared"
+    ),
     "fedms-no-calibration": _ours(
         "FedMS without calibration", "gate.calibration=false", "stage1.prior=none"
     ),

@@ -28,6 +28,7 @@ from typing import Literal, Protocol
 import torch
 
 from fedms.core.costs import Costs
+from fedms.core.discriminant import Discriminant
 from fedms.core.layout import Layout, Shapes
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.core.tensors import Tensors, fingerprint
@@ -77,8 +78,10 @@ class View:
         oracle: a bound for gates that choose one expert (a mixture can be right where both are
             wrong): each example is given to the expert that is right, or to the one that gives its
             class more probability. It sees labels; only scores use it.
-        calibration: `(5,)` weights of evidence (see `core.calibration`), by which it predicts
+        calibration: `(6,)` weights of evidence (see `core.calibration`), by which it predicts
             instead; None: as the gate mixes. Training knows nothing of it.
+        statistics: what all clients' class statistics say, evidence where it is calibrated; or
+            None.
     """
 
     expert: Expert
@@ -86,6 +89,7 @@ class View:
     gate: Tensors | None = None
     oracle: bool = False
     calibration: torch.Tensor | None = None
+    statistics: Discriminant | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,10 @@ class Learner(Protocol):
 
         See `core.calibration.derivatives`; zeros without validation rows.
         """
+        ...
+
+    def statistics(self, data: ClientData) -> dict[str, torch.Tensor]:
+        """Sums over the client's training rows, see `core.discriminant.sums`."""
         ...
 
     def spent(self) -> Costs:

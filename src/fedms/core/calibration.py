@@ -1,17 +1,19 @@
 """Calibration: how much a client's model believes each piece of what it knows of an example.
 
-Every class has five pieces of evidence, in nats; its log-probability is their weighted sum,
+Every class has six pieces of evidence, in nats; its log-probability is their weighted sum,
 normalised over classes (a logarithmic opinion pool, Genest and Zidek 1986; ours). All clients share
-the five weights, for a client alone has too few validation rows to find them:
+the weights, for a client alone has too few validation rows to find them:
 
 - `global`, `local`: log-probabilities under the global and the local expert.
 - `gate`: their difference, times the gate's weight on the global expert minus one half.
 - `prior`: the log of the client's smoothed frequency of the class.
 - `unseen`: 1 where the client has no training row of the class, else 0.
+- `statistics`: the class's log-likelihood by class statistics (`core.discriminant`), 0 without.
 
 The weights minimise the log loss on validation rows of all clients, with a ridge around where they
 start, which is worth one row. The loss is convex, so that a Newton step a round is enough: clients
-send its gradient and curvature, which are averaged like anything else.
+send its gradient and curvature, which are averaged like anything else, and how far evidence is
+spread, by which a step is kept from moving log-probabilities further than its curvature holds.
 """
 
 from __future__ import annotations
@@ -22,56 +24,70 @@ from torch.nn import functional as F
 
 from fedms.core.tensors import Tensors
 
-EVIDENCE = ("global", "local", "gate", "prior", "unseen")
+EVIDENCE = ("global", "local", "gate", "prior", "unseen", "statistics")
 """The order of weights."""
 WEIGHTS = "calibration/weights"
-"""Name of the shared weights, `(5,)`, on the server and on the wire."""
+"""Name of the shared weights, `(6,)`, on the server and on the wire."""
 SHAPES = {
     "calibration/gradient": (len(EVIDENCE),),
     "calibration/curvature": (len(EVIDENCE), len(EVIDENCE)),
+    "calibration/spread": (len(EVIDENCE), len(EVIDENCE)),
+    "calibration/rows": (1,),
 }
 """What a client sends: sums over its validation rows, divided by its number of training rows, which
 is its weight in the average. (Averages of them, times all training rows, are sums over all.)"""
 _MEMORY = 0.5
 """What is left of earlier rounds' evidence after one more."""
-_LONGEST = 4.0
-"""No weight moves further in a round: curvature far away is not curvature here."""
-_LEAST = 0.5
-"""What both experts together weigh at least, where the prior is set in proportion to them."""
+_LONGEST = 2.0
+"""Nats, root mean square over rows and classes, that a round may move the weighted evidence by:
+curvature far away is not curvature here."""
 _LINEAR, _CURVATURE = "fitted/linear", "fitted/curvature"
 
 
 def initial() -> Tensor:
-    """The mixture as the gate makes it: linear in log-probabilities, without a prior."""
-    return torch.tensor([0.5, 0.5, 1.0, 0.0, 0.0])
+    """The mixture as the gate makes it: linear in log-probabilities, without a prior.
+
+    A class's log-likelihood by its statistics is far too sure of itself: rows of a class are not
+    normally distributed. Fitted weights are between 0.02 and 0.2 (docs/research-log.md).
+    """
+    return torch.tensor([0.5, 0.5, 1.0, 0.0, 0.0, 0.05])
 
 
 def prior(weights: Tensor) -> tuple[float, float]:
-    """Weights of the class prior and of unseen classes, for an expert that counts once."""
-    shared, own, _, frequency, unseen = weights.tolist()
-    whole = max(shared + own, _LEAST)
-    return frequency / whole, unseen / whole
+    """Weights of the class prior and of unseen classes."""
+    found = dict(zip(EVIDENCE, weights.tolist(), strict=True))
+    return found["prior"], found["unseen"]
+
+
+def impersonal(weights: Tensor) -> Tensor:
+    """Weights without those of what a client's counts say."""
+    return weights * torch.tensor([name not in ("prior", "unseen") for name in EVIDENCE])
 
 
 def log_probabilities(evidence: Tensor, weights: Tensor) -> Tensor:
-    """`(rows, classes)` of evidence `(rows, classes, 5)`."""
+    """`(rows, classes)` of evidence `(rows, classes, 6)`."""
     return F.log_softmax(evidence @ weights.to(evidence), dim=-1)
 
 
 def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Of the log loss by the weights, summed over rows: named and shaped as `SHAPES`, float64.
 
+    `spread` is the covariance of evidence over a row's classes, summed over rows.
+
     Args:
-        evidence: `(rows, classes, 5)`.
+        evidence: `(rows, classes, 6)`.
         labels: `(rows,)`.
-        weights: `(5,)`, where the derivatives are taken.
+        weights: `(6,)`, where the derivatives are taken.
     """
     x = evidence.double()
     p = log_probabilities(x, weights).exp()
     mean = torch.einsum("nc,nci->ni", p, x)
     gradient = (mean - x[torch.arange(len(labels)), labels]).sum(0)
     curvature = torch.einsum("nc,nci,ncj->ij", p, x, x) - mean.T @ mean
-    return dict(zip(SHAPES, (gradient, curvature), strict=True))
+    apart = x - x.mean(1, keepdim=True)
+    spread = torch.einsum("nci,ncj->ij", apart, apart) / x.shape[1]
+    rows = torch.tensor([len(labels)]).double()
+    return dict(zip(SHAPES, (gradient, curvature, spread, rows), strict=True))
 
 
 def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
@@ -85,7 +101,7 @@ def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
         average: of what clients sent, with `SHAPES` among it.
         rows: training rows behind the average.
     """
-    gradient, curvature = (average[name].double() * rows for name in SHAPES)
+    gradient, curvature, spread, fitted = (average[name].double() * rows for name in SHAPES)
     now = state[WEIGHTS].double()
     linear = gradient - curvature @ now
     if _LINEAR in state:
@@ -93,6 +109,8 @@ def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
         curvature = curvature + _MEMORY * state[_CURVATURE]
     first = initial().double()
     best = torch.linalg.solve(curvature + torch.eye(len(first)).double(), first - linear)
-    weights = now + (best - now).clamp(-_LONGEST, _LONGEST)
+    step = best - now
+    length = (step @ spread @ step / fitted.clamp_min(1)).clamp_min(0).sqrt()
+    weights = now + step * (_LONGEST / length).clamp_max(1)
     remembered = {_LINEAR: linear.float(), _CURVATURE: curvature.float()}
     return {**state, WEIGHTS: weights.float(), **remembered}

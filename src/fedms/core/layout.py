@@ -22,6 +22,8 @@ class Layout:
         pairs: the matrices (A, B) of every projection, whose product `B @ A` is added to it.
         mixers: names of the tensors by which a block's projections weigh an expert's own product
             and the one beneath it, one group a block; an expert has them or not.
+        classes: of the federation.
+        width: of the foundation model's features.
     """
 
     blocks: tuple[tuple[str, ...], ...]
@@ -31,6 +33,8 @@ class Layout:
     shapes: Shapes
     pairs: tuple[tuple[str, str], ...]
     mixers: tuple[tuple[str, ...], ...]
+    classes: int
+    width: int
 
     @property
     def down(self) -> frozenset[str]:

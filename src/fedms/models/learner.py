@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedms.core import calibration
+from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout
@@ -68,6 +68,8 @@ class ModelLearner(Resident):
             shapes={**slots.shapes, **slots.mixer_shapes, **head.shapes, **gate},
             pairs=slots.pairs,
             mixers=slots.mixers,
+            classes=head.classes,
+            width=backbone.width,
         )
 
     def initial_expert(self, names: frozenset[str], seed: int) -> dict[str, Tensor]:
@@ -171,7 +173,24 @@ class ModelLearner(Resident):
             shared = constants.logits
             weight = gate_weights(gate, constants.frozen[None])[0, :, 0].exp().cpu()
         even = torch.full((len(rows),), 0.5)
-        known = shared.float().cpu(), own.float().cpu(), even if weight is None else weight
-        parts = zip(*(torch.split(each, _PIECE) for each in known), strict=True)
+        said = self._by_statistics(view, data, rows)
+        known = shared.float().cpu(), own.float().cpu(), even if weight is None else weight, said
+        a, b, c, d = (torch.split(each, _PIECE) for each in known)
+        parts = zip(a, b, c, d, strict=True)
         seen, smoothing = data.train.labels, self.mixing.smoothing
-        return (evidence(a, b, w, seen, smoothing) for a, b, w in parts), weight
+        return (evidence(*four, seen, smoothing) for four in parts), weight
+
+    def _by_statistics(self, view: View, data: ClientData, rows: Rows) -> Tensor:
+        """`(rows, classes)` scores, see `Discriminant.scores`; zeros without class statistics."""
+        if view.statistics is None:
+            return torch.zeros(len(rows), self.head.classes)
+        features, own = (self.frozen(part).cpu() for part in (rows, data.train))
+        return view.statistics.scores(features, own, torch.from_numpy(data.train.labels))
+
+    @torch.no_grad()
+    def statistics(self, data: ClientData) -> dict[str, Tensor]:
+        """See `Learner.statistics`."""
+        with self.meter.phase("evaluate"):
+            features = self.frozen(data.train).cpu()
+        labels = torch.from_numpy(data.train.labels)
+        return discriminant.sums(features, labels, self.head.classes)

@@ -42,21 +42,28 @@ def mix_linear(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def evidence(
-    global_logits: Tensor, local_logits: Tensor, weight: Tensor, labels: Index, smoothing: float
+    global_logits: Tensor,
+    local_logits: Tensor,
+    weight: Tensor,
+    statistics: Tensor,
+    labels: Index,
+    smoothing: float,
 ) -> Tensor:
-    """What a client knows of every class, `(rows, classes, 5)`, as `core.calibration` names it.
+    """What a client knows of every class, `(rows, classes, 6)`, as `core.calibration` names it.
 
     Args:
         global_logits: `(rows, classes)`.
         local_logits: likewise.
         weight: the gate's, of the global expert, `(rows,)`.
+        statistics: scores by class statistics, `(rows, classes)`.
         labels: of the client's training rows.
         smoothing: see `log_prior`.
     """
     shared, own = (F.log_softmax(logits, -1) for logits in (global_logits, local_logits))
     lean = (weight[:, None] - 0.5) * (shared - own)
     counted = class_evidence(labels, shared.shape[-1], smoothing).to(shared)
-    known = (shared, own, lean, *(row.expand_as(shared) for row in counted))
+    counts = (row.expand_as(shared) for row in counted)
+    known = (shared, own, lean, *counts, F.log_softmax(statistics.to(shared), -1))
     return torch.stack(known, -1)
 
 

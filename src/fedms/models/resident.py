@@ -152,6 +152,12 @@ class Resident:
         self._last = (rows, expert.fingerprint, features)
         return features
 
+    def frozen(self, rows: Rows) -> Tensor:
+        """`(rows, width)` features under the foundation model, which are remembered."""
+        last, features = self._last, self.features(FROZEN, rows)
+        self._last = last  # it is asked for again before this one, which is remembered
+        return features
+
     def _shares(self, expert: Expert, rows: Rows) -> Tensor | None:
         """`(rows,)` weights of an expert's own products, see `Expert.likeness`; None: no weights.
 
@@ -227,23 +233,22 @@ class Resident:
         computed = (kind, kept and kept.boundary, self.slots.active, *batch)
         return self.meter.step(computed, clients, *sizes(batch), clients=clients, real=real)
 
-    def _remembered(self, expert: Expert, partner: Expert, rows: Rows) -> Tensor:
-        """Features of a constant expert. For every rows object only `partner`'s and the frozen
-        model's are kept: one of an earlier global expert is never asked for again.
+    def _remembered(self, partner: Expert, rows: Rows) -> Tensor:
+        """Features of a constant expert. For every rows object only its and the frozen model's are
+        kept: one of an earlier global expert is never asked for again.
         """
-        last, features = self._last, self.features(expert, rows)
-        self._last = last  # it is asked for again before this one, which is remembered below
-        keep = {FROZEN.fingerprint, partner.fingerprint}
-        known = {k: v for k, v in self._known.get(rows, {}).items() if k in keep}
-        self._known[rows] = {**known, expert.fingerprint: features}
+        last, features = self._last, self.features(partner, rows)
+        self._last = last  # as in `frozen`
+        known = self._known.get(rows, {})
+        kept = {k: v for k, v in known.items() if k == FROZEN.fingerprint}
+        self._known[rows] = {**kept, partner.fingerprint: features}
         return features
 
     def constants(self, view: View, data: ClientData, rows: Rows) -> Constants | None:
         """What the global expert and the gate's input are for `rows`; None without a mixture."""
         if view.partner is None or view.gate is None or not len(rows):
             return None
-        features = self._remembered(view.partner, view.partner, rows)
-        frozen = self._remembered(FROZEN, view.partner, rows)
+        features, frozen = self._remembered(view.partner, rows), self.frozen(rows)
         logits = self.logits(features[None], self.own(view.partner, data))[0]
         return Constants(frozen, features, logits)
 
