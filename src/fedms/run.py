@@ -20,7 +20,7 @@ from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import Split
 from fedms.core.tensors import part
 from fedms.identity import identity
-from fedms.models import save_expert, save_gate, save_prior
+from fedms.models import save_expert, save_gate, save_means, save_prior, save_statistics
 from fedms.models.resident import FROZEN
 from fedms.runtimes.rounds import RoundRecord, run_rounds
 from fedms.runtimes.simulator import Simulator
@@ -254,6 +254,7 @@ class _Run:
         if shared is not None:
             with whole_folder(self._folder.global_adapter()) as folder:
                 save_expert(folder, learner, shared.expert, base)
+            save_statistics(self._folder.path / "adapters" / "statistics.safetensors", shared)
         gate = part("gate", state.tensors)
         if gate:
             with whole_folder(self._folder.gate()) as folder:
@@ -266,6 +267,7 @@ class _Run:
             with whole_folder(self._folder.client_adapters(client.id)) as folder:
                 save_expert(folder / "local", learner, view.expert, base)
                 save_prior(folder / "prior.json", learner, view, client)
+                save_means(folder / "means.safetensors", learner, view, client)
                 if view.gate is not None:
                     save_gate(folder / "gate", learner, view.gate)
 

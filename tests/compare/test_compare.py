@@ -265,14 +265,17 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
 def test_commits_that_differ_are_told(results, tmp_path):
     """With a mark where the code was changed without a commit."""
     found = []
+    days = ("2026-01-31T23:59:00+00:00", "2026-02-01T00:00:00+00:00", "2026-02-01T09:00:00+00:00")
     for number, commit in enumerate(("a" * 40, f"{'b' * 40}-dirty", None)):
         folder = shutil.copytree(results[0].folder, tmp_path / str(number))
         path = folder / "environment.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "git_commit": commit}))
+        facts = {"git_commit": commit, "started": days[number]}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
         found.append(replace(by_name(results, "local")[0], folder=folder))
-    assert table.markdown(found[:1]).endswith(f"\n\nRuns at commit {'a' * 12}.\n")
+    assert table.markdown(found[:1]).endswith(f"\n\nRuns at commit {'a' * 12}, 2026-01-31 (UTC).\n")
     commits = f"Runs at commits {'a' * 12}, {'b' * 12}-dirty, unknown: the code differed"
     assert commits in table.markdown(found)
+    assert "between them, 2026-01-31 to 2026-02-01 (UTC)." in table.markdown(found)
     plots.write(tmp_path, results)
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
     assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -112,6 +113,8 @@ def test_environment(tmp_path):
     create(tmp_path / "run")
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert found["seed"] == 3
+    since = datetime.now(UTC) - datetime.fromisoformat(found["started"])
+    assert timedelta(0) <= since < timedelta(minutes=5)
     assert found["python"] == platform.python_version()
     assert found["cores"] == os.cpu_count()
     assert found["platform"] == platform.platform()

@@ -221,15 +221,17 @@ def _unseen(methods: Mapping[str, list[Result]]) -> str:
 
 
 def _origin(results: Sequence[Result]) -> str:
-    """The commits that the runs were made at."""
-    commits = sorted({_commit(result.folder) for result in results})
+    """The commits that the runs were made at, and when."""
+    facts = [json.loads((r.folder / "environment.json").read_text()) for r in results]
+    commits = sorted({_commit(each["git_commit"] or "unknown") for each in facts})
     differ = ": the code differed between them" if len(commits) > 1 else ""
-    return f"Runs at commit{'s' if differ else ''} {', '.join(commits)}{differ}."
+    days = sorted({each["started"][:10] for each in facts if "started" in each})
+    when = f", {' to '.join(dict.fromkeys([days[0], days[-1]]))} (UTC)" if days else ""
+    return f"Runs at commit{'s' if differ else ''} {', '.join(commits)}{differ}{when}."
 
 
-def _commit(folder: Path) -> str:
-    """Of the code that made a run, in short."""
-    known = json.loads((folder / "environment.json").read_text())["git_commit"] or "unknown"
+def _commit(known: str) -> str:
+    """In short."""
     commit, *changed = known.split("-")
     return "-".join([commit[:12], *changed])
 

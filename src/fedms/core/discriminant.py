@@ -119,14 +119,22 @@ class Discriminant:
             own: likewise, of the client's training rows.
             labels: theirs.
         """
-        matrix = _unpack(self.whitening, self.means.shape[1]).T
-        means = self.means
-        if self.personal and len(own):
-            of_class = F.one_hot(labels, len(means)).to(means)
-            total = of_class.T @ (F.normalize(own, dim=-1) @ matrix)
-            means = (total + _SHARED * means) / (of_class.sum(0)[:, None] + _SHARED)
-        whitened = F.normalize(features, dim=-1) @ matrix
+        means = self.drawn(own, labels)
+        whitened = F.normalize(features, dim=-1) @ self.matrix.T
         return whitened @ means.T - means.square().sum(-1) / 2 + self.bias
+
+    @property
+    def matrix(self) -> Tensor:
+        """`(width, width)`, which whitens a feature of unit length."""
+        return _unpack(self.whitening, self.means.shape[1])
+
+    def drawn(self, own: Tensor, labels: Tensor) -> Tensor:
+        """`(classes, width)`: the whitened means, drawn towards a client's rows where personal."""
+        if not self.personal:
+            return self.means
+        of_class = F.one_hot(labels, len(self.means)).to(self.means)
+        total = of_class.T @ (F.normalize(own, dim=-1) @ self.matrix.T)
+        return (total + _SHARED * self.means) / (of_class.sum(0)[:, None] + _SHARED)
 
 
 def _pack(matrix: Tensor) -> Tensor:

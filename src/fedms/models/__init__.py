@@ -2,7 +2,13 @@
 
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
-from fedms.models.export import save_expert, save_gate, save_prior
+from fedms.models.export import (
+    save_expert,
+    save_gate,
+    save_means,
+    save_prior,
+    save_statistics,
+)
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.prefix import Room
@@ -27,5 +33,7 @@ __all__ = [
     "look_up",
     "save_expert",
     "save_gate",
+    "save_means",
     "save_prior",
+    "save_statistics",
 ]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,6 +78,28 @@ def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) 
         weights = dict(zip(calibration.EVIDENCE, view.calibration.tolist(), strict=True))
     facts = {"added_to": added_to, "log_prior": prior, "unseen": unseen, "calibration": weights}
     path.write_text(json.dumps(facts) + "\n")
+
+
+def save_statistics(path: Path, view: View) -> None:
+    """Write what class statistics say, if the view has any, for all clients alike.
+
+    `whitening` `(width, width)` and `means` `(classes, width)`: the score of a class is the dot
+    product of its mean and the whitened feature (of the foundation model, of unit length), less
+    half of the mean's squared length, plus `bias` `(classes,)`.
+    """
+    said = view.statistics
+    if said is not None:
+        tensors = {"whitening": said.matrix, "means": said.means, "bias": said.bias}
+        path.write_bytes(serialise(tensors))
+
+
+def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
+    """Write a client's `means` in place of those of `save_statistics`, if it has its own."""
+    said = view.statistics
+    if said is not None and said.personal:
+        own = learner.frozen(data.train).cpu()
+        means = said.drawn(own, torch.from_numpy(data.train.labels))
+        path.write_bytes(serialise({"means": means}))
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

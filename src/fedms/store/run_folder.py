@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,10 @@ class RunFolder:
 
 
 def environment(seed: int) -> dict[str, Any]:
-    """Versions, seed, git commit and machine, as JSON values; what is not known is None."""
+    """Time, versions, seed, git commit and machine, as JSON values; None for what is not known."""
     return {
         "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},

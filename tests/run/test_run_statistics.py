@@ -1,0 +1,95 @@
+"""Runs that gather class statistics first: what is sent, what is kept, what can be read again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from fedms.build import build
+from fedms.core import discriminant
+from fedms.store.states import ClientStates, load_server_state
+
+PERSONAL = ("gate.statistics=personal",)
+WIDTH, CLASSES = 128, 10
+
+
+def wire(shapes):
+    return len(save({name: torch.zeros(shape) for name, shape in shapes.items()}))
+
+
+def test_they_take_a_round_before_all_others(done):
+    plain, gathered = done().lines("rounds"), done(*PERSONAL).lines("rounds")
+    assert [line["stage"] for line in gathered] == [0, 1, 1, 2, 2]
+    first, *others = gathered
+    assert first["cohort"] == ["0", "1", "2"]
+    assert first["trainable_parameters"] == 0
+    assert first["upload_bytes"] == 3 * wire(discriminant.shapes(CLASSES, WIDTH))
+    assert first["download_bytes"] == 0
+    assert [line["upload_bytes"] for line in others] == [line["upload_bytes"] for line in plain]
+
+
+def test_what_they_say_is_sent_once(done):
+    plain, (_, *gathered) = done().lines("rounds"), done(*PERSONAL).lines("rounds")
+    more = [a["download_bytes"] - b["download_bytes"] for a, b in zip(gathered, plain, strict=True)]
+    triangle = WIDTH * (WIDTH + 1) // 2
+    numbers = triangle + CLASSES * WIDTH + CLASSES
+    assert more[1:] == [0, 0, 0]
+    assert 3 * 4 * numbers <= more[0] <= 3 * (4 * numbers + 400)  # and a header
+
+
+@pytest.mark.parametrize("cohort", ["stage1.cohort=1", "stage1.rounds=0"])
+def test_all_clients_take_part_once(done, cohort):
+    first, *others = done(*PERSONAL, cohort, "stage2.cohort=1").lines("rounds")
+    assert first["cohort"] == ["0", "1", "2"]
+    assert all(len(line["cohort"]) == 1 for line in others)
+    sent = [line["download_bytes"] for line in others]
+    assert sent[0] > sent[-1]
+
+
+@pytest.mark.parametrize("word", ["gate.calibration=false", "gate.statistics=none"])
+def test_without_calibration_there_are_none(done, word):
+    lines = done(*PERSONAL, word).lines("rounds")
+    assert [line["stage"] for line in lines] == [1, 1, 2, 2]
+    assert not list(done(*PERSONAL, word).path.rglob("statistics.safetensors"))
+
+
+def test_they_change_what_models_say(done):
+    losses = {
+        name: run.summary["test"]["personal"]["loss"]
+        for name, run in {"with": done(*PERSONAL), "without": done()}.items()
+    }
+    assert losses["with"] < losses["without"]
+
+
+def test_the_same_for_every_number_of_workers(done):
+    one, two = done(*PERSONAL), done(*PERSONAL, "runtime.workers=2")
+    assert one.bytes() == two.bytes()
+    assert one.bytes("checkpoints") == two.bytes("checkpoints")
+
+
+def test_scores_can_be_computed_from_files(done, small):
+    """With NumPy: features of unit length, whitened, against each client's means."""
+    finished, experiment = done(*PERSONAL), build(small(*PERSONAL))
+    shared = load_file(finished.path / "adapters" / "statistics.safetensors")
+    states = ClientStates(finished.path / "checkpoints" / "clients")
+    server = load_server_state(finished.path / "checkpoints" / "server.safetensors")
+    for client in experiment.clients:
+        view = experiment.algorithm.view(server, states.load(client.id), "personal")
+        frozen = experiment.learner.frozen
+        z, own = frozen(client.test), frozen(client.train)
+        said = view.statistics.scores(z, own, torch.from_numpy(client.train.labels)).numpy()
+        folder = finished.path / "adapters" / "clients" / client.id
+        means = load_file(folder / "means.safetensors")["means"].numpy()
+        assert not np.allclose(means, shared["means"].numpy(), atol=1e-3)
+        unit = z.numpy() / np.linalg.norm(z.numpy(), axis=1, keepdims=True)
+        white = unit @ shared["whitening"].numpy().T
+        expected = white @ means.T - (means**2).sum(1) / 2 + shared["bias"].numpy()
+        np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_shared_ones_leave_clients_no_means(done):
+    run = done("gate.statistics=shared")
+    assert (run.path / "adapters" / "statistics.safetensors").is_file()
+    assert not list(run.path.rglob("means.safetensors"))
