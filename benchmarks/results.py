@@ -62,6 +62,8 @@ class Cell:
 
 
 _FEW = "data.max_rows=4000"
+_SHORT = ("stage1.rounds=6", "stage2.rounds=4")
+_FEWER = ("data.max_rows=2000", *_SHORT)
 _SPREAD = ("partition.by=dirichlet", "partition.clients=10")
 CELLS = (
     Cell("digits", "digits", methods=(*METHODS, "promptfl", "fedclip")),
@@ -72,14 +74,22 @@ CELLS = (
         (*METHODS, "promptfl", "fedclip"),
     ),
     Cell("banking77", "banking77", (_FEW,)),
-    Cell("banking77-even", "banking77", (_FEW, "partition.alpha=1.0")),
-    Cell("banking77-quantity", "banking77", (_FEW, "partition.by=quantity", "partition.alpha=0.5")),
+    Cell("banking77-even", "banking77", (*_FEWER, "partition.alpha=1.0")),
+    Cell(
+        "banking77-quantity",
+        "banking77",
+        (*_FEWER, "partition.by=quantity", "partition.alpha=0.5"),
+    ),
     Cell("clinc150", "clinc150", (_FEW, "partition.unseen_clients=2")),
-    Cell("clinc150-skewed", "clinc150", (_FEW, *_SPREAD, "partition.alpha=0.1")),
-    Cell("clinc150-even", "clinc150", (_FEW, *_SPREAD, "partition.alpha=1.0")),
-    Cell("newsgroups20", "newsgroups20", ("partition.unseen_clients=30",)),
-    Cell("newsgroups20-skewed", "newsgroups20", (_FEW, *_SPREAD, "partition.alpha=0.1")),
-    Cell("amazon5", "amazon5", (_FEW,)),
+    Cell("clinc150-skewed", "clinc150", (*_FEWER, *_SPREAD, "partition.alpha=0.1")),
+    Cell("clinc150-even", "clinc150", (*_FEWER, *_SPREAD, "partition.alpha=1.0")),
+    Cell(
+        "newsgroups20",
+        "newsgroups20",
+        (*_SHORT, "partition.max_clients=60", "partition.unseen_clients=15"),
+    ),
+    Cell("newsgroups20-skewed", "newsgroups20", (*_FEWER, *_SPREAD, "partition.alpha=0.1")),
+    Cell("amazon5", "amazon5", _FEWER),
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,20 +103,29 @@ def test_whitened_rows_have_unit_covariance_within_classes(exact):
 
 
 def test_own_rows_draw_means():
-    """As ten rows at the shared mean and the client's own; classes it lacks stay."""
-    shared, (x, y) = made(*rows(80)), rows(40, seed=3, classes=2)
+    """As some rows at the shared mean and the client's own; classes it lacks stay."""
+    everyone, (x, y) = rows(80), rows(40, seed=3, classes=2)
+    shared = made(*everyone)
+    strength = 1 / (1 / 10 + 1 / (np.bincount(everyone[1]) + 1))
     matrix = torch.zeros(WIDTH, WIDTH)
     matrix[torch.tril_indices(WIDTH, WIDTH).unbind()] = shared.whitening
     means = shared.means.clone()
     for c in range(2):
         mine = (x @ matrix.T)[y == c]
-        means[c] = (mine.sum(0) + 10 * shared.means[c]) / (len(mine) + 10)
+        means[c] = (mine.sum(0) + strength[c] * shared.means[c]) / (len(mine) + strength[c])
     new, _ = rows(5, seed=4)
     expected = new @ matrix.T @ means.T - means.square().sum(1) / 2
-    own = Discriminant(shared.whitening, shared.means, shared.bias, personal=True)
+    own = replace(shared, personal=True)
     torch.testing.assert_close(own.scores(new, x, y), expected)
     torch.testing.assert_close(own.scores(new, *NOBODY), shared.scores(new, x, y))
     assert not torch.allclose(own.scores(new, x, y)[:, 0], shared.scores(new, x, y)[:, 0])
+
+
+def test_a_mean_without_rows_gives_way_to_the_first():
+    x, y = rows(50, classes=2)
+    strength = made(x, y).strength
+    assert float(strength[2]) == pytest.approx(1 / 1.1)
+    assert all(7 < float(s) < 10 for s in strength[:2])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

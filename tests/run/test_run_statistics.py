@@ -34,7 +34,7 @@ def test_what_they_say_is_sent_once(done):
     plain, (_, *gathered) = done().lines("rounds"), done(*PERSONAL).lines("rounds")
     more = [a["download_bytes"] - b["download_bytes"] for a, b in zip(gathered, plain, strict=True)]
     triangle = WIDTH * (WIDTH + 1) // 2
-    numbers = triangle + CLASSES * WIDTH + CLASSES
+    numbers = triangle + CLASSES * WIDTH + 2 * CLASSES
     assert more[1:] == [0, 0, 0]
     assert 3 * 4 * numbers <= more[0] <= 3 * (4 * numbers + 400)  # and a header
 

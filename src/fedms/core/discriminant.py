@@ -25,7 +25,9 @@ from fedms.core.tensors import Tensors
 
 COUNTS, SUMS, MOMENT = (f"statistics/{name}" for name in ("counts", "sums", "moment"))
 """What a client sends, divided by its number of training rows, which is its weight."""
-WHITENING, MEANS, BIAS = (f"statistics/{name}" for name in ("whitening", "means", "bias"))
+WHITENING, MEANS, STRENGTH, BIAS = (
+    f"statistics/{name}" for name in ("whitening", "means", "strength", "bias")
+)
 """What the server makes of it, and sends to every client once."""
 _RIDGE = 0.01
 """Added to the covariance, times the mean variance of a direction."""
@@ -34,7 +36,7 @@ _FLOOR = 1e-6
 _OVERALL = 1.0
 """Rows that the overall mean counts as in every class's mean."""
 _SHARED = 10.0
-"""Rows that the shared mean of a class counts as beside a client's own ones."""
+"""Rows that a shared mean counts as, at most, beside a client's own ones."""
 
 
 def shapes(classes: int, width: int) -> Shapes:
@@ -59,8 +61,13 @@ def discriminant(total: Tensors, *, whole: bool = False) -> dict[str, Tensor]:
     """The server's tensors, float32, of sums over all rows.
 
     `WHITENING` is the lower triangle of a matrix under which every class has unit covariance,
-    `MEANS` are those of the classes under it, `(classes, width)`, and `BIAS` is what is added to
-    their scores, `(classes,)`: zero, so that all are as likely beforehand.
+    `MEANS` are those of the classes under it, `(classes, width)`; `STRENGTH` is how many of a
+    client's rows each of them counts as, `(classes,)`, and `BIAS` is what is added to scores,
+    `(classes,)`: zero, so that all are as likely beforehand.
+
+    A client's mean is taken to differ from the shared one as the mean of ten rows differs from that
+    of their class, and the shared one likewise from its own expectation by its own rows: variances
+    add up, `1 / strength = 1 / 10 + 1 / (rows + 1)`.
 
     Args:
         total: as `sums`.
@@ -83,6 +90,7 @@ def discriminant(total: Tensors, *, whole: bool = False) -> dict[str, Tensor]:
     return {
         WHITENING: _pack(whitening).float(),
         MEANS: (means @ whitening.T).float(),
+        STRENGTH: (1 / (1 / _SHARED + 1 / (counts + _OVERALL))).float(),
         BIAS: (bias if whole else torch.zeros_like(bias)).float(),
     }
 
@@ -94,12 +102,14 @@ class Discriminant:
     Args:
         whitening: `(width (width + 1) / 2,)`, see `discriminant`.
         means: `(classes, width)`.
+        strength: `(classes,)`.
         bias: `(classes,)`.
         personal: whether a client draws the means towards its own training rows.
     """
 
     whitening: Tensor
     means: Tensor
+    strength: Tensor
     bias: Tensor
     personal: bool = True
 
@@ -108,8 +118,9 @@ class Discriminant:
         """That of the server's tensors, if it is among them."""
         if MEANS not in tensors:
             return None
-        whitening, means, bias = (tensors[name] for name in (WHITENING, MEANS, BIAS))
-        return Discriminant(whitening, means, bias, personal)
+        names = WHITENING, MEANS, STRENGTH, BIAS
+        whitening, means, strength, bias = (tensors[name] for name in names)
+        return Discriminant(whitening, means, strength, bias, personal)
 
     def scores(self, features: Tensor, own: Tensor, labels: Tensor) -> Tensor:
         """`(rows, classes)`: log-likelihoods and bias, up to what all classes have in common.
@@ -134,7 +145,8 @@ class Discriminant:
             return self.means
         of_class = F.one_hot(labels, len(self.means)).to(self.means)
         total = of_class.T @ (F.normalize(own, dim=-1) @ self.matrix.T)
-        return (total + _SHARED * self.means) / (of_class.sum(0)[:, None] + _SHARED)
+        strength = self.strength[:, None]
+        return (total + strength * self.means) / (of_class.sum(0)[:, None] + strength)
 
 
 def _pack(matrix: Tensor) -> Tensor:
