@@ -115,7 +115,7 @@ def overview(found: dict[str, list[Result]]) -> str:
         "local-only": "local",
         "FedAvg": "fedavg",
         "FedAvg, then fine-tuning": "finetune",
-        "the same, calibrated": "finetune+calibration",
+        "the same, with all that is ours": "finetune+statistics",
         "FedMS": "fedms",
     }
     rows = []
