@@ -221,7 +221,7 @@ class Training(Section):
     """A client's optimiser."""
 
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     gate_learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     learning_rate_schedule: Literal["constant", "cosine"] = Field(

@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
-from fedms.core import calibration
-from fedms.core.algorithm import Aggregate, Score
+from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedcgs, fedms, local
+from fedms.core import calibration, discriminant
+from fedms.core.algorithm import Aggregate, Expert, Score, View
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
@@ -335,3 +335,42 @@ def test_training_learns_which_prior_to_use(run, toy, make_toy_client):
     assert seen == [calibration.prior(w) for w in weights[:4]]
     assert seen[0] == (0.0, 0.0)
     assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("deal", [[12], [5, 7], [1, 1, 10], [3, 3, 3, 3]])
+def test_class_statistics_do_not_know_who_had_which_rows(run, toy, make_toy_client, deal):
+    """Sorted by class, so that clients have one or two: the most skew there can be."""
+    learner, everyone = toy(), make_toy_client("a", rows=12)
+    order, first = np.argsort(everyone.train.labels), 0
+    clients = []
+    for number, size in enumerate(deal):
+        mine = everyone.train.take(order[first : first + size])
+        clients.append(replace(everyone, id=str(number), train=mine))
+        first += size
+    pooled = run(fedcgs(learner.layout, OPTIONS), learner, [everyone])[0][-1]
+    dealt = run(fedcgs(learner.layout, OPTIONS), learner, clients)[0][-1]
+    assert discriminant.MEANS in pooled.tensors
+    for name, tensor in pooled.tensors.items():
+        torch.testing.assert_close(dealt.tensors[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_class_statistics_alone_are_fedcgs_for_everyone(run, toy, make_toy_client):
+    """The same model for all roles and clients, who have nothing of their own."""
+    learner = toy()
+    clients = [make_toy_client(n, 8, ord(n)) for n in "ab"]
+    algorithm = fedcgs(learner.layout, OPTIONS)
+    servers, simulator, states = run(algorithm, learner, clients)
+    assert len(servers) == 1
+    scores = simulator.evaluate(servers[-1], "test")
+    assert scores["global"] == scores["personal"]
+    assert "local" not in scores
+    assert [states.load(client) for client in "ab"] == [None, None]
+    frozen = learner.score(View(Expert({})), clients[0], "test")
+    assert scores["global"]["a"].loss != frozen.loss
+
+
+def test_a_federation_without_calibration_gathers_nothing(run, toy, make_toy_client):
+    learner, client = toy(), make_toy_client("a")
+    wanted = replace(OPTIONS, statistics="personal")
+    one, two = (run(fedms(learner.layout, o), learner, [client])[0] for o in (OPTIONS, wanted))
+    assert [fingerprint(s.tensors) for s in one] == [fingerprint(s.tensors) for s in two]

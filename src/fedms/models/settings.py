@@ -20,7 +20,7 @@ class Training:
     """
 
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     gate_learning_rate: float = 1e-3
     weight_decay: float = 0.0
 
