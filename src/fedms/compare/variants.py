@@ -19,7 +19,6 @@ _STANDARD = ("stage2.local_init=global",)
 """Options of FedMS' own that other methods would read too."""
 _CHOOSING = "bound for gates that choose one expert"
 """A mixture can be right where both experts are wrong."""
-_CALIBRATED = ("gate.calibration=true", "gate.statistics=none")
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,15 @@ def _plain(method: str, title: str, group: Group, *settings: str, bound: str = "
     return Variant(title, group, (f"method={method}", *_PLAIN, *_STANDARD, *settings), bound=bound)
 
 
-def _as_ours(title: str, group: Group, *settings: str) -> Variant:
-    """A baseline with everything that FedMS has beside its mixture, class statistics and SAL."""
-    whole = f"{title}, with FedMS' calibration, means and momentum"
-    return Variant(whole, group, (*settings, *_CALIBRATED, *_STANDARD))
+def _as_ours(title: str, group: Group, *settings: str, statistics: bool = False) -> Variant:
+    """A baseline with everything that FedMS has beside its mixture, SAL and class statistics.
+
+    With class statistics it is a mixture of them and the one expert.
+    """
+    has = "class statistics, calibration" if statistics else "calibration"
+    added = ("gate.calibration=true", f"gate.statistics={'personal' if statistics else 'none'}")
+    whole = f"{title}, with FedMS' {has}, means and momentum"
+    return Variant(whole, group, (*settings, *added, *_STANDARD))
 
 
 def _ours(title: str, *settings: str) -> Variant:
@@ -92,10 +96,8 @@ VARIANTS: Mapping[str, Variant] = {
     "finetune+calibration": _as_ours(
         "FedAvg-LoRA, then local fine-tuning", "personal", "method=finetune"
     ),
-    "finetune+statistics": Variant(
-        "the same, with FedMS' class statistics too",
-        "personal",
-        ("method=finetune", "gate.calibration=true", "gate.statistics=personal", *_STANDARD),
+    "finetune+statistics": _as_ours(
+        "FedAvg-LoRA, then local fine-tuning", "personal", "method=finetune", statistics=True
     ),
     "ditto": _plain("ditto", "Ditto", "personal"),
     "fedper": _plain("fedper", "FedPer", "personal"),
