@@ -107,8 +107,10 @@ VARIANTS: Mapping[str, Variant] = {
     "feddpa": _plain("feddpa", "FedDPA-F", "personal"),
     "dual": _plain("dual", "two LoRAs and a gate in every layer", "personal"),
     "fedms": _ours("**FedMS**"),
-    "fedms:global": Variant("its global expert alone", "ours", role="global", run="fedms"),
-    "fedms:local": Variant("its local experts alone", "ours", role="local", run="fedms"),
+    "fedms:global": Variant("its global expert, for anyone", "ours", role="global", run="fedms"),
+    "fedms:local": Variant(
+        "its local experts, without the global one", "ours", role="local", run="fedms"
+    ),
     "fedms:oracle": Variant("its oracle gate", "ours", role="oracle", run="fedms", bound=_CHOOSING),
     "fedms-even": _ours("FedMS, equal weights", "gate.mixture=even"),
     "fedms-all-blocks": _ours("FedMS without SAL", "sal.trigger=all"),
