@@ -26,7 +26,7 @@ def test_the_same_models_and_records(done, alone, more):
     expected, got = alone.tensors(), stacked.tensors()
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-4, rtol=0)
+        torch.testing.assert_close(got[name], tensor, atol=3e-4, rtol=0)
     for one, other in zip(alone.lines("rounds"), stacked.lines("rounds"), strict=True):
         same = ("cohort", "depth", "client_depths", "rejected", "upload_bytes", "download_bytes")
         assert {key: other[key] for key in same} == {key: one[key] for key in same}
