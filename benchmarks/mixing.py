@@ -3,7 +3,7 @@
     python benchmarks/mixing.py recipes/femnist.toml partition.max_clients=60 stage1.prior=none
 
 FedMS runs once, uncalibrated; after its last round the rules weigh what the experts say. Whatever
-a rule fits, it fits on validation rows, with a ridge around the start that is worth one row; test
+a rule fits, it fits on validation rows, with the ridge of `core.calibration`; test
 rows are only scored. Printed: mean over clients of test accuracy and log loss, weights that all
 clients share.
 """
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from fedms.build import build
 from fedms.config import load_config
+from fedms.core import calibration
 from fedms.core.algorithm import View
 from fedms.core.discriminant import Discriminant
 from fedms.core.discriminant import discriminant as make
@@ -61,10 +62,12 @@ def columns(*indices: int) -> Callable[[Tensor], Tensor]:
 
 
 def fit(rows: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
-    """Weights with the least log loss, and a ridge around the start, by Newton's method."""
+    """Weights with the least log loss, and a ridge in nats around the start, by Newton's method."""
     weights = start.double()
+    apart = torch.cat([(x - x.mean(1, keepdim=True)).flatten(0, 1) for x, _ in rows]).double()
+    ridge = apart.T @ apart / len(apart) + calibration.FLOOR * torch.eye(len(start)).double()
     for _ in range(_STEPS):
-        gradient, curvature = weights - start, torch.eye(len(start)).double()
+        gradient, curvature = ridge @ (weights - start), ridge
         for x, y in rows:
             z = x.double()
             p = F.softmax(z @ weights, -1)
@@ -72,7 +75,8 @@ def fit(rows: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
             gradient = gradient + (mean - z[torch.arange(len(y)), y]).sum(0)
             curvature = curvature + torch.einsum("nc,nci,ncj->ij", p, z, z) - mean.T @ mean
         step = torch.linalg.solve(curvature, gradient)
-        weights = weights - step * min(1.0, 2.0 / float(step.norm() + 1e-12))
+        length = (apart @ step).square().mean().sqrt()
+        weights = weights - step * min(1.0, calibration.LONGEST / float(length + 1e-12))
     return weights
 
 

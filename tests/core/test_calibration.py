@@ -82,8 +82,10 @@ def test_rounds_find_the_weights_that_fit_all_clients_together():
     first = calibration.initial().double().numpy()
 
     def loss(weights, rounds):
-        logits = evidence @ torch.from_numpy(weights)
-        ridge = 0.5 * ((weights - first) ** 2).sum()
+        logits, change = evidence @ torch.from_numpy(weights), weights - first
+        nats = evidence @ torch.from_numpy(change)
+        ridge = 0.5 * float((nats - nats.mean(1, keepdim=True)).square().mean())
+        ridge += 0.005 * (change**2).sum()
         return rounds * float(F.cross_entropy(logits, labels, reduction="sum")) + ridge
 
     state = rounds(clients, 25)
@@ -92,6 +94,19 @@ def test_rounds_find_the_weights_that_fit_all_clients_together():
     np.testing.assert_allclose(state[calibration.WEIGHTS].numpy(), best, atol=2e-3)
     after_one = rounds(clients, 3)[calibration.WEIGHTS].double().numpy()
     assert loss(after_one, 2.0) - loss(best, 2.0) < 0.02 * (loss(first, 2.0) - loss(best, 2.0))
+
+
+def test_the_ridge_is_in_nats_so_that_units_of_evidence_do_not_matter(monkeypatch):
+    evidence, labels = client(1, 30)
+    first, moves = calibration.initial(), []
+    for units in (torch.ones(6), torch.tensor([10.0, 10.0, 30.0, 10.0, 20.0, 100.0])):
+        monkeypatch.setattr(calibration, "initial", lambda units=units: first / units)
+        sums = calibration.derivatives(evidence * units, labels, first / units)
+        state = {calibration.WEIGHTS: first / units}
+        moved = calibration.move(state, {n: t / 30 for n, t in sums.items()}, 30)
+        moves.append(moved[calibration.WEIGHTS] * units - first)
+    assert float(moves[0].abs().max()) > 0.3
+    torch.testing.assert_close(*moves, atol=5e-3, rtol=0)  # but for a floor, which is in weights
 
 
 def test_a_round_without_validation_rows_moves_nothing():

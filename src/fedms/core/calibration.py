@@ -11,9 +11,12 @@ the weights, for a client alone has too few validation rows to find them:
 - `statistics`: the class's log-likelihood by class statistics (`core.discriminant`), 0 without.
 
 The weights minimise the log loss on validation rows of all clients, with a ridge around where they
-start, which is worth one row. The loss is convex, so that a Newton step a round is enough: clients
-send its gradient and curvature, which are averaged like anything else, and how far evidence is
-spread, by which a step is kept from moving log-probabilities further than its curvature holds.
+start: half the mean squared change, in nats, of weighted evidence over a row's classes, as if one
+row more said that nothing is to be changed. (A ridge in weights, which have no common scale, lets
+a single wrong row in two hundred turn the class prior around: docs/research-log.md.) The loss is
+convex, so that a Newton step a round is enough: clients send its gradient and curvature, which are
+averaged like anything else, and how far evidence is spread. That is what measures the ridge, and
+what keeps a step from moving log-probabilities further than its curvature holds.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ SHAPES = {
 is its weight in the average. (Averages of them, times all training rows, are sums over all.)"""
 _MEMORY = 0.5
 """What is left of earlier rounds' evidence after one more."""
-_LONGEST = 2.0
+FLOOR = 0.01
+"""Of the ridge, in weights: what holds those of evidence that is the same for all classes."""
+LONGEST = 2.0
 """Nats, root mean square over rows and classes, that a round may move the weighted evidence by:
 curvature far away is not curvature here."""
 _LINEAR, _CURVATURE = "fitted/linear", "fitted/curvature"
@@ -108,9 +113,10 @@ def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
         linear = linear + _MEMORY * state[_LINEAR]
         curvature = curvature + _MEMORY * state[_CURVATURE]
     first = initial().double()
-    best = torch.linalg.solve(curvature + torch.eye(len(first)).double(), first - linear)
-    step = best - now
-    length = (step @ spread @ step / fitted.clamp_min(1)).clamp_min(0).sqrt()
-    weights = now + step * (_LONGEST / length).clamp_max(1)
+    row = spread / fitted.clamp_min(1)
+    ridge = row + FLOOR * torch.eye(len(first)).double()
+    step = torch.linalg.solve(curvature + ridge, ridge @ first - linear) - now
+    length = (step @ row @ step).clamp_min(0).sqrt()
+    weights = now + step * (LONGEST / length).clamp_max(1)
     remembered = {_LINEAR: linear.float(), _CURVATURE: curvature.float()}
     return {**state, WEIGHTS: weights.float(), **remembered}
