@@ -90,8 +90,11 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
     rates: Annotated[
         str,
-        typer.Option(help="Learning rates: validation on the first seed chooses each method's."),
-    ] = "1e-3,3e-3,1e-2",
+        typer.Option(
+            help="Learning rates: validation on the first seed chooses each method's; of two or "
+            "more, it goes on beyond the last while that is the best."
+        ),
+    ] = "3e-3,1e-2",
     out: Annotated[Path | None, typer.Option(help="Folder [compare/NAME].")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace complete runs of other settings.")

@@ -58,13 +58,46 @@ def test_one_result_a_method_and_seed(results):
 def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_first_seed(plan, results):
     for method in ("local", "fedavg", "fedms"):
         losses = {}
-        for rate in plan.rates:
-            summary = json.loads((plan.folder(method, rate, 0) / "summary.json").read_text())
+        for folder in (plan.out / "runs").glob(f"{method}-rate*-seed0"):
+            rate = load_config(folder / "config.toml").training.learning_rate
+            summary = json.loads((folder / "summary.json").read_text())
             losses[rate] = summary["validation"]["personal"]["loss"]
-        chosen = {r.rate for r in results if r.method == method}
-        assert chosen == {min(losses, key=losses.__getitem__)}
-        other = next(rate for rate in plan.rates if rate not in chosen)
-        assert not plan.folder(method, other, 1).exists()
+        assert set(losses) >= set(plan.rates)
+        (chosen,) = {r.rate for r in results if r.method == method}
+        assert chosen == min(losses, key=losses.__getitem__)
+        for other in set(losses) - {chosen}:
+            assert not plan.folder(method, other, 1).exists()
+
+
+@pytest.mark.parametrize(
+    ("rates", "loss", "found", "tried"),
+    [
+        ((1e-3, 1e-2, 3e-3), lambda r: abs(math.log(r / 4e-3)), (3e-3, "inside"), {}),
+        ((3e-3, 1e-2), lambda r: abs(math.log(r / 0.02)), (3e-2, "inside"), {3e-2, 1e-1}),
+        ((3e-3, 1e-2), lambda r: abs(math.log(r / 1e-3)), (1e-3, "inside"), {1e-3, 3e-4}),
+        ((2e-3, 5e-3), lambda r: abs(math.log(r / 1.5e-3)), (2e-3, "inside"), {1e-3}),
+        ((0.1, 0.3), lambda r: 2 - r, (1.0, "edge"), {1.0}),
+        ((1e-5, 1e-4), lambda r: r, (1e-5, "edge"), {}),
+        ((3e-3, 1e-2), lambda r: 1 / r if r < 2e-2 else math.inf, (1e-2, "inside"), {3e-2}),
+        ((3e-2, 1e-1), lambda r: r if r < 2e-2 else math.inf, (1e-5, "edge"), None),
+        ((3e-3, 1e-2), lambda r: 0.5 + r / 2, (3e-3, "inside"), {}),  # level: not worth a run
+        ((3e-3, 1e-2), lambda r: 0.5, (1e-2, "any"), {}),
+        ((3e-3,), None, (3e-3, "inside"), {}),
+    ],
+)
+def test_the_search_goes_on_beyond_an_edge(plan, rates, loss, found, tried):
+    asked = []
+
+    def summary(rate, seed):
+        asked.append(rate)
+        if loss(rate) == math.inf:
+            raise DivergenceError("learning_rate")
+        return {"validation": {"personal": {"loss": loss(rate)}}}
+
+    assert runs._search(replace(plan, rates=rates), summary) == found
+    assert len(set(asked)) == len(asked)
+    if tried is not None and loss:
+        assert set(asked) == set(rates) | set(tried)
 
 
 def test_roles_of_one_run_are_read_from_it(plan, results):
@@ -217,10 +250,13 @@ def test_a_rate_that_diverges_is_not_chosen_and_not_tried_again(plan):
     wild = replace(plan, methods=("local",), seeds=(0,), rates=(1e20, 1e-3))
     for again in (wild, replace(wild, perform=False)):
         (found,) = compare(again)
-        assert (found.rate, found.edge) == (1e-3, True)
+        assert found.rate < 1e20
+        assert not found.edge
     assert not compare(replace(wild, rates=(1e-3,)))[0].edge
+    (found,) = compare(replace(wild, rates=(1e20, 1e25)))  # goes on below
+    assert found.rate <= 1
     with pytest.raises(DivergenceError, match="learning_rate"):
-        compare(replace(wild, rates=(1e20, 1e25)))
+        compare(replace(wild, rates=(1e20,)))
 
 
 def test_a_rate_whose_run_fails_is_not_passed_over(plan, monkeypatch):
@@ -253,7 +289,10 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert f"| {mean:.3f} ± " in line
     # equal steps, bytes, FLOPs, until accuracy, unseen clients
     assert text.count("\n| FedAvg-LoRA |") == 5
-    assert text.count(" (edge) |") == 3  # of two rates every one is at an edge
+    assert " (edge) |" not in text
+    marked = [replace(r, edge=r.method == "local") for r in results]
+    assert table.markdown(marked).count(" (edge) |") == 1
+    assert " | any | " in table.markdown([replace(r, rate=None) for r in results])
     unseen = text.split("| unseen clients |")[1]
     mean = np.mean([r.unseen_adapted["mean"] for r in by_name(results, "local")])
     line = next(line for line in unseen.splitlines() if line.startswith("| local-only LoRA |"))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
@@ -23,6 +23,11 @@ from fedms.store.files import write_json
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
+
+_LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""Learning rates to go on with where the best of a grid is at its edge."""
+_WORTH = 0.99
+"""The loss at the edge, as a share of its neighbour's, up to which it is worth to go on."""
 
 
 class MissingRunError(UserError):
@@ -38,8 +43,9 @@ class Plan:
         overrides: `section.key=value`, for all.
         methods: names of `VARIANTS`.
         seeds: at least one. The first also chooses the learning rate.
-        rates: learning rates, at least one; every method gets the one with the lowest validation
-            loss on the first seed.
+        rates: learning rates, at least one; of two or more, every method gets the one with the
+            lowest validation loss on the first seed. While that is the lowest or highest tried,
+            and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).
         out: folder of the comparison; runs are in `runs/` below it.
         perform: whether runs that are missing are performed.
         force: whether complete runs of other settings, in the folders of these, are replaced.
@@ -76,8 +82,8 @@ class Result:
     Args:
         method: name of the variant.
         seed: of the run.
-        rate: the learning rate that was chosen.
-        edge: whether it is the lowest or highest of several, so that one beyond might be better.
+        rate: the learning rate that was chosen, or None where all do the same: nothing is trained.
+        edge: whether rates beyond it, which were not tried, might be better.
         folder: of the run.
         test, validation: scores of the variant's role, as a role's are in `summary.json`;
             validation is None without validation rows.
@@ -87,7 +93,7 @@ class Result:
 
     method: str
     seed: int
-    rate: float
+    rate: float | None
     edge: bool
     folder: Path
     test: Mapping[str, Any]
@@ -138,7 +144,7 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
         config, folder = plan.configure(variant, rate, seed), plan.folder(runner, rate, seed)
         return _summary(plan, config, folder, watch)
 
-    rate = _rate(plan, summary)
+    rate, place = _search(plan, summary)
     role, results = VARIANTS[name].role, []
     personal = role == "personal"
     for seed in plan.seeds:
@@ -149,8 +155,8 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
             Result(
                 method=name,
                 seed=seed,
-                rate=rate,
-                edge=len(plan.rates) > 1 and rate in (min(plan.rates), max(plan.rates)),
+                rate=None if place == "any" else rate,
+                edge=place == "edge",
                 folder=plan.folder(runner, rate, seed),
                 test=found["test"][role],
                 validation=found["validation"][role],
@@ -162,21 +168,50 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
     return results
 
 
-def _rate(plan: Plan, summary: Callable[[float, int], Mapping[str, Any]]) -> float:
-    """The learning rate with the lowest validation loss on the first seed."""
+def _search(
+    plan: Plan, summary: Callable[[float, int], Mapping[str, Any]]
+) -> tuple[float, Literal["inside", "edge", "any"]]:
+    """The learning rate with the lowest validation loss on the first seed, and where it lies."""
     if len(plan.rates) == 1:
-        return plan.rates[0]
+        return plan.rates[0], "inside"
+    losses: dict[float, float] = {}
+    errors: dict[float, DivergenceError] = {}
 
-    def loss(rate: float) -> float:
-        """Infinite where training diverges."""
+    def attempt(rate: float) -> None:
         try:
-            return float(summary(rate, plan.seeds[0])["validation"]["personal"]["loss"])
-        except DivergenceError:
-            if rate == min(plan.rates):
-                raise
-            return math.inf
+            found = summary(rate, plan.seeds[0])["validation"]["personal"]
+        except DivergenceError as error:
+            losses[rate], errors[rate] = math.inf, error
+        else:
+            losses[rate] = float(found["loss"])
 
-    return min(sorted(plan.rates), key=loss)
+    for rate in sorted(plan.rates):
+        attempt(rate)
+    if not errors and len(set(losses.values())) == 1:
+        return rate, "any"
+    while _at_edge(losses) and (beyond := _beyond(losses)):
+        attempt(beyond)
+    best = min(losses, key=losses.__getitem__)
+    if best in errors:
+        raise errors[best]
+    return best, "edge" if _at_edge(losses) else "inside"
+
+
+def _at_edge(losses: Mapping[float, float]) -> bool:
+    """Whether the best rate is the last on its side, and clearly better than the one before."""
+    best, *others = sorted(losses, key=losses.__getitem__)
+    if min(losses) < best < max(losses):
+        return False
+    neighbour = min(others, key=lambda rate: abs(rate - best))
+    return losses[best] == math.inf or losses[best] < _WORTH * losses[neighbour]
+
+
+def _beyond(losses: Mapping[float, float]) -> float | None:
+    """The rate next to the best one on the side where nothing was tried, if there is one."""
+    best = min(losses, key=losses.__getitem__)
+    if best == min(losses):
+        return max((rate for rate in _LADDER if rate < best), default=None)
+    return min((rate for rate in _LADDER if rate > best), default=None)
 
 
 def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
         cells += _versus_cells(beside)
         derived = bool(VARIANTS[name].run)
         edge = " (edge)" if found[0].edge else ""
-        cells.append("" if derived else f"{found[0].rate:g}{edge}")
+        rate = "any" if found[0].rate is None else f"{found[0].rate:g}{edge}"
+        cells.append("" if derived else rate)
         for cost in _COSTS.values():
             mean = statistics.fmean(cost(r.cost) for r in found)
             cells.append("" if derived else f"{mean:,.1f}")
