@@ -65,7 +65,8 @@ def fit(rows: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
     """Weights with the least log loss, and a ridge in nats around the start, by Newton's method."""
     weights = start.double()
     apart = torch.cat([(x - x.mean(1, keepdim=True)).flatten(0, 1) for x, _ in rows]).double()
-    ridge = apart.T @ apart / len(apart) + calibration.FLOOR * torch.eye(len(start)).double()
+    spread = apart.T @ apart / len(apart)
+    ridge = spread + calibration.FLOOR * torch.eye(len(start)).double()
     for _ in range(_STEPS):
         gradient, curvature = ridge @ (weights - start), ridge
         for x, y in rows:
@@ -75,8 +76,7 @@ def fit(rows: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
             gradient = gradient + (mean - z[torch.arange(len(y)), y]).sum(0)
             curvature = curvature + torch.einsum("nc,nci,ncj->ij", p, z, z) - mean.T @ mean
         step = torch.linalg.solve(curvature, gradient)
-        length = (apart @ step).square().mean().sqrt()
-        weights = weights - step * min(1.0, calibration.LONGEST / float(length + 1e-12))
+        weights = weights - calibration.damped(step, spread)
     return weights
 
 

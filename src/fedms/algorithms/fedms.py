@@ -298,7 +298,8 @@ def _server_update(
     stage = 1 if rounds < method.options.stage1.rounds + method.gathering else 2
     tensors = method.options.server.move(state.tensors, part("global", aggregate.tensors))
     if stage == 2:
-        tensors = {n: t for n, t in tensors.items() if not n.startswith(Server.MEMORY)}
+        over = (*Server.MEMORY, calibration.MEMORY)  # evidence is of other experts from now on
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(over)}
     return replace(state, round=rounds, tensors=tensors, stage=stage, depth=depth, queue=queue)
 
 
