@@ -28,6 +28,8 @@ _LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Learning rates to go on with where the best of a grid is at its edge."""
 _WORTH = 0.99
 """The loss at the edge, as a share of its neighbour's, up to which it is worth to go on."""
+_CLOSE = 1.05
+"""The loss on the first seed, as a multiple of the lowest, up to which a rate runs on all seeds."""
 
 
 class MissingRunError(UserError):
@@ -46,6 +48,7 @@ class Plan:
         rates: learning rates, at least one; of two or more, every method gets the one with the
             lowest validation loss on the first seed. While that is the lowest or highest tried,
             and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).
+            Of those within 5 % of the lowest, the mean over all seeds decides.
         out: folder of the comparison; runs are in `runs/` below it.
         perform: whether runs that are missing are performed.
         force: whether complete runs of other settings, in the folders of these, are replaced.
@@ -171,30 +174,34 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
 def _search(
     plan: Plan, summary: Callable[[float, int], Mapping[str, Any]]
 ) -> tuple[float, Literal["inside", "edge", "any"]]:
-    """The learning rate with the lowest validation loss on the first seed, and where it lies."""
+    """The learning rate with the lowest validation loss, and where it lies."""
     if len(plan.rates) == 1:
         return plan.rates[0], "inside"
     losses: dict[float, float] = {}
     errors: dict[float, DivergenceError] = {}
 
-    def attempt(rate: float) -> None:
+    def loss(rate: float, seed: int) -> float:
         try:
-            found = summary(rate, plan.seeds[0])["validation"]["personal"]
+            return float(summary(rate, seed)["validation"]["personal"]["loss"])
         except DivergenceError as error:
-            losses[rate], errors[rate] = math.inf, error
-        else:
-            losses[rate] = float(found["loss"])
+            errors[rate] = error
+            return math.inf
 
+    first, *others = plan.seeds
     for rate in sorted(plan.rates):
-        attempt(rate)
+        losses[rate] = loss(rate, first)
     if not errors and len(set(losses.values())) == 1:
         return rate, "any"
     while _at_edge(losses) and (beyond := _beyond(losses)):
-        attempt(beyond)
-    best = min(losses, key=losses.__getitem__)
-    if best in errors:
+        losses[beyond] = loss(beyond, first)
+    place: Literal["inside", "edge"] = "edge" if _at_edge(losses) else "inside"
+    close = [rate for rate, value in losses.items() if value <= _CLOSE * min(losses.values())]
+    if len(close) > 1:
+        losses |= {r: sum((loss(r, seed) for seed in others), losses[r]) for r in close}
+    best = min(close, key=losses.__getitem__)
+    if losses[best] == math.inf:
         raise errors[best]
-    return best, "edge" if _at_edge(losses) else "inside"
+    return best, place
 
 
 def _at_edge(losses: Mapping[float, float]) -> bool:
