@@ -98,7 +98,7 @@ ONE_IMPORTER = {
     "transformers": {"fedms.models.backbone", "fedms.bench.plain"},  # the second is a peer
     "peft": {"fedms.models.adapters", "fedms.bench.plain"},
     "flwr_datasets": {"fedms.data.partition"},
-    "pydantic": {"fedms.config"},
+    "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
     "typer": {"fedms.cli"},
     "rich": {"fedms.progress"},
     "matplotlib": {"fedms.compare.plots"},

@@ -17,14 +17,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
 from fedms.core.algorithm import (
-    Expert,
     FederatedAlgorithm,
     Learner,
     RoundPlan,
@@ -35,9 +33,11 @@ from fedms.core.algorithm import (
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, Split
-from fedms.core.tensors import Tensors, deserialise, serialise
+from fedms.core.tensors import Tensors
+from fedms.runtimes import service
+from fedms.runtimes.messages import Message, decode, encode
 from fedms.runtimes.rounds import Answer
-from fedms.runtimes.simulator import Scores, Sent, Simulator, declare, send
+from fedms.runtimes.simulator import Scores, Simulator, declare, send
 from fedms.store.states import ClientStates
 
 Make = Callable[[int], tuple[FederatedAlgorithm, Learner]]
@@ -142,50 +142,40 @@ class Workers:
 
     def train(self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]) -> Iterator[Answer]:
         sent = send(plan, tensors)
-        packed = replace(sent, tensors={}), serialise(sent.tensors)
         for worker in range(len(self._lines)):
             mine = [client for client in cohort if self._at[client] == worker]
-            self._send(worker, ("train", *packed, mine))
+            self._send(worker, encode(service.ask_train(sent, mine)))
         for client in cohort:
-            bare, data = self._receive(self._at[client])
-            yield replace(bare, update=replace(bare.update, tensors=deserialise(data)))
+            yield service.read_answer(decode(self._receive(self._at[client])))
 
     def evaluate(self, state: ServerState, split: Split) -> Scores:
         """See `Simulator.evaluate`."""
-        packed = replace(state, tensors={}), serialise(state.tensors)
-        return self._scores("evaluate", *packed, split)
+        return self._scores(service.ask_evaluate(state, split))
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """See `Simulator.newcomers`."""
-        packed = replace(state, tensors={}), serialise(state.tensors)
-        return self._scores("newcomers", plan, *packed, rounds, rows)
-
-    def _scores(self, *words: Any) -> Scores:
-        """All workers' scores together."""
-        found: Scores = {}
-        for scores in self._everywhere(*words):
-            for role, by_client in scores.items():
-                found.setdefault(role, {}).update(by_client)
-        return {role: self._sorted(by_client) for role, by_client in found.items()}
+        return self._scores(service.ask_newcomers(plan, state, rounds, rows))
 
     def score_all(self, view: View, split: Split) -> dict[str, Score]:
         """See `Simulator.score_all`; for one expert without partner."""
-        data = serialise(view.expert.tensors)
-        parts = self._everywhere("score_all", data, view.expert.prior, split)
-        return self._sorted({client: score for part in parts for client, score in part.items()})
+        return self._scores(service.ask_score_all(view, split)).get("", {})
+
+    def _scores(self, question: Message) -> Scores:
+        """All workers' scores together."""
+        data, found = encode(question), Scores()
+        for worker in range(len(self._lines)):
+            self._send(worker, data)
+        for worker in range(len(self._lines)):
+            scores, costs = service.read_scores(decode(self._receive(worker)))
+            self._spent += costs
+            for role, by_client in scores.items():
+                found.setdefault(role, {}).update(by_client)
+        return {role: self._sorted(by_client) for role, by_client in found.items()}
 
     def spent(self) -> Costs:
         """See `Simulator.spent`."""
         spent, self._spent = self._spent, Costs()
         return spent
-
-    def _everywhere(self, *words: Any) -> list[Any]:
-        """What every worker answers, in the order of workers."""
-        for worker in range(len(self._lines)):
-            self._send(worker, words)
-        done = [self._receive(worker) for worker in range(len(self._lines))]
-        self._spent = sum((costs for _, costs in done), self._spent)
-        return [answer for answer, _ in done]
 
     def _sorted(self, scores: dict[str, Score]) -> dict[str, Score]:
         """In the order in which clients were given."""
@@ -244,11 +234,11 @@ def _serve(line: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         make, worker, *rest, stack = line.recv()
-        simulator = Simulator(*make(worker), *rest, stack=stack)
+        clients = service.Service(Simulator(*make(worker), *rest, stack=stack))
         line.send("ready")
         while True:
-            for answer in _answers(simulator, *line.recv()):
-                line.send(answer)
+            for answer in clients.answers(decode(line.recv())):
+                line.send(encode(answer))
     except EOFError:  # the parent is done
         return
     except UserError as error:
@@ -263,43 +253,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _answers(simulator: Simulator, what: str, *words: Any) -> Iterator[Any]:
-    if what == "train":
-        yield from _train(simulator, *words)
-    elif what == "evaluate":
-        yield _evaluate(simulator, *words), simulator.spent()
-    elif what == "newcomers":
-        yield _newcomers(simulator, *words), simulator.spent()
-    else:
-        yield _score_all(simulator, *words), simulator.spent()
-
-
-def _train(
-    simulator: Simulator, sent: Sent, data: bytes, clients: Sequence[str]
-) -> Iterator[tuple[Answer, bytes]]:
-    sent = replace(sent, tensors=deserialise(data))
-    for answer in simulator.answers(sent, clients):
-        bare = replace(answer, update=replace(answer.update, tensors={}))
-        yield bare, serialise(answer.update.tensors)
-
-
-def _evaluate(simulator: Simulator, state: ServerState, data: bytes, split: Split) -> Scores:
-    return simulator.evaluate(replace(state, tensors=deserialise(data)), split)
-
-
-def _newcomers(
-    simulator: Simulator,
-    plan: RoundPlan,
-    state: ServerState,
-    data: bytes,
-    rounds: int,
-    rows: int,
-) -> Scores:
-    state = replace(state, tensors=deserialise(data))
-    return simulator.newcomers(plan, state, rounds, rows)
-
-
-def _score_all(simulator: Simulator, data: bytes, prior: bool, split: Split) -> dict[str, Score]:
-    return simulator.score_all(View(Expert(deserialise(data), prior)), split)

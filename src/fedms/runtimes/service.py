@@ -1,0 +1,133 @@
+"""What a process that has clients does when it is asked, and how it is asked.
+
+Whatever carries the messages (pipes of `workers`, an engine between sites), the clients behind them
+are a `Simulator`'s: one algorithm, wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fedms.core.algorithm import ClientUpdate, Expert, RoundPlan, Score, ServerState, View
+from fedms.core.costs import Costs
+from fedms.core.rows import Split
+from fedms.runtimes.messages import Message, MessageError, write
+from fedms.runtimes.rounds import Answer
+from fedms.runtimes.simulator import Scores, Sent, Simulator
+
+_UPDATE = {"client": str, "round": int, "rows": int, "depth": int, "trained_parameters": int}
+_ANSWER = {"download_bytes": int, "upload_bytes": int, "costs": Costs}
+_STATE = {"seed": int, "round": int, "stage": int, "depth": int, "queue": tuple[float, ...]}
+
+
+class Service:
+    """A simulator behind messages."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    def answers(self, asked: Message) -> Iterator[Message]:
+        """One answer a client to `train`, one to everything else.
+
+        Raises:
+            MessageError: if the question cannot be read.
+        """
+        if asked.kind == "train":
+            plan = asked.fact("plan", RoundPlan)
+            sent = Sent(plan, asked.tensors, asked.fact("bytes", int))
+            for answer in self._simulator.answers(sent, asked.fact("clients", list[str])):
+                yield of_answer(answer)
+            return
+        scores = self._scores(asked)
+        facts = {"scores": write_scores(scores), "costs": write(self._simulator.spent())}
+        yield Message("scores", facts)
+
+    def _scores(self, asked: Message) -> Scores:
+        clients = self._simulator
+        if asked.kind == "evaluate":
+            return clients.evaluate(read_state(asked), asked.fact("split", Split))
+        if asked.kind == "newcomers":
+            words = asked.fact("plan", RoundPlan), read_state(asked)
+            return clients.newcomers(*words, asked.fact("rounds", int), asked.fact("rows", int))
+        if asked.kind == "score_all":
+            view = View(Expert(asked.tensors, asked.fact("prior", bool)))
+            return {"": clients.score_all(view, asked.fact("split", Split))}
+        raise MessageError(f"got a message {asked.kind!r}; expected one that a client answers")
+
+
+def ask_train(sent: Sent, clients: Sequence[str]) -> Message:
+    """Have clients perform a round; each answers as `read_answer` reads it."""
+    facts = {"plan": write(sent.plan), "bytes": sent.bytes, "clients": list(clients)}
+    return Message("train", facts, sent.tensors)
+
+
+def ask_evaluate(state: ServerState, split: Split) -> Message:
+    """See `Simulator.evaluate`; answered as `read_scores` reads it, like those that follow."""
+    return Message("evaluate", {**_facts(state), "split": split}, state.tensors)
+
+
+def ask_newcomers(plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Message:
+    """See `Simulator.newcomers`."""
+    facts = {**_facts(state), "plan": write(plan), "rounds": rounds, "rows": rows}
+    return Message("newcomers", facts, state.tensors)
+
+
+def ask_score_all(view: View, split: Split) -> Message:
+    """See `Simulator.score_all`; for one expert without partner."""
+    return Message("score_all", {"prior": view.expert.prior, "split": split}, view.expert.tensors)
+
+
+def of_answer(answer: Answer) -> Message:
+    """A client's update without its private state, and what it cost."""
+    update = answer.update
+    facts = {
+        **{name: write(getattr(update, name)) for name in (*_UPDATE, "score")},
+        **{name: write(getattr(answer, name)) for name in _ANSWER},
+    }
+    return Message("update", facts, update.tensors)
+
+
+def read_answer(message: Message) -> Answer:
+    """What `of_answer` wrote.
+
+    Raises:
+        MessageError: if the message is anything else.
+    """
+    _need(message, "update")
+    known = {name: message.fact(name, kind) for name, kind in _UPDATE.items()}
+    update = ClientUpdate(**known, score=message.fact("score", Score), tensors=message.tensors)
+    return Answer(update, **{name: message.fact(name, kind) for name, kind in _ANSWER.items()})
+
+
+def read_scores(message: Message) -> tuple[Scores, Costs]:
+    """Scores by role and client, and what they cost.
+
+    Raises:
+        MessageError: if the message is anything else.
+    """
+    _need(message, "scores")
+    return message.fact("scores", dict[str, dict[str, Score]]), message.fact("costs", Costs)
+
+
+def read_state(message: Message) -> ServerState:
+    """The server's state that a message has with it.
+
+    Raises:
+        MessageError: if there is none.
+    """
+    facts = {name: message.fact(name, kind) for name, kind in _STATE.items()}
+    return ServerState(**facts, tensors=message.tensors)
+
+
+def write_scores(scores: Scores) -> Mapping[str, Mapping[str, object]]:
+    """JSON values of scores."""
+    return {r: {client: write(s) for client, s in by.items()} for r, by in scores.items()}
+
+
+def _facts(state: ServerState) -> dict[str, object]:
+    return {name: write(getattr(state, name)) for name in _STATE}
+
+
+def _need(message: Message, kind: str) -> None:
+    if message.kind != kind:
+        raise MessageError(f"got a message {message.kind!r}; expected {kind!r}")
