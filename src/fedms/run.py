@@ -228,7 +228,7 @@ class _Run:
         splits: tuple[Split, ...] = ("val", "test")
         scores = {split: self._simulator.evaluate(state, split) for split in splits}
         for client, info in zip(self._experiment.clients, self._experiment.partition, strict=False):
-            own = self._folder.client_states.load(client.id)
+            own = self._folder.client_states.load(client.id, state.round)
             self._folder.add_client(
                 {
                     "round": state.round,
@@ -260,7 +260,7 @@ class _Run:
             with whole_folder(self._folder.gate()) as folder:
                 save_gate(folder, learner, gate)
         for client in self._experiment.clients:
-            own = self._folder.client_states.load(client.id)
+            own = self._folder.client_states.load(client.id, state.round)
             view = self._experiment.algorithm.view(state, own, "personal") if own else None
             if view is None:
                 continue

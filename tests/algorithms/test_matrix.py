@@ -549,7 +549,7 @@ def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, mo
     states = ClientStates(tmp_path)
     for plan, *_, data, _, _, update in whole.calls:
         if plan.round < stop and update.state is not None:
-            states.save(data.id, update.state)
+            states.save(data.id, update.state, plan.round)
     simulator = Simulator(algorithm, learner, clients, states)
     *_, (last, _) = run_rounds(algorithm, simulator, whole.states[stop])
     assert fingerprint(last.tensors) == fingerprint(whole.states[-1].tensors)

@@ -156,8 +156,9 @@ def test_results_do_not_depend_on_the_order_of_clients(done, small, tmp_path):
     assert expected.tensors.keys() == state.tensors.keys()
     assert all(torch.equal(t, state.tensors[n]) for n, t in expected.tensors.items())
     for client in "012":
-        mine = (tmp_path / "states" / f"{client}.safetensors").read_bytes()
-        assert mine == done().bytes("checkpoints")[f"checkpoints/clients/{client}.safetensors"]
+        mine = (tmp_path / "states" / client / "000003.safetensors").read_bytes()
+        name = f"checkpoints/clients/{client}/000003.safetensors"
+        assert mine == done().bytes("checkpoints")[name]
 
 
 LOADED = [

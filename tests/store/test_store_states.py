@@ -107,13 +107,41 @@ def test_client_states_are_apart_and_stay_in_their_folder(tmp_path):
     ids = ["a", "A/b", "..", "../a", "a.safetensors", ".", "ü", "a b"]
     assert [states.load(name) for name in ids] == [None] * len(ids)
     for number, name in enumerate(ids):
-        states.save(name, ClientState({"local/x": torch.tensor([float(number)])}, depth=1))
+        states.save(name, ClientState({"local/x": torch.tensor([float(number)])}, depth=1), 0)
     assert [float(states.load(name).tensors["local/x"]) for name in ids] == list(range(len(ids)))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert {p.parent for p in files} == {tmp_path / "clients"}
-    assert len(files) == len(ids)
+    assert {p.parent.parent for p in files} == {tmp_path / "clients"}
+    assert len({p.parent for p in files}) == len(ids) == len(files)
 
 
 def test_client_states_survive_a_restart(tmp_path):
-    ClientStates(tmp_path).save("7", CLIENT[2])
+    ClientStates(tmp_path).save("7", CLIENT[2], 3)
     assert same(ClientStates(Path(str(tmp_path))).load("7"), CLIENT[2])
+
+
+def _of(number):
+    return ClientState({"local/x": torch.tensor([float(number)])}, depth=1)
+
+
+def test_a_round_that_is_done_again_starts_from_the_state_before_it(tmp_path):
+    states = ClientStates(tmp_path)
+    for round_ in (2, 3, 7):
+        states.save("a", _of(round_), round_)
+    assert float(states.load("a").tensors["local/x"]) == 7
+    assert float(states.load("a", 8).tensors["local/x"]) == 7
+    assert float(states.load("a", 7).tensors["local/x"]) == 3
+    assert states.load("a", 3) is None  # older ones are not kept
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "000003.safetensors",
+        "000007.safetensors",
+    ]
+    states.save("a", _of(5), 5)  # the server went on from an earlier checkpoint
+    assert float(states.load("a").tensors["local/x"]) == 5
+    assert float(states.load("a", 5).tensors["local/x"]) == 3
+
+
+def test_rounds_are_ordered_as_numbers(tmp_path):
+    states = ClientStates(tmp_path)
+    for round_ in (999_999, 1_000_000):
+        states.save("a", _of(round_), round_)
+    assert float(states.load("a").tensors["local/x"]) == 1_000_000

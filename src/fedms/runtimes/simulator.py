@@ -103,7 +103,7 @@ class Simulator:
         return [self._answer(sent, *each) for each in zip(stack, updates, costs, strict=True)]
 
     def _work(self, sent: Sent, client: str) -> ClientWork:
-        state, data = self._states.load(client), self._clients[client]
+        state, data = self._states.load(client, sent.plan.round), self._clients[client]
         seed = derive_seed(sent.plan.seed, "client", sent.plan.round, client)
         turn = Turn(self._learner, sent.plan, sent.tensors, state, data, seed)
         return self._algorithm.client_update(turn)
@@ -114,7 +114,7 @@ class Simulator:
         new = pick(sent.tensors, sent.plan.constant - known)
         self._constant_at[client] = sent.plan.constant
         if update.state is not None:
-            self._states.save(client, update.state)
+            self._states.save(client, update.state, update.round)
         down = sent.bytes + wire_bytes(new)
         return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
 
@@ -126,7 +126,7 @@ class Simulator:
         scores: Scores = {}
         roles: tuple[Role, ...] = ("global", "local", "personal")
         for data in self._scored:
-            own = self._states.load(data.id)
+            own = self._states.load(data.id, state.round)
             for role in roles:
                 view = self._algorithm.view(state, own, role)
                 if view is None:

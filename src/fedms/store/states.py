@@ -52,17 +52,32 @@ def _load(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class ClientStates:
-    """The private states of all clients in a folder. A client that never trained has none."""
+    """The private states of all clients in a folder. A client that never trained has none.
+
+    Of every client the newest states are kept, each under the round that it is of. If a round has
+    to be done again, because the server or the client ended before both knew that it was done, the
+    client goes on from the state before that round.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, client: str) -> ClientState | None:
-        path = self._path(client)
-        return load_client_state(path) if path.exists() else None
+    def load(self, client: str, before: int | None = None) -> ClientState | None:
+        """The client's newest state, or its newest of rounds before one."""
+        rounds = [r for r in self._rounds(client) if before is None or r < before]
+        return load_client_state(self._path(client, max(rounds))) if rounds else None
 
-    def save(self, client: str, state: ClientState) -> None:
-        save_state(self._path(client), state)
+    def save(self, client: str, state: ClientState, round: int) -> None:
+        """Keep what `round` left, and the newest before it. States of later rounds are void."""
+        save_state(self._path(client, round), state)
+        earlier = [r for r in self._rounds(client) if r < round]
+        for other in self._rounds(client):
+            if other != round and other != max(earlier, default=round):
+                self._path(client, other).unlink()
 
-    def _path(self, client: str) -> Path:
-        return self._folder / f"{safe_name(client)}.safetensors"
+    def _rounds(self, client: str) -> list[int]:
+        folder = self._folder / safe_name(client)
+        return [int(p.stem) for p in folder.glob("[0-9]*.safetensors")] if folder.is_dir() else []
+
+    def _path(self, client: str, round: int) -> Path:
+        return self._folder / safe_name(client) / f"{round:06}.safetensors"
