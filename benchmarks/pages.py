@@ -31,9 +31,24 @@ def write(page: Path, name: str, text: str) -> None:
     Raises:
         ValueError: if the page has no such block.
     """
+    before, _, after = _parts(page, name)
+    page.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+
+def read(page: Path, name: str) -> str:
+    """What stands in a block of a page.
+
+    Raises:
+        ValueError: if the page has no such block.
+    """
+    return _parts(page, name)[1].strip("\n")
+
+
+def _parts(page: Path, name: str) -> tuple[str, str, str]:
+    """The page up to the block, what is in it, and the page after it."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     before, begins, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, ends, after = rest.partition(end)
+    inside, ends, after = rest.partition(end)
     if not (begins and ends):
         raise ValueError(f"got no block {name!r} in {page.name}; expected {begin} … {end}")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    return before + begin, inside, end + after

@@ -1,13 +1,14 @@
 """Make the tables of `docs/results.md`: compare methods on every cell, then write the page.
 
     python benchmarks/results.py                    # run what is missing (days), write the page
-    python benchmarks/results.py --only digits      # one cell
+    python benchmarks/results.py --only digits      # one cell, or several by commas
     python benchmarks/results.py --methods fedms,local
     python benchmarks/results.py --tables           # run nothing, write what is there
 
 A cell is a recipe with settings that make it affordable; its comparison (docs/evaluation.md) is in
-`runs/results/CELL`. A method is in a cell's table once all its runs are there. Each cell has its
-block of the page, and a line in the README's table; the words around them are not touched.
+`runs/results/CELL`. A method is in a cell's table once all its runs are there, and a cell is
+written once FedMS is. Each has its block of the page, and a line in the README's table; what is
+around them, and what is not written anew, stays.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def block(cell: Cell, results: Sequence[Result]) -> str:
     said = (
         f"`python benchmarks/results.py --only {cell.name}`: "
         f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, SEEDS))}; "
-        f"learning rates {', '.join(f'{rate:g}' for rate in RATES)}; "
+        f"learning rates from {' and '.join(f'{rate:g}' for rate in RATES)} on; "
         f"{facts['processor']}, {facts['cores']} cores, shared, one thread a run; "
         f"torch {facts['packages']['torch']}, Python {facts['python']}. "
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'
@@ -108,8 +109,11 @@ def block(cell: Cell, results: Sequence[Result]) -> str:
     return f"{table.markdown(results)}\n{said}"
 
 
-def overview(found: dict[str, list[Result]]) -> str:
-    """The README's table: personal test accuracy, mean over clients and seeds, a line a cell."""
+def overview(found: dict[str, list[Result]], before: str) -> str:
+    """The README's table: personal test accuracy, mean over clients and seeds, a line a cell.
+
+    Cells that were not found keep the line that they have in the table of before.
+    """
     columns = {
         "zero-shot": "zeroshot",
         "local-only": "local",
@@ -118,7 +122,7 @@ def overview(found: dict[str, list[Result]]) -> str:
         "the same, with all that is ours": "finetune+statistics",
         "FedMS": "fedms",
     }
-    rows = []
+    rows = {line.split("|")[1].strip(): line for line in before.splitlines()[2:]}
     for cell, results in found.items():
         means = {
             name: statistics.fmean(r.test["mean"] for r in results if r.method == name)
@@ -128,9 +132,9 @@ def overview(found: dict[str, list[Result]]) -> str:
         others = {n: m for n, m in means.items() if _is_rival(n)}
         best = max(others, key=others.__getitem__, default=None)
         said = f"{VARIANTS[best].title} {others[best]:.3f}" if best else "–"
-        rows.append([cell, *cells[:-1], said, cells[-1]])
+        rows[cell] = f"| {' | '.join([cell, *cells[:-1], said, cells[-1]])} |"
     head = ["", *list(columns)[:-1], "best as published, of those run", "FedMS"]
-    return pages.table(head, rows)
+    return "\n".join([pages.table(head, ()), *(rows[c.name] for c in CELLS if c.name in rows)])
 
 
 def _is_rival(name: str) -> bool:
@@ -142,21 +146,23 @@ def _is_rival(name: str) -> bool:
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[cell.name for cell in CELLS], help="one cell")
+    parser.add_argument("--only", help="cells by commas; all otherwise")
     parser.add_argument("--methods", help="names by commas; all of the cell's otherwise")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
     words = parser.parse_args()
-    for cell in CELLS:
-        if words.only in (None, cell.name) and not words.tables:
-            chosen = words.methods.split(",") if words.methods else cell.methods
-            compare(cell.plan(chosen))
-    found = {cell.name: results for cell in CELLS if (results := cell.results())}
-    for cell in CELLS:
-        if cell.name in found:
-            table.write(RUNS / cell.name, found[cell.name])
-            plots.write(RUNS / cell.name, found[cell.name])
-            pages.write(PAGE, cell.name, block(cell, found[cell.name]))
-    pages.write(README, "results", overview(found))
+    named = {cell.name: cell for cell in CELLS}
+    if unknown := {*(words.only or "").split(",")} - {*named, ""}:
+        parser.error(f"got cell {min(unknown)!r}; expected one of {', '.join(named)}")
+    cells = [named[name] for name in words.only.split(",")] if words.only else CELLS
+    for cell in cells if not words.tables else ():
+        compare(cell.plan(words.methods.split(",") if words.methods else cell.methods))
+    found = {cell.name: cell.results() for cell in cells}
+    found = {name: r for name, r in found.items() if any(one.method == "fedms" for one in r)}
+    for name, results in found.items():
+        table.write(RUNS / name, results)
+        plots.write(RUNS / name, results)
+        pages.write(PAGE, name, block(named[name], results))
+    pages.write(README, "results", overview(found, pages.read(README, "results")))
 
 
 if __name__ == "__main__":

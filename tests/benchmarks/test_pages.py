@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedms.bench import Row
+from fedms.compare import Result
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +34,7 @@ def test_a_block_is_written_over_and_the_rest_stays(module: Any, tmp_path: Path)
     for text in ("first – and\nmore", "second"):
         module("pages").write(page, "a", text)
         assert page.read_text(encoding="utf-8") == frame.format(text + "\n")
+        assert module("pages").read(page, "a") == text
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,20 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
         for name in names:
             assert [text.count(f"<!-- {side} {name} -->") for side in ("begin", "end")] == [1, 1]
         assert text.count("<!-- begin ") == len(names)
+
+
+def test_a_line_of_the_overview_stays_where_a_cell_was_not_run(module: Any) -> None:
+    results = module("results")
+    score = {"mean": 0.5}
+    new = [
+        Result(name, 0, 1e-3, False, Path(), score, None, None, None, {})
+        for name in ("local", "fedms")
+    ]
+    before = results.overview({"femnist": new, "amazon5": new}, "")
+    assert [line.split(" | ")[0] for line in before.splitlines()[2:]] == ["| femnist", "| amazon5"]
+    assert before.splitlines()[2].endswith("| 0.500 | – | – | – | local-only LoRA 0.500 | 0.500 |")
+    better = [replace(one, test={"mean": 0.75}) for one in new]
+    after = results.overview({"digits": new, "amazon5": better}, before).splitlines()
+    assert after[:2] == before.splitlines()[:2]
+    assert after[3] == before.splitlines()[2]
+    assert [line.split(" | ")[-1] for line in after[2:]] == ["0.500 |", "0.500 |", "0.750 |"]
