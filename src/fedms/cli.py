@@ -91,8 +91,8 @@ def compare(
     rates: Annotated[
         str,
         typer.Option(
-            help="Learning rates: validation on the first seed chooses each method's; of two or "
-            "more, it goes on beyond the last while that is the best."
+            help="Learning rates: validation chooses each method's; of two or more, it goes on "
+            "beyond the last while that is the best."
         ),
     ] = "3e-3,1e-2",
     out: Annotated[Path | None, typer.Option(help="Folder [compare/NAME].")] = None,

@@ -276,6 +276,21 @@ def test_server_momentum_is_heavy_ball_over_the_averages(toy):
     assert {n.split("/")[0] for n in state.tensors} == {"global", "gate"}
 
 
+def test_what_stage_1_remembers_of_evidence_ends_with_it(run, toy, make_toy_client):
+    """In stage 2 evidence is of other experts. The weights themselves go on."""
+    learner, client = toy(), make_toy_client("a")
+    algorithm = fedms(learner.layout, replace(OPTIONS, calibrate=True))
+    servers = run(algorithm, learner, [client])[0]
+    remembers = [any(n.startswith("fitted/") for n in state.tensors) for state in servers]
+    assert list(zip((s.stage for s in servers), remembers, strict=True)) == [
+        (1, True),
+        (2, False),
+        (2, True),
+        (2, True),
+    ]
+    assert all("calibration/weights" in state.tensors for state in servers)
+
+
 def test_a_still_average_stays_where_it_is_under_momentum(run, toy, make_toy_client):
     """Without epochs nobody moves, and a first round is the same with and without momentum."""
     learner, client = toy(), make_toy_client("a")

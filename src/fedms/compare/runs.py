@@ -44,7 +44,7 @@ class Plan:
         config: the file, or None for the embedded default.
         overrides: `section.key=value`, for all.
         methods: names of `VARIANTS`.
-        seeds: at least one. The first also chooses the learning rate.
+        seeds: at least one. The first is that on which learning rates are searched.
         rates: learning rates, at least one; of two or more, every method gets the one with the
             lowest validation loss on the first seed. While that is the lowest or highest tried,
             and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).

@@ -39,7 +39,7 @@ class Service:
                 yield of_answer(answer)
             return
         scores = self._scores(asked)
-        facts = {"scores": write_scores(scores), "costs": write(self._simulator.spent())}
+        facts = {"scores": _write_scores(scores), "costs": write(self._simulator.spent())}
         yield Message("scores", facts)
 
     def _scores(self, asked: Message) -> Scores:
@@ -119,7 +119,7 @@ def read_state(message: Message) -> ServerState:
     return ServerState(**facts, tensors=message.tensors)
 
 
-def write_scores(scores: Scores) -> Mapping[str, Mapping[str, object]]:
+def _write_scores(scores: Scores) -> Mapping[str, Mapping[str, object]]:
     """JSON values of scores."""
     return {r: {client: write(s) for client, s in by.items()} for r, by in scores.items()}
 

@@ -114,7 +114,7 @@ class Simulator:
         new = pick(sent.tensors, sent.plan.constant - known)
         self._constant_at[client] = sent.plan.constant
         if update.state is not None:
-            self._states.save(client, update.state, update.round)
+            self._states.save(client, update.state, sent.plan.round)
         down = sent.bytes + wire_bytes(new)
         return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
 

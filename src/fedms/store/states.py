@@ -70,10 +70,10 @@ class ClientStates:
     def save(self, client: str, state: ClientState, round: int) -> None:
         """Keep what `round` left, and the newest before it. States of later rounds are void."""
         save_state(self._path(client, round), state)
-        earlier = [r for r in self._rounds(client) if r < round]
-        for other in self._rounds(client):
-            if other != round and other != max(earlier, default=round):
-                self._path(client, other).unlink()
+        rounds = set(self._rounds(client))
+        before = max((r for r in rounds if r < round), default=round)
+        for other in rounds - {round, before}:
+            self._path(client, other).unlink()
 
     def _rounds(self, client: str) -> list[int]:
         folder = self._folder / safe_name(client)
