@@ -313,7 +313,8 @@ class Config(Section):
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file (None: all defaults) and apply `section.key=value` overrides.
 
-    A value is read as TOML where it is TOML (`0.1`, `true`, `["a"]`), else as text.
+    A value is read as TOML where it is TOML (`0.1`, `true`, `["a"]`), else as text. Nothing behind
+    the sign (`data.split=`) takes the default, whatever the file says.
 
     Raises:
         ConfigError: naming the key, what it got, what it expects and what to try.
@@ -371,7 +372,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise ConfigError(f"got {override!r}, but {name} is not a section")
-    values[last] = _value(text.strip())
+    if text.strip():
+        values[last] = _value(text.strip())
+    else:
+        values.pop(last, None)
 
 
 def _value(text: str) -> Any:

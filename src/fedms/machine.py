@@ -11,7 +11,7 @@ from fedms.core.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WIDE = 256
-"""Features from which bfloat16 pays on a CPU with AMX (docs/performance.md)."""
+"""Features from which bfloat16 pays on a CPU (docs/performance.md)."""
 
 
 def pick_device(wanted: str, worker: int = 0) -> str:
@@ -38,8 +38,8 @@ def pick_device(wanted: str, worker: int = 0) -> str:
 def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype:
     """`auto` takes bfloat16 where the hardware has it and the model is wide enough to gain.
 
-    Hardware is CUDA from compute capability 8.0, or a CPU with AMX tiles. Elsewhere bfloat16 is
-    emulated, or as slow as float32.
+    Hardware is CUDA from compute capability 8.0, or a CPU with AMX tiles or AVX-512's products of
+    bfloat16. Elsewhere bfloat16 is emulated, or as slow as float32.
 
     Args:
         wanted: as configured.
@@ -51,7 +51,8 @@ def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype
     if device.type == "cuda":
         has = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        has = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        known = torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported
+        has = device.type == "cpu" and any(supported() for supported in known)
     return torch.bfloat16 if has and width >= _WIDE else torch.float32
 
 

@@ -31,6 +31,15 @@ def test_command_line_over_file_over_default(tmp_path):
     assert config.stage2 == Config().stage2
 
 
+def test_an_empty_override_takes_the_default_again(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[data]\nsource = "csv"\npath = "a.csv"\nsplit = "fold"\n')
+    assert load_config(path).data.split == "fold"
+    assert load_config(path, ["data.split="]).data.split is None
+    assert load_config(path, ["data.split= ", "data.split=part"]).data.split == "part"
+    assert load_config(None, ["stage1.rounds="]) == Config()
+
+
 OVERRIDES = [
     ("seed=7", "seed", 7),
     ("seed = 7", "seed", 7),

@@ -66,14 +66,17 @@ def test_half_of_the_bytes_are_kept_and_saved_for_the_backward_pass(pair, make_c
     assert half.peak_activation_bytes < 0.75 * exact.peak_activation_bytes
 
 
-def test_auto_is_bfloat16_only_where_the_hardware_has_it(monkeypatch):
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("avx512", [True, False])
+def test_auto_is_bfloat16_only_where_the_hardware_has_it(monkeypatch, amx, avx512):
     cpu = torch.device("cpu")
-    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has: has)
-        assert pick_precision("auto", cpu, 512) == expected
-        assert pick_precision("auto", cpu, 64) == torch.float32
-        assert pick_precision("float32", cpu, 512) == torch.float32
-        assert pick_precision("bfloat16", cpu, 64) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    expected = torch.bfloat16 if amx or avx512 else torch.float32
+    assert pick_precision("auto", cpu, 512) == expected
+    assert pick_precision("auto", cpu, 64) == torch.float32
+    assert pick_precision("float32", cpu, 512) == torch.float32
+    assert pick_precision("bfloat16", cpu, 64) == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])
