@@ -6,15 +6,16 @@
     python benchmarks/results.py --tables           # run nothing, write what is there
 
 A cell is a recipe with settings that make it affordable; its comparison (docs/evaluation.md) is in
-`runs/results/CELL`. A method is in a cell's table once all its runs are there, and a cell is
-written once FedMS is. Each has its block of the page, and a line in the README's table; what is
-around them, and what is not written anew, stays.
+`benchmarks/results/CELL`. Of it `runs.jsonl` is kept with the code: a record of every run, so that
+what was run once, on whatever machine, need not be run again, and every figure can be looked up. A
+method is in a cell's table once all its runs are there, and a cell is written once FedMS is. Each
+has its block of the page, and a line in the README's table; what is around them, and what is not
+written anew, stays.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ import pages
 from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "runs" / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 
@@ -49,7 +50,7 @@ class Cell:
         """The comparison of some methods."""
         recipe = ROOT / "recipes" / f"{self.recipe}.toml"
         settings = (*self.settings, *COMMON)
-        return Plan(recipe, settings, methods, SEEDS, RATES, RUNS / self.name)
+        return Plan(recipe, settings, methods, SEEDS, RATES, RESULTS / self.name)
 
     def results(self) -> list[Result]:
         """Of all methods whose runs are there."""
@@ -96,7 +97,7 @@ CELLS = (
 
 def block(cell: Cell, results: Sequence[Result]) -> str:
     """The cell's tables, and what made them."""
-    facts = json.loads((results[0].folder / "environment.json").read_text())
+    facts = results[0].record.facts
     settings = " ".join([*cell.settings, *COMMON])
     said = (
         f"`python benchmarks/results.py --only {cell.name}`: "
@@ -159,8 +160,8 @@ def main() -> None:
     found = {cell.name: cell.results() for cell in cells}
     found = {name: r for name, r in found.items() if any(one.method == "fedms" for one in r)}
     for name, results in found.items():
-        table.write(RUNS / name, results)
-        plots.write(RUNS / name, results)
+        table.write(RESULTS / name, results)
+        plots.write(RESULTS / name, results)
         pages.write(PAGE, name, block(named[name], results))
     pages.write(README, "results", overview(found, pages.read(README, "results")))
 

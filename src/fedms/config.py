@@ -322,6 +322,15 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     values = _read(path) if path else {}
     for override in overrides:
         _apply(values, override)
+    return validate(values)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """A configuration from plain values, as TOML or JSON hold them.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -15,9 +15,20 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fedms.cli import app
-from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, runs, table
-from fedms.compare.scores import Point, Spread, curve, until, versus, within
-from fedms.config import load_config
+from fedms.compare import (
+    VARIANTS,
+    MissingRunError,
+    Plan,
+    Result,
+    compare,
+    plots,
+    records,
+    runs,
+    table,
+)
+from fedms.compare.records import Point, Record, Records
+from fedms.compare.scores import Spread, until, versus, within
+from fedms.config import load_config, validate
 from fedms.core.errors import DivergenceError, UserError
 from fedms.identity import identity
 
@@ -146,7 +157,12 @@ def test_what_is_there_is_used_again_and_what_is_missing_is_run(plan, results, m
     assert compare(plan) == results
     assert performed == []
     lost = by_name(results, "local")[1].folder
-    (lost / "summary.json").unlink()
+    shutil.rmtree(lost)  # its record is enough
+    assert compare(plan) == results
+    assert performed == []
+    lines = (plan.out / "runs.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["run"] != lost.name]
+    (plan.out / "runs.jsonl").write_text("".join(kept))
     assert compare(plan) == [*results[:3], changed(results[3]), *results[4:]]
     assert performed == [lost.name]
 
@@ -159,12 +175,12 @@ def changed(result):
     """The same result, with the seconds that its new run took."""
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["test"]["personal"] == result.test
-    return replace(result, cost=summary["cost"])
+    return replace(result, cost=summary["cost"], record=Record.read(result.folder))
 
 
 def test_a_run_with_other_settings_is_not_used(plan, results):
     config = load_config(None, [*SETTINGS, "method=fedms", "gate.smoothing=0.4"])
-    assert not runs.is_done(by_name(results, "fedms")[0].folder, config)
+    assert not by_name(results, "fedms")[0].record.fits(config)
 
 
 def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
@@ -193,29 +209,62 @@ def test_runs_of_other_data_or_weights_are_not_used(tmp_path, model_folder):
     settings = ("data.source=csv", f"data.path={data}", f"model.name={model}")
     settings += ("partition.clients=2", "stage1.rounds=1", "stage2.rounds=0")
     plan = Plan(None, settings, ("local",), (0,), (1e-3,), tmp_path / "out")
-    compare(plan)
-    config, folder = plan.configure(VARIANTS["local"], 1e-3, 0), plan.folder("local", 1e-3, 0)
-    assert runs.is_done(folder, config)
+    (done,) = (result.record for result in compare(plan))
+    config = plan.configure(VARIANTS["local"], 1e-3, 0)
+    assert done.fits(config)
     texts(data, "dog", "red")
-    assert not runs.is_done(folder, config)
+    assert not done.fits(config)
     with pytest.raises(UserError, match="other settings, data or weights"):
         compare(plan)
     texts(data, "red", "dog")
-    assert runs.is_done(folder, config)
+    assert done.fits(config)
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
-    assert not runs.is_done(folder, config)
+    assert not done.fits(config)
 
 
 @pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("device", "cuda")])
 def test_runs_of_other_precision_or_device_are_not_used(results, monkeypatch, key, value):
-    done = by_name(results, "fedms")[0].folder
-    config = load_config(done / "config.toml")
-    assert runs.is_done(done, config)
+    done = by_name(results, "fedms")[0]
+    config = load_config(done.folder / "config.toml")
+    assert done.record.fits(config)
     facts = identity(config)
-    monkeypatch.setattr(runs, "identity", lambda config: {**facts, key: value})
-    assert not runs.is_done(done, config)
+    monkeypatch.setattr(records, "identity", lambda config: {**facts, key: value})
+    assert not done.record.fits(config)
+
+
+def test_records_are_what_was_written_and_survive_what_was_cut_short(plan, results, tmp_path):
+    """By a crash in the middle of a line, which the next one does not continue."""
+    path = tmp_path / "runs.jsonl"
+    first, second = (r.record for r in by_name(results, "fedms"))
+    assert Record.read(by_name(results, "fedms")[0].folder) == first
+    kept = Records(path)
+    kept.add("a", first)
+    kept.add("a", first)
+    assert len(path.read_text().splitlines()) == 1
+    path.write_text(path.read_text() + path.read_text()[:-40].replace('"run": "a"', '"run": "b"'))
+    assert Records(path).get("b") is None
+    Records(path).add("a", second)
+    Records(path).add("c", first)
+    again = Records(path)
+    assert (again.get("a"), again.get("b"), again.get("c")) == (second, None, first)
+    assert "per_client" in first.summary["test"]["personal"]
+    assert "per_client" not in first.summary["validation"]["personal"]
+    path.write_text('{"run": "a"}\n')
+    with pytest.raises(UserError, match="no record of a run"):
+        Records(path)
+
+
+def test_an_option_that_came_later_counts_as_its_default(results):
+    done = by_name(results, "fedms")[0].record
+    config = validate(done.config)
+    gate = {k: v for k, v in done.config["gate"].items() if k != "smoothing"}
+    older = replace(done, config={**done.config, "gate": gate})
+    assert older.fits(config)
+    assert not older.fits(load_config(None, [*SETTINGS, "gate.smoothing=0.4"]))
+    gone = replace(done, config={**done.config, "gate": {**gate, "of_old": 1}})
+    assert not gone.fits(config)
 
 
 def test_every_variant_is_a_valid_configuration():
@@ -327,14 +376,11 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
 
 def test_commits_that_differ_are_told(results, tmp_path):
     """With a mark where the code was changed without a commit."""
-    found = []
+    found, one = [], by_name(results, "local")[0]
     days = ("2026-01-31T23:59:00+00:00", "2026-02-01T00:00:00+00:00", "2026-02-01T09:00:00+00:00")
-    for number, commit in enumerate(("a" * 40, f"{'b' * 40}-dirty", None)):
-        folder = shutil.copytree(results[0].folder, tmp_path / str(number))
-        path = folder / "environment.json"
-        facts = {"git_commit": commit, "started": days[number]}
-        path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
-        found.append(replace(by_name(results, "local")[0], folder=folder))
+    for day, commit in zip(days, ("a" * 40, f"{'b' * 40}-dirty", None), strict=True):
+        facts = {**one.record.facts, "git_commit": commit, "started": day}
+        found.append(replace(one, record=replace(one.record, facts=facts)))
     assert table.markdown(found[:1]).endswith(f"\n\nRuns at commit {'a' * 12}, 2026-01-31 (UTC).\n")
     commits = f"Runs at commits {'a' * 12}, {'b' * 12}-dirty, unknown: the code differed"
     assert commits in table.markdown(found)
@@ -396,7 +442,8 @@ def test_intervals_and_tests_against_scipy():
 
 def result(method, seed, clients):
     scores = {"per_client": clients, "mean": float(np.mean(list(clients.values())))}
-    return Result(method, seed, 1e-3, False, Path(), scores, scores, None, None, {})
+    record = Record({}, {}, {}, ())
+    return Result(method, seed, 1e-3, False, Path(), record, scores, scores, None, None, {})
 
 
 def test_clients_are_paired_seed_by_seed():
@@ -447,7 +494,7 @@ def test_every_seed_has_the_budget_of_its_own():
 
 def test_a_curve_adds_up_to_the_summary(results):
     for found in by_name(results, "fedms"):
-        points = curve(found.folder)
+        points = found.record.points
         assert [p.round for p in points] == [1, 2, 3]
         last, cost = points[-1], found.cost
         assert last.bytes == cost["upload_bytes"] + cost["download_bytes"]

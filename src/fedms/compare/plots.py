@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedms.compare.runs import Result
-from fedms.compare.scores import Spread, by_method, curve
+from fedms.compare.scores import Spread, by_method
 from fedms.compare.variants import VARIANTS
 
 _COLOURS = {
@@ -57,7 +57,7 @@ def _cost(results: Sequence[Result]) -> Figure:
         for name, found in by_method(results).items():
             if VARIANTS[name].run:
                 continue
-            points = curve(found[0].folder)
+            points = found[0].record.points
             axes.plot(
                 [getattr(p, key) / scale for p in points],
                 [p.test for p in points],

@@ -1,22 +1,22 @@
 """Perform the runs of a comparison that are missing, and read the others.
 
 A run is a build product: one that is complete and has the same resolved configuration, data, model
-and precision is used again, so that a comparison which was interrupted goes on where it was.
+and precision is used again, so that a comparison which was interrupted goes on where it was. What
+is said of runs is said from their records.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedms.compare.records import Record, Records
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError
-from fedms.identity import identity
 from fedms.run import Event, Started, run
 from fedms.run import check as check_run
 from fedms.store.files import write_json
@@ -49,7 +49,7 @@ class Plan:
             lowest validation loss on the first seed. While that is the lowest or highest tried,
             and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).
             Of those within 5 % of the lowest, the mean over all seeds decides.
-        out: folder of the comparison; runs are in `runs/` below it.
+        out: folder of the comparison; runs are in `runs/` below it, their records in `runs.jsonl`.
         perform: whether runs that are missing are performed.
         force: whether complete runs of other settings, in the folders of these, are replaced.
     """
@@ -74,8 +74,12 @@ class Plan:
         return load_config(self.config, [*self.overrides, *settings, *own])
 
     def folder(self, name: str, rate: float, seed: int) -> Path:
-        """Where one run is kept."""
+        """Where one run is kept; the folder's name is the run's."""
         return self.out / "runs" / f"{name}-rate{rate:g}-seed{seed}"
+
+    def records(self) -> Records:
+        """Of all runs that were made or used so far."""
+        return Records(self.out / "runs.jsonl")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class Result:
         seed: of the run.
         rate: the learning rate that was chosen, or None where all do the same: nothing is trained.
         edge: whether rates beyond it, which were not tried, might be better.
-        folder: of the run.
+        folder: of the run, if it was kept.
+        record: of the run.
         test, validation: scores of the variant's role, as a role's are in `summary.json`;
             validation is None without validation rows.
         unseen, unseen_adapted: scores of unseen clients before and after they adapt, or None.
@@ -99,6 +104,7 @@ class Result:
     rate: float | None
     edge: bool
     folder: Path
+    record: Record
     test: Mapping[str, Any]
     validation: Mapping[str, Any] | None
     unseen: Mapping[str, Any] | None
@@ -115,7 +121,8 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
         MissingRunError: if a run is missing that the plan does not perform.
     """
     check(plan)
-    found = (_results(plan, name, watch) for name in plan.methods)
+    records = plan.records()
+    found = (_results(plan, records, name, watch) for name in plan.methods)
     return [result for results in found for result in results]
 
 
@@ -140,18 +147,19 @@ def _runner(name: str) -> tuple[str, Variant]:
     return name, VARIANTS[name]
 
 
-def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
+def _results(plan: Plan, records: Records, name: str, watch: Watch) -> list[Result]:
     runner, variant = _runner(name)
 
-    def summary(rate: float, seed: int) -> dict[str, Any]:
+    def record(rate: float, seed: int) -> Record:
         config, folder = plan.configure(variant, rate, seed), plan.folder(runner, rate, seed)
-        return _summary(plan, config, folder, watch)
+        return _record(plan, records, config, folder, watch)
 
-    rate, place = _search(plan, summary)
+    rate, place = _search(plan, lambda rate, seed: record(rate, seed).summary)
     role, results = VARIANTS[name].role, []
     personal = role == "personal"
     for seed in plan.seeds:
-        found = summary(rate, seed)
+        its = record(rate, seed)
+        found = its.summary
         if found["test"][role] is None:
             continue  # e.g. zero-shot of a model that cannot score classes
         results.append(
@@ -161,6 +169,7 @@ def _results(plan: Plan, name: str, watch: Watch) -> list[Result]:
                 rate=None if place == "any" else rate,
                 edge=place == "edge",
                 folder=plan.folder(runner, rate, seed),
+                record=its,
                 test=found["test"][role],
                 validation=found["validation"][role],
                 unseen=found["test"]["unseen"] if personal else None,
@@ -221,34 +230,42 @@ def _beyond(losses: Mapping[float, float]) -> float | None:
     return min((rate for rate in _LADDER if rate > best), default=None)
 
 
-def _summary(plan: Plan, config: Config, folder: Path, watch: Watch) -> dict[str, Any]:
+def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: Watch) -> Record:
     """Of a run, which is performed if it is not there."""
+    known = [found for found in (records.get(folder.name), Record.read(folder)) if found]
+    record = next((found for found in known if found.fits(config)), None)
+    if record is None:
+        if not plan.perform:
+            raise MissingRunError(f"got no complete run in {folder}; expected one")
+        if known and not plan.force:
+            raise UserError(
+                f"got {folder}, a complete run of other settings, data or weights; try --out "
+                "OTHER, or --force to replace it"
+            )
+        record = _perform(plan, config, folder, watch)
+    records.add(folder.name, record)
+    found = record.summary
+    if "diverged" in found:
+        raise DivergenceError(found["diverged"])
+    test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
+    _need_rows(plan, test=test, val=val)
+    return record
 
+
+def _perform(plan: Plan, config: Config, folder: Path, watch: Watch) -> Record:
     def tell(event: Event) -> None:
         if isinstance(event, Started):
             who = event.experiment.clients
             _need_rows(plan, test=any(len(c.test) for c in who), val=any(len(c.val) for c in who))
         watch(folder.name, event)
 
-    if not is_done(folder, config):
-        if not plan.perform:
-            raise MissingRunError(f"got no complete run in {folder}; expected one")
-        if (folder / "summary.json").exists() and not plan.force:
-            raise UserError(
-                f"got {folder}, a complete run of other settings, data or weights; try --out "
-                "OTHER, or --force to replace it"
-            )
-        try:
-            run(config, folder, force=True, watch=tell)
-        except DivergenceError as error:  # that it diverges is what came of it
-            write_json(folder / "summary.json", {"diverged": str(error)})
-            raise
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    if "diverged" in found:
-        raise DivergenceError(found["diverged"])
-    test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
-    _need_rows(plan, test=test, val=val)
-    return found
+    try:
+        run(config, folder, force=True, watch=tell)
+    except DivergenceError as error:  # that it diverges is what came of it
+        write_json(folder / "summary.json", {"diverged": str(error)})
+    record = Record.read(folder)
+    assert record is not None, f"{folder} was complete just now"
+    return record
 
 
 def _need_rows(plan: Plan, *, test: bool, val: bool) -> None:
@@ -263,15 +280,3 @@ def _need_rows(plan: Plan, *, test: bool, val: bool) -> None:
             f"got {len(plan.rates)} learning rates and no client with validation rows to choose "
             "by; try one of --rates, or partition.val_fraction=0.1"
         )
-
-
-def is_done(folder: Path, config: Config) -> bool:
-    """Whether a complete run of exactly this is there: see `identity` for what counts."""
-    if not (folder / "summary.json").exists():
-        return False
-    try:
-        facts = json.loads((folder / "environment.json").read_text())
-        same = load_config(folder / "config.toml") == config
-    except (OSError, ValueError):
-        return False
-    return same and facts.get("identity") == identity(config)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
+from fedms.compare.records import Point
 from fedms.compare.runs import Result
 
 _LEVEL = 0.95
@@ -71,46 +69,6 @@ def versus(ours: Sequence[Result], theirs: Sequence[Result]) -> Versus | None:
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results of every method, in the order given."""
     return {name: list(group) for name, group in groupby(results, key=lambda r: r.method)}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A run after some rounds: what it had cost, and mean accuracies of its personal models."""
-
-    round: int
-    bytes: int
-    flops: int
-    seconds: float
-    validation: float | None
-    test: float
-
-
-def curve(folder: Path) -> list[Point]:
-    """A run's points, at every round after which its models were scored."""
-    costs: list[tuple[int, int, float]] = []
-    for line in _lines(folder / "rounds.jsonl"):
-        up, flops, seconds = costs[-1] if costs else (0, 0, 0.0)
-        up += line["upload_bytes"] + line["download_bytes"]
-        costs.append((up, flops + line["costs"]["flops"], seconds + line["seconds"]))
-    points = []
-    for done, clients in groupby(_lines(folder / "clients.jsonl"), key=lambda c: int(c["round"])):
-        scores = list(clients)
-        means = {name: _mean([c[name].get("personal") for c in scores]) for name in _SPLITS}
-        if means["test"] is not None:
-            points.append(Point(done, *costs[done - 1], means["validation"], means["test"]))
-    return points
-
-
-_SPLITS = ("validation", "test")
-
-
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    return (json.loads(line) for line in path.read_text().splitlines())
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
 
 
 def within(points: Sequence[Point], resource: str, budget: float) -> Point | None:

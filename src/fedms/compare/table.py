@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedms.compare.records import Point
 from fedms.compare.runs import Result
-from fedms.compare.scores import Point, Spread, by_method, curve, until, versus, within
+from fedms.compare.scores import Spread, by_method, until, versus, within
 from fedms.compare.variants import VARIANTS
 from fedms.store.files import write_text
 
@@ -20,7 +21,7 @@ _SHARES = (0.25, 0.5, 1.0)
 """Budgets, as shares of what FedMS spends."""
 _BELOW = (0.10, 0.05, 0.02)
 """Accuracies to reach: so much below FedMS' best on validation rows."""
-Curves = Mapping[str, Mapping[int, list[Point]]]
+Curves = Mapping[str, Mapping[int, Sequence[Point]]]
 """Method, seed."""
 _COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "MB sent": lambda c: (c["upload_bytes"] + c["download_bytes"]) / 1e6,
@@ -85,7 +86,7 @@ def markdown(results: Sequence[Result]) -> str:
     views = [_equal_steps(methods)]
     if _OURS in methods:
         trained = _trained(methods)
-        curves = {name: {r.seed: curve(r.folder) for r in found} for name, found in trained}
+        curves = {name: {r.seed: r.record.points for r in found} for name, found in trained}
         views.append(_margins(methods))
         if all(p.validation is not None for p in _points(curves)):
             views += [_budgets(curves), _targets(curves)]
@@ -223,7 +224,7 @@ def _unseen(methods: Mapping[str, list[Result]]) -> str:
 
 def _origin(results: Sequence[Result]) -> str:
     """The commits that the runs were made at, and when."""
-    facts = [json.loads((r.folder / "environment.json").read_text()) for r in results]
+    facts = [result.record.facts for result in results]
     commits = sorted({_commit(each["git_commit"] or "unknown") for each in facts})
     differ = ": the code differed between them" if len(commits) > 1 else ""
     days = sorted({each["started"][:10] for each in facts if "started" in each})

@@ -44,9 +44,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one line to a JSON-lines file, in one write."""
+    """Add one line to a JSON-lines file, in one write; after one that was cut short, a new line."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("ab") as file:
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
         file.write(line.encode("utf-8"))
 
 
