@@ -74,7 +74,7 @@ _BANKING = (*_TEXT, "data.max_rows=1500")
 _CLINC = (*_TEXT, "data.max_rows=1600")
 _NEWS = (*_TEXT, "data.max_rows=1500")
 _SPREAD = ("partition.by=dirichlet", "partition.clients=10")
-_WRITERS = ("partition.max_clients=24",)
+_WRITERS = ("partition.max_clients=16",)
 _AUTHORS = ("partition.max_clients=40", "partition.unseen_clients=10")
 CELLS = (
     Cell("digits", "digits", _IMAGES, (*METHODS, *FOR_CLIP)),
@@ -91,7 +91,7 @@ CELLS = (
     Cell("clinc150-even", "clinc150", (*_CLINC, *_SPREAD, "partition.alpha=1.0")),
     Cell("newsgroups20", "newsgroups20", (*_TEXT, *_AUTHORS)),
     Cell("newsgroups20-skewed", "newsgroups20", (*_NEWS, *_SPREAD, "partition.alpha=0.1")),
-    Cell("amazon5", "amazon5", (*_TEXT, "data.max_rows=1200")),
+    Cell("amazon5", "amazon5", (*_TEXT, "data.max_rows=800")),
 )
 
 
