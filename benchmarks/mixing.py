@@ -120,7 +120,10 @@ def gather(words: Sequence[str]) -> list[Known]:
                 even = torch.full((len(rows),), 0.5) if weight is None else weight
                 seen, smoothing = client.train.labels, config.gate.smoothing
                 evident = discriminant.scores(
-                    learner.frozen(rows), learner.frozen(client.train), torch.from_numpy(seen)
+                    learner.frozen(rows),
+                    learner.frozen(client.train),
+                    torch.from_numpy(seen),
+                    learner.head.prompts,
                 )
                 x = evidence(shared, mine, even, evident, seen, smoothing)
                 parts.append((x, torch.from_numpy(rows.labels)))

@@ -185,7 +185,14 @@ def make_learner(
         )
     training = models.Training(**config.training.model_dump(exclude={"learning_rate_schedule"}))
     gate = config.gate
-    mixing = models.Mixing(gate.mix, gate.smoothing, gate.data, gate.local_loss, gate.bottleneck)
+    mixing = models.Mixing(
+        gate.mix,
+        gate.smoothing,
+        gate.data,
+        gate.local_loss,
+        gate.bottleneck,
+        grounded=wanted.class_vectors == "statistics",
+    )
     room = models.Room(
         parse_size(runtime.cache_bytes) // workers,
         parse_size(runtime.cache_disk_bytes) // workers,
@@ -206,7 +213,7 @@ def _head(
     head = models.PromptHead.encode(backbone, texts, wanted.temperature)
     described |= {"prompts": texts, "temperature": head.temperature}
     if config.method == "fedclip":
-        learned = models.AttentionHead(head.embeddings, head.temperature)
+        learned = models.AttentionHead(head.prompts, head.temperature)
         return learned, {**described, "kind": "attention"}
     if config.method == "promptfl":
         words = config.baselines.context_words

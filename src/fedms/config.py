@@ -54,6 +54,11 @@ class Model(Section):
     temperature: float | None = Field(
         None, gt=0, description="factor of cosines; unset: the model's own"
     )
+    class_vectors: Literal["statistics", "prompt"] = Field(
+        "statistics",
+        description="where experts with prompts look for classes: between prompts and means of "
+        "rows, where class statistics are gathered (gate.statistics), or at prompts alone",
+    )
     max_length: int | None = Field(None, ge=4, description="tokens; unset: the model's limit")
 
     @model_validator(mode="after")

@@ -254,7 +254,9 @@ class _Run:
         if shared is not None:
             with whole_folder(self._folder.global_adapter()) as folder:
                 save_expert(folder, learner, shared.expert, base)
-            save_statistics(self._folder.path / "adapters" / "statistics.safetensors", shared)
+            save_statistics(
+                self._folder.path / "adapters" / "statistics.safetensors", learner, shared
+            )
         gate = part("gate", state.tensors)
         if gate:
             with whole_folder(self._folder.gate()) as folder:

@@ -364,7 +364,7 @@ def test_class_statistics_do_not_know_who_had_which_rows(run, toy, make_toy_clie
         first += size
     pooled = run(fedcgs(learner.layout, OPTIONS), learner, [everyone])[0][-1]
     dealt = run(fedcgs(learner.layout, OPTIONS), learner, clients)[0][-1]
-    assert discriminant.MEANS in pooled.tensors
+    assert discriminant.WHITENING in pooled.tensors
     for name, tensor in pooled.tensors.items():
         torch.testing.assert_close(dealt.tensors[name], tensor, rtol=1e-3, atol=1e-3)
 

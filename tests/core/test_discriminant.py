@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from fedms.core import discriminant
-from fedms.core.discriminant import COUNTS, MEANS, MOMENT, SUMS, WHITENING, Discriminant
+from fedms.core.discriminant import COUNTS, MOMENT, SUMS, Discriminant
 
 CLASSES, WIDTH = 3, 5
 
@@ -52,13 +52,14 @@ def test_features_of_any_length_count_alike():
 @pytest.fixture
 def exact(monkeypatch):
     """Nothing added to what rows say."""
-    for name, value in {"_RIDGE": 0.0, "_FLOOR": 0.0, "_OVERALL": 1e-12}.items():
+    for name, value in {"_RIDGE": 0.0, "_FLOOR": 0.0, "_FIRST": 1e-12}.items():
         monkeypatch.setattr(discriminant, name, value)
 
 
-def made(x, y, personal=False, **choices):
+def made(x, y, personal=False, whole=False):
     total = discriminant.sums(x, y, CLASSES)
-    found = Discriminant.of(discriminant.discriminant(total, **choices), personal=personal)
+    found = discriminant.discriminant(total, whole=whole)
+    found = Discriminant.of(found, personal=personal, whole=whole)
     assert found is not None
     return found
 
@@ -94,12 +95,54 @@ def test_that_of_the_whole_by_hand(exact):
 
 def test_whitened_rows_have_unit_covariance_within_classes(exact):
     x, y = rows(300)
-    found = discriminant.discriminant(discriminant.sums(x, y, CLASSES))
-    matrix = torch.zeros(WIDTH, WIDTH)
-    matrix[torch.tril_indices(WIDTH, WIDTH).unbind()] = found[WHITENING]
-    white = x @ matrix.T
-    centred = white - found[MEANS][y]
+    found = made(x, y)
+    centred = x @ found.matrix.T - found.means()[y]
     torch.testing.assert_close(centred.T @ centred / 300, torch.eye(WIDTH), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(300, 3), (9, 3), (9, 2), (3, 3)])
+def test_the_fewer_rows_the_more_variance_in_every_direction(count, classes):
+    """By hand: three times the squared share of directions in rows, of the mean variance."""
+    x, y = rows(count, classes=classes)
+    z = x.double().numpy()
+    within = np.stack([z[i] - z[y == c].mean(0) for i, c in enumerate(y)])
+    free = max(count - len(set(y.tolist())), 1)
+    added = 3 * (WIDTH / free) ** 2 * np.cov(z.T, bias=True).diagonal().mean() + 1e-6
+    covariance = within.T @ within / count + added * np.eye(WIDTH)
+    matrix = made(x, y).matrix.double().numpy()
+    np.testing.assert_allclose(matrix @ covariance @ matrix.T, np.eye(WIDTH), atol=1e-3)
+
+
+PROMPTS = torch.nn.functional.normalize(
+    torch.from_numpy(np.random.default_rng(5).normal(size=(CLASSES, WIDTH))).float(), dim=-1
+)
+
+
+def test_a_prompt_counts_as_one_row_where_it_moves_the_overall_mean_to():
+    x, y = rows(30, classes=2)
+    z, matrix = x.double().numpy(), made(x, y).matrix.double().numpy()
+    prompts = PROMPTS.double().numpy()
+    expected = z.mean(0) + prompts - prompts.mean(0)
+    means = [
+        np.concatenate([z[y.numpy() == c], expected[c : c + 1]]).mean(0) for c in range(CLASSES)
+    ]
+    got = made(x, y).means(PROMPTS).double().numpy()
+    np.testing.assert_allclose(got, np.stack(means) @ matrix.T, rtol=1e-3, atol=1e-3)
+    nothing = made(x, y).means(PROMPTS[:1].expand(CLASSES, -1))  # prompts that are all alike
+    torch.testing.assert_close(nothing, made(x, y).means(), rtol=1e-4, atol=1e-4)
+
+
+def test_class_vectors_are_between_prompts_and_rows():
+    """By hand; a class without rows is where its prompt is."""
+    x, y = rows(30, classes=2)
+    vectors = made(x, y).vectors(PROMPTS).double().numpy()
+    z, prompts = x.double().numpy(), PROMPTS.double().numpy()
+    for c in range(2):
+        mine = z[y.numpy() == c]
+        expected = mine.sum(0) + (1 + len(mine) / 10) * prompts[c]
+        np.testing.assert_allclose(vectors[c], expected / np.linalg.norm(expected), atol=1e-6)
+    np.testing.assert_allclose(vectors[2], prompts[2], atol=1e-6)
+    assert (vectors[:2] * prompts[:2]).sum() < 1.99
 
 
 def test_own_rows_draw_means():
@@ -109,10 +152,10 @@ def test_own_rows_draw_means():
     strength = 1 / (1 / 10 + 1 / (np.bincount(everyone[1]) + 1))
     matrix = torch.zeros(WIDTH, WIDTH)
     matrix[torch.tril_indices(WIDTH, WIDTH).unbind()] = shared.whitening
-    means = shared.means.clone()
+    means = shared.means()
     for c in range(2):
         mine = (x @ matrix.T)[y == c]
-        means[c] = (mine.sum(0) + strength[c] * shared.means[c]) / (len(mine) + strength[c])
+        means[c] = (mine.sum(0) + strength[c] * shared.means()[c]) / (len(mine) + strength[c])
     new, _ = rows(5, seed=4)
     expected = new @ matrix.T @ means.T - means.square().sum(1) / 2
     own = replace(shared, personal=True)

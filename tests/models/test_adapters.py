@@ -72,7 +72,7 @@ def test_plain_peft_reads_what_is_saved(
         weight, bias = sorted(read.values(), key=lambda t: -t.ndim)
         by_hand = F.log_softmax(features @ weight.T + bias, -1)
     else:
-        cosine = F.normalize(features, dim=-1) @ learner.head.embeddings.T
+        cosine = F.normalize(features, dim=-1) @ learner.head.prompts.T
         by_hand = F.log_softmax(5.0 * cosine, -1)
     torch.testing.assert_close(logits, by_hand, atol=1e-4, rtol=1e-4)
 

@@ -190,7 +190,7 @@ def test_templates_are_averaged_and_adapters_have_no_say(make_learner, name):
     mean = each.mean(0)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     head = PromptHead.encode(backbone, templates, temperature=7.0)
-    np.testing.assert_allclose(head.embeddings.numpy(), mean, atol=1e-6)
+    np.testing.assert_allclose(head.prompts.numpy(), mean, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(each, axis=2), 1, atol=1e-5)
     features = torch.randn(2, backbone.width)
     cosine = F.cosine_similarity(features[:, None], torch.from_numpy(mean)[None], dim=-1)

@@ -23,7 +23,7 @@ def prompts(width=6, classes=3):
 
 def test_fedclips_adapter_starts_as_the_foundation_model():
     plain = prompts()
-    head = AttentionHead(plain.embeddings, plain.temperature)
+    head = AttentionHead(plain.prompts, plain.temperature)
     features = torch.randn(2, 4, 6)
     start = {n: torch.stack([head.initial(n, 0)] * 2) for n in head.shapes}
     assert {n: tuple(t.shape[1:]) for n, t in start.items()} == head.shapes
@@ -36,7 +36,7 @@ def test_fedclips_adapter_starts_as_the_foundation_model():
 
 def test_fedclips_adapter_by_hand():
     plain = prompts()
-    head = AttentionHead(plain.embeddings, plain.temperature)
+    head = AttentionHead(plain.prompts, plain.temperature)
     rng = np.random.default_rng(0)
     tensors = {n: rng.normal(size=(2, *shape)) for n, shape in head.shapes.items()}
     features = rng.normal(size=(2, 4, 6))
@@ -48,7 +48,7 @@ def test_fedclips_adapter_by_hand():
         outer = np.exp(inner @ own["up.weight"].T + own["up.bias"])
         y = x * outer / outer.sum(1, keepdims=True)
         y = y / np.linalg.norm(y, axis=1, keepdims=True)
-        expected = 5.0 * y @ plain.embeddings.double().numpy().T
+        expected = 5.0 * y @ plain.prompts.double().numpy().T
         got = head(
             torch.from_numpy(features).float(),
             {n: torch.from_numpy(t).float() for n, t in tensors.items()},
@@ -86,7 +86,7 @@ def test_heads_learn_in_the_learner_and_in_stacks(make_learner, make_client, mod
     learner = make_learner(model, training=training, cache_bytes=10**7)
     plain = learner.head
     if kind == "attention":
-        head = AttentionHead(plain.embeddings, plain.temperature)
+        head = AttentionHead(plain.prompts, plain.temperature)
     else:
         words = learner.backbone.word_embeddings()
         encode = learner.backbone.context_encoder(LABELS, 3)

@@ -56,7 +56,7 @@ def by_hand(learner, view, data, rows):
             )
             return features @ weight.double().numpy().T + bias.double().numpy()
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        return 5.0 * unit @ learner.head.embeddings.double().numpy().T
+        return 5.0 * unit @ learner.head.prompts.double().numpy().T
 
     gate = {n: t.double() for n, t in view.gate.items()}
     h = torch.from_numpy(frozen / np.linalg.norm(frozen, axis=1, keepdims=True))
@@ -307,8 +307,8 @@ def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner)
         return learner.predict(view, client, rows).log_probabilities.double().numpy()
 
     def expected(rows, weights):
-        shared = log_probabilities(View(view.partner or view.expert), rows)
-        own = log_probabilities(View(view.expert), rows)
+        experts = (view.partner or view.expert, view.expert)
+        shared, own = (log_probabilities(View(e, statistics=statistics), rows) for e in experts)
         weight = np.full(len(rows), 0.5)
         if partner:
             weight = learner.predict(view, client, rows).gate_weight.double().numpy()
@@ -317,7 +317,8 @@ def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner)
         a, b, c, d, e, f = weights.double().numpy()
         lean = (weight[:, None] - 0.5) * (shared - own)
         frozen = (learner.features(FROZEN, part) for part in (rows, client.train))
-        s = statistics.scores(*frozen, torch.from_numpy(client.train.labels)).double().numpy()
+        seen, prompts = torch.from_numpy(client.train.labels), learner.head.prompts
+        s = statistics.scores(*frozen, seen, prompts).double().numpy()
         known = a * shared + b * own + c * lean + d * prior + e * (counts == 0) + f * s
         return np.log(softmax(known))
 
@@ -332,6 +333,45 @@ def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner)
     step = 1e-3 * torch.eye(6)
     differences = [(loss(weights + s) - loss(weights - s)) / 2e-3 for s in step]
     np.testing.assert_allclose(gradient.numpy(), differences, atol=2e-2)
+
+
+@pytest.mark.parametrize("grounded", [True, False])
+@pytest.mark.parametrize("mix", ["probabilities", "logits", "features"])
+def test_experts_look_for_classes_where_statistics_say(make_learner, make_client, grounded, mix):
+    """Predictions and training are those of a model whose prompts are there; or of its own."""
+    learner = make_learner("sentence", mixing=Mixing(mix, grounded=grounded))
+    client, names = make_client(learner.backbone, rows=9), learner.layout.expert(2)
+    total = learner.statistics(make_client(learner.backbone, "other", rows=11))
+    statistics = Discriminant.of(discriminant.discriminant(total), personal=True)
+    plain = random_view(learner)
+    known = replace(plain, statistics=statistics)
+    fits = [Fit(view, names, client, 1, 5) for view in (known, plain)]
+    said = learner.predict(known, client, client.test).log_probabilities
+    (trained,) = learner.fit(fits[:1])
+    assert trained.statistics is statistics
+    if grounded:
+        learner.head.prompts = statistics.vectors(learner.head.prompts)
+    (expected,) = learner.fit(fits[1:])
+    log_probabilities = learner.predict(plain, client, client.test).log_probabilities
+    torch.testing.assert_close(said, log_probabilities)
+    for name, tensor in expected.expert.tensors.items():
+        torch.testing.assert_close(trained.expert.tensors[name], tensor)
+    for name, tensor in expected.gate.items():
+        torch.testing.assert_close(trained.gate[name], tensor)
+
+
+def test_linear_heads_know_no_class_vectors(make_learner, make_client):
+    learner = make_learner("vit")
+    client = make_client(learner.backbone)
+    statistics = Discriminant.of(
+        discriminant.discriminant(learner.statistics(client)), personal=False
+    )
+    view = random_view(learner)
+    same = replace(view, statistics=statistics)
+    first, second = (
+        learner.predict(v, client, client.test).log_probabilities for v in (view, same)
+    )
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("mixture", [True, False])

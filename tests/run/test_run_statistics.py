@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +37,7 @@ def test_what_they_say_is_sent_once(done):
     plain, (_, *gathered) = done().lines("rounds"), done(*PERSONAL).lines("rounds")
     more = [a["download_bytes"] - b["download_bytes"] for a, b in zip(gathered, plain, strict=True)]
     triangle = WIDTH * (WIDTH + 1) // 2
-    numbers = triangle + CLASSES * WIDTH + 2 * CLASSES
+    numbers = triangle + CLASSES * WIDTH + CLASSES
     assert more[1:] == [0, 0, 0]
     assert 3 * 4 * numbers <= more[0] <= 3 * (4 * numbers + 400)  # and a header
 
@@ -79,7 +82,8 @@ def test_scores_can_be_computed_from_files(done, small):
         view = experiment.algorithm.view(server, states.load(client.id), "personal")
         frozen = experiment.learner.frozen
         z, own = frozen(client.test), frozen(client.train)
-        said = view.statistics.scores(z, own, torch.from_numpy(client.train.labels)).numpy()
+        labels, prompts = torch.from_numpy(client.train.labels), experiment.learner.head.prompts
+        said = view.statistics.scores(z, own, labels, prompts).numpy()
         folder = finished.path / "adapters" / "clients" / client.id
         means = load_file(folder / "means.safetensors")["means"].numpy()
         assert not np.allclose(means, shared["means"].numpy(), atol=1e-3)
@@ -87,6 +91,26 @@ def test_scores_can_be_computed_from_files(done, small):
         white = unit @ shared["whitening"].numpy().T
         expected = white @ means.T - (means**2).sum(1) / 2 + shared["bias"].numpy()
         np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_class_vectors_can_be_read_from_files(done, small):
+    """An expert's logits are its features' cosines to them, or to prompts where those are meant."""
+    for words, there in (((), True), (("model.class_vectors=prompt",), False)):
+        finished, experiment = done(*PERSONAL, *words), build(small(*PERSONAL, *words))
+        shared = load_file(finished.path / "adapters" / "statistics.safetensors")
+        assert ("vectors" in shared) == there
+        server = load_server_state(finished.path / "checkpoints" / "server.safetensors")
+        view = experiment.algorithm.view(server, None, "global")
+        learner, client = experiment.learner, experiment.clients[0]
+        features = learner.features(view.expert, client.test).numpy()
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        head = json.loads((finished.path / "adapters" / "head.json").read_text())
+        vectors = shared.get("vectors", learner.head.prompts).numpy()
+        expected = head["temperature"] * unit @ vectors.T
+        expected -= np.log(np.exp(expected).sum(1, keepdims=True))
+        alone = replace(view, calibration=None)
+        got = learner.predict(alone, client, client.test).log_probabilities.numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_shared_ones_leave_clients_no_means(done):

@@ -59,5 +59,5 @@ def _view(state: ServerState, client: ClientState | None, role: Role) -> View | 
     if role == "local":
         return None
     weights = torch.tensor([float(name == "statistics") for name in calibration.EVIDENCE])
-    said = Discriminant.of(state.tensors, personal=False)
+    said = Discriminant.of(state.tensors, personal=False, whole=True)
     return View(Expert(part("global", state.tensors)), calibration=weights, statistics=said)

@@ -102,13 +102,15 @@ class _FedMS:
             return None
         return calibration.prior(broadcast[calibration.WEIGHTS])
 
+    def informed(self, view: View, broadcast: Tensors) -> View:
+        """The view with what class statistics say."""
+        personal = self.options.statistics == "personal"
+        return replace(view, statistics=Discriminant.of(broadcast, personal=personal))
+
     def calibrated(self, view: View, broadcast: Tensors) -> View:
         """The view as it predicts, with the weights of evidence that the server has now."""
-        return replace(
-            view,
-            calibration=broadcast.get(calibration.WEIGHTS),
-            statistics=Discriminant.of(broadcast, personal=self.options.statistics == "personal"),
-        )
+        view = self.informed(view, broadcast)
+        return replace(view, calibration=broadcast.get(calibration.WEIGHTS))
 
     def for_anyone(self, view: View, tensors: Tensors) -> View:
         """The view with what class statistics say, weighed, and nothing of any client's."""
@@ -203,7 +205,7 @@ def _train_global(method: _FedMS, turn: Turn) -> ClientWork:
     """Stage 1: score what arrived on validation rows, then train its active blocks."""
     learner, plan, data = turn.learner, turn.plan, turn.data
     received = part("global", turn.broadcast)
-    arrived = View(Expert(received))
+    arrived = method.informed(View(Expert(received)), turn.broadcast)
     score = learner.score(arrived, data, "val")
     fitted = method.fit(turn, method.calibrated(arrived, turn.broadcast))
     depth = data.depth(plan.depth)
@@ -211,7 +213,7 @@ def _train_global(method: _FedMS, turn: Turn) -> ClientWork:
     start = {**learner.initial_expert(names, plan.seed), **received}
     expert = Expert(start, prior=method.options.stage1_prior == "client")
     prior = method.trains_with(method.options.stage1_prior, turn.broadcast)
-    view = yield replace(turn.fit(View(expert), names), prior=prior)
+    view = yield replace(turn.fit(replace(arrived, expert=expert), names), prior=prior)
     tensors = {**under("global", pick(view.expert.tensors, names)), **fitted}
     size = method.layout.size(names)
     rows = len(data.train)
@@ -228,7 +230,7 @@ def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
     start = {**learner.initial_expert(names, plan.seed), **_inherited(method, broadcast), **own}
     received = part("gate", pick(broadcast, plan.broadcast))
     gate = {**part("gate", broadcast), **part("gate", state.tensors), **received}
-    mixture = method.mixture(start, part("global", broadcast), gate)
+    mixture = method.informed(method.mixture(start, part("global", broadcast), gate), broadcast)
     gated = method.options.mixture == "gate"
     prior = method.trains_with(method.options.mix_prior, broadcast)
     view = yield replace(turn.fit(mixture, names), gate=gated, prior=prior)

@@ -121,6 +121,7 @@ VARIANTS: Mapping[str, Variant] = {
     "fedms-shared-statistics": _ours(
         "FedMS, class statistics without a client's own rows", "gate.statistics=shared"
     ),
+    "fedms-prompts": _ours("FedMS, classes where their prompts are", "model.class_vectors=prompt"),
     "fedms-no-calibration": _ours(
         "FedMS without calibration", "gate.calibration=false", "stage1.prior=none"
     ),

@@ -80,8 +80,8 @@ class View:
             class more probability. It sees labels; only scores use it.
         calibration: `(6,)` weights of evidence (see `core.calibration`), by which it predicts
             instead; None: as the gate mixes. Training knows nothing of it.
-        statistics: what all clients' class statistics say, evidence where it is calibrated; or
-            None.
+        statistics: what all clients' class statistics say, or None: where its experts look for
+            classes (where `model.class_vectors` says so), and evidence where it is calibrated.
     """
 
     expert: Expert

@@ -2,10 +2,14 @@
 
 Clients send once, of their training rows' features under the foundation model, each of unit length:
 how many rows every class has, their sums by class, and the second moment of all. Added up they are
-exactly those of all rows together, however skewed clients are. Of them the server makes a linear
-discriminant with one covariance for all classes (Fisher 1936; federated: FedCGS, arXiv 2503.06962,
-and Fed3R, arXiv 2402.01348, for the closely related ridge regression). Ours: a client draws the
-means of classes towards its own rows, and how much all of it counts is left to calibration.
+exactly those of all rows together, however skewed clients are. Two things are made of them:
+
+- A linear discriminant with one covariance for all classes (Fisher 1936; federated: FedCGS, arXiv
+  2503.06962, and Fed3R, arXiv 2402.01348, for the closely related ridge regression). Ours: a client
+  draws the means of classes towards its own rows, and how much it counts is left to calibration.
+- Class vectors (ours): where an expert looks for a class. A class prompt says where rows of it
+  should be, their mean where they are; the prompt counts as a few rows in it. To train a head
+  first, and features from there, distorts them less (arXiv 2202.10054); here no step is needed.
 
 These sums say more of a client than an adapter does: where it has one row of a class, the sum is
 that row's feature. `gate.statistics = "none"` leaves all of it out.
@@ -25,16 +29,18 @@ from fedms.core.tensors import Tensors
 
 COUNTS, SUMS, MOMENT = (f"statistics/{name}" for name in ("counts", "sums", "moment"))
 """What a client sends, divided by its number of training rows, which is its weight."""
-WHITENING, MEANS, STRENGTH, BIAS = (
-    f"statistics/{name}" for name in ("whitening", "means", "strength", "bias")
-)
-"""What the server makes of it, and sends to every client once."""
-_RIDGE = 0.01
-"""Added to the covariance, times the mean variance of a direction."""
+WHITENING = "statistics/whitening"
+"""What the server makes of the moment. With the sums and counts of all, it is sent once."""
+_RIDGE = 3.0
+"""Added to the covariance, times the mean variance of a direction and the square of directions per
+row: of few rows variances are small by chance where they are small. The power and factor with
+the least log loss on validation rows of eleven federations (docs/research-log.md)."""
 _FLOOR = 1e-6
 """No direction has less variance than this; those of features of unit length sum to 1 at most."""
-_OVERALL = 1.0
-"""Rows that the overall mean counts as in every class's mean."""
+_FIRST = 1.0
+"""Rows that the expectation of a class's mean counts as in it."""
+_BESIDE = 0.1
+"""Further rows that a class's prompt counts as in its vector, for every row of the class."""
 _SHARED = 10.0
 """Rows that a shared mean counts as, at most, beside a client's own ones."""
 
@@ -60,18 +66,12 @@ def sums(features: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
 def discriminant(total: Tensors, *, whole: bool = False) -> dict[str, Tensor]:
     """The server's tensors, float32, of sums over all rows.
 
-    `WHITENING` is the lower triangle of a matrix under which every class has unit covariance,
-    `MEANS` are those of the classes under it, `(classes, width)`; `STRENGTH` is how many of a
-    client's rows each of them counts as, `(classes,)`, and `BIAS` is what is added to scores,
-    `(classes,)`: zero, so that all are as likely beforehand.
-
-    A client's mean is taken to differ from the shared one as the mean of ten rows differs from that
-    of their class, and the shared one likewise from its own expectation by its own rows: variances
-    add up, `1 / strength = 1 / 10 + 1 / (rows + 1)`.
+    `WHITENING` is the lower triangle of a matrix under which every class has unit covariance;
+    `SUMS` and `COUNTS` are as given.
 
     Args:
         total: as `sums`.
-        whole: the covariance is that of all rows, and classes are as frequent as there.
+        whole: the covariance is that of all rows, and not within classes.
     """
     counts, by_class = total[COUNTS].double(), total[SUMS].double()
     lower, rows = _unpack(total[MOMENT].double(), by_class.shape[1]), counts.sum()
@@ -80,19 +80,14 @@ def discriminant(total: Tensors, *, whole: bool = False) -> dict[str, Tensor]:
     scaled = by_class / counts.clamp_min(1)[:, None].sqrt()
     within = (moment - scaled.T @ scaled) / rows
     around = moment / rows - torch.outer(overall, overall)
-    spread = around.diagonal().mean()
+    spread = around.diagonal().mean().clamp_min(0)
+    free = (rows - (counts > 0).sum()).clamp_min(1)
+    ridge = _RIDGE * (len(lower) / free).square() * spread + _FLOOR
     values, directions = torch.linalg.eigh(around if whole else within)
-    values = values.clamp_min(0) + _RIDGE * spread.clamp_min(0) + _FLOOR
+    values = values.clamp_min(0) + ridge
     root = torch.linalg.cholesky((directions * values) @ directions.T)
     whitening = torch.linalg.solve_triangular(root, torch.eye(len(root)).double(), upper=False)
-    means = (by_class + _OVERALL * overall) / (counts + _OVERALL)[:, None]
-    bias = ((counts + _OVERALL / len(counts)) / (rows + _OVERALL)).log()
-    return {
-        WHITENING: _pack(whitening).float(),
-        MEANS: (means @ whitening.T).float(),
-        STRENGTH: (1 / (1 / _SHARED + 1 / (counts + _OVERALL))).float(),
-        BIAS: (bias if whole else torch.zeros_like(bias)).float(),
-    }
+    return {WHITENING: _pack(whitening).float(), SUMS: by_class.float(), COUNTS: counts.float()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,52 +96,99 @@ class Discriminant:
 
     Args:
         whitening: `(width (width + 1) / 2,)`, see `discriminant`.
-        means: `(classes, width)`.
-        strength: `(classes,)`.
-        bias: `(classes,)`.
+        sums: `(classes, width)`.
+        counts: `(classes,)`.
         personal: whether a client draws the means towards its own training rows.
+        whole: whether classes are as frequent as among all rows; else all are as likely beforehand.
     """
 
     whitening: Tensor
-    means: Tensor
-    strength: Tensor
-    bias: Tensor
+    sums: Tensor
+    counts: Tensor
     personal: bool = True
+    whole: bool = False
 
     @staticmethod
-    def of(tensors: Tensors, *, personal: bool) -> Discriminant | None:
+    def of(tensors: Tensors, *, personal: bool, whole: bool = False) -> Discriminant | None:
         """That of the server's tensors, if it is among them."""
-        if MEANS not in tensors:
+        if WHITENING not in tensors:
             return None
-        names = WHITENING, MEANS, STRENGTH, BIAS
-        whitening, means, strength, bias = (tensors[name] for name in names)
-        return Discriminant(whitening, means, strength, bias, personal)
+        whitening, sums, counts = (tensors[name] for name in (WHITENING, SUMS, COUNTS))
+        return Discriminant(whitening, sums, counts, personal, whole)
 
-    def scores(self, features: Tensor, own: Tensor, labels: Tensor) -> Tensor:
+    def scores(
+        self, features: Tensor, own: Tensor, labels: Tensor, prompts: Tensor | None = None
+    ) -> Tensor:
         """`(rows, classes)`: log-likelihoods and bias, up to what all classes have in common.
 
         Args:
             features: `(rows, width)` under the foundation model.
             own: likewise, of the client's training rows.
             labels: theirs.
+            prompts: embeddings of class prompts, see `means`.
         """
-        means = self.drawn(own, labels)
+        means = self.drawn(own, labels, prompts)
         whitened = F.normalize(features, dim=-1) @ self.matrix.T
         return whitened @ means.T - means.square().sum(-1) / 2 + self.bias
 
     @property
     def matrix(self) -> Tensor:
         """`(width, width)`, which whitens a feature of unit length."""
-        return _unpack(self.whitening, self.means.shape[1])
+        return _unpack(self.whitening, self.sums.shape[1])
 
-    def drawn(self, own: Tensor, labels: Tensor) -> Tensor:
-        """`(classes, width)`: the whitened means, drawn towards a client's rows where personal."""
+    @property
+    def bias(self) -> Tensor:
+        """`(classes,)`: log-frequencies of classes, or zeros."""
+        if not self.whole:
+            return torch.zeros_like(self.counts)
+        first = _FIRST / len(self.counts)
+        return ((self.counts + first) / (self.counts.sum() + _FIRST)).log()
+
+    @property
+    def strength(self) -> Tensor:
+        """`(classes,)`: how many of a client's rows a shared mean counts as.
+
+        A client's mean is taken to differ from the shared one as the mean of ten rows differs from
+        that of their class, and the shared one likewise from its own expectation by its own rows:
+        variances add up, `1 / strength = 1 / 10 + 1 / (rows + 1)`.
+        """
+        return 1 / (1 / _SHARED + 1 / (self.counts + _FIRST))
+
+    def means(self, prompts: Tensor | None = None) -> Tensor:
+        """`(classes, width)`: whitened means of classes.
+
+        Where a class has few rows it is drawn to what is expected of it: the overall mean, moved as
+        its prompt differs from the mean prompt, counts as one row.
+
+        Args:
+            prompts: embeddings of class prompts, `(classes, width)` of unit length, or None.
+        """
+        expected = self.sums.sum(0) / self.counts.sum()
+        if prompts is not None:
+            expected = expected + prompts.to(self.sums) - prompts.to(self.sums).mean(0)
+        means = (self.sums + _FIRST * expected) / (self.counts + _FIRST)[:, None]
+        return means @ self.matrix.T
+
+    def drawn(self, own: Tensor, labels: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """`(classes, width)`: `means`, drawn towards a client's rows where personal."""
+        means = self.means(prompts)
         if not self.personal:
-            return self.means
-        of_class = F.one_hot(labels, len(self.means)).to(self.means)
+            return means
+        of_class = F.one_hot(labels, len(means)).to(means)
         total = of_class.T @ (F.normalize(own, dim=-1) @ self.matrix.T)
         strength = self.strength[:, None]
-        return (total + strength * self.means) / (of_class.sum(0)[:, None] + strength)
+        return (total + strength * means) / (of_class.sum(0)[:, None] + strength)
+
+    def vectors(self, prompts: Tensor) -> Tensor:
+        """`(classes, width)` of unit length: directions in which experts look for classes.
+
+        The mean of a class's rows, in which its prompt counts as one row, and one more for ten.
+
+        Args:
+            prompts: as in `means`.
+        """
+        weight = _FIRST + _BESIDE * self.counts
+        return F.normalize(self.sums + weight[:, None] * prompts.to(self.sums), dim=-1)
 
 
 def _pack(matrix: Tensor) -> Tensor:

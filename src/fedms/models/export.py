@@ -80,17 +80,26 @@ def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) 
     path.write_text(json.dumps(facts) + "\n")
 
 
-def save_statistics(path: Path, view: View) -> None:
+def save_statistics(path: Path, learner: ModelLearner, view: View) -> None:
     """Write what class statistics say, if the view has any, for all clients alike.
 
     `whitening` `(width, width)` and `means` `(classes, width)`: the score of a class is the dot
     product of its mean and the whitened feature (of the foundation model, of unit length), less
-    half of the mean's squared length, plus `bias` `(classes,)`.
+    half of the mean's squared length, plus `bias` `(classes,)`. `vectors` `(classes, width)`, if
+    they are there, stand in place of embeddings of class prompts in experts' logits.
     """
     said = view.statistics
     if said is not None:
-        tensors = {"whitening": said.matrix, "means": said.means, "bias": said.bias}
+        means = said.means(_prompts(learner))
+        tensors = {"whitening": said.matrix, "means": means, "bias": said.bias}
+        for vectors in learner.vectors(view).values():
+            tensors["vectors"] = vectors[0].cpu()
         path.write_bytes(serialise(tensors))
+
+
+def _prompts(learner: ModelLearner) -> Tensor | None:
+    prompts = learner.head.prompts
+    return None if prompts is None else prompts.cpu()
 
 
 def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
@@ -98,7 +107,7 @@ def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) 
     said = view.statistics
     if said is not None and said.personal:
         own = learner.frozen(data.train).cpu()
-        means = said.drawn(own, torch.from_numpy(data.train.labels))
+        means = said.drawn(own, torch.from_numpy(data.train.labels), _prompts(learner))
         path.write_bytes(serialise({"means": means}))
 
 

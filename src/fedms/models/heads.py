@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedms.core.discriminant import Discriminant
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
 from fedms.models.backbone import Backbone
 
+VECTORS = "classes.vectors"
+"""Name of class vectors, `(clients, classes, width)`, among a head's tensors: they never train."""
+
 
 class Head(Protocol):
     """`shapes` names the tensors that belong to the expert (none for frozen heads)."""
+
+    @property
+    def prompts(self) -> Tensor | None:
+        """Embeddings of class prompts, `(classes, width)` of unit length, if it scores by them."""
+        ...
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
@@ -33,15 +42,26 @@ class Head(Protocol):
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         """`(clients, batch, width)` features to `(clients, batch, classes)` logits.
 
-        The expert's own tensors have a first axis of clients.
+        The expert's own tensors, and `VECTORS` if they are given, have a first axis of clients.
         """
         ...
+
+
+def grounded(head: Head, statistics: Discriminant | None) -> dict[str, Tensor]:
+    """Class vectors in place of prompts, `(1, classes, width)`: see `Discriminant.vectors`.
+
+    Empty where the head does not score by prompts, or nothing is known of classes.
+    """
+    if head.prompts is None or statistics is None:
+        return {}
+    return {VECTORS: statistics.vectors(head.prompts.cpu())[None].to(head.prompts)}
 
 
 class PromptHead:
     """Cosine between a feature and each class's prompt embedding, times a temperature.
 
-    Frozen: prompts are encoded once, by the foundation model without adapters.
+    Frozen: prompts are encoded once, by the foundation model without adapters. Class vectors take
+    their place where they are given.
 
     Args:
         embeddings: `(classes, width)`, of unit length.
@@ -50,7 +70,7 @@ class PromptHead:
 
     def __init__(self, embeddings: Tensor, temperature: float) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.embeddings, self.temperature = embeddings, temperature
+        self.prompts, self.temperature = embeddings, temperature
 
     @classmethod
     def encode(
@@ -66,13 +86,14 @@ class PromptHead:
 
     @property
     def classes(self) -> int:
-        return len(self.embeddings)
+        return len(self.prompts)
 
     def initial(self, name: str, seed: int) -> Tensor:
         raise KeyError(name)
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
-        return self.temperature * F.normalize(features, dim=-1) @ self.embeddings.T
+        vectors = expert.get(VECTORS, self.prompts)
+        return self.temperature * F.normalize(features, dim=-1) @ vectors.mT
 
 
 class AttentionHead(PromptHead):
@@ -132,7 +153,7 @@ class ContextHead(PromptHead):
         spread: float,
         prompts: PromptHead,
     ) -> None:
-        super().__init__(prompts.embeddings, prompts.temperature)
+        super().__init__(prompts.prompts, prompts.temperature)
         self._encode, self._spread = encode, spread
         self.shapes = {_CONTEXT: words}
 
@@ -155,6 +176,8 @@ class LinearHead:
 
     It starts at zero: every client starts from the same head, and with equal class scores.
     """
+
+    prompts: Tensor | None = None
 
     def __init__(self, width: int, classes: int) -> None:
         self.shapes = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}

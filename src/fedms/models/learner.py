@@ -119,7 +119,7 @@ class ModelLearner(Resident):
         constants = self.constants(view, data, rows)
         assert constants is not None
         features = self.features(view.expert, rows)[None]
-        both = constants.logits, self.logits(features, self.own(view.expert, data))[0]
+        both = constants.logits, self.logits(features, self.own(view, data))[0]
         shared, own = (F.log_softmax(logits, -1).cpu() for logits in both)
         right = [x.argmax(1) == labels for x in (shared, own)]
         more = shared.gather(1, labels[:, None])[:, 0] > own.gather(1, labels[:, None])[:, 0]
@@ -135,7 +135,7 @@ class ModelLearner(Resident):
             return Prediction(torch.cat(scored), weight)
         features = self.features(view.expert, rows)[None]
         constants = self.constants(view, data, rows)
-        own = self.own(view.expert, data)
+        own = self.own(view, data)
         if constants is None:
             logits = self.logits(features, own)[0]
             return Prediction(F.log_softmax(logits, -1).cpu(), None)
@@ -164,7 +164,7 @@ class ModelLearner(Resident):
 
         An expert without a partner is both.
         """
-        own = self.logits(self.features(view.expert, rows)[None], self.own(view.expert, data))[0]
+        own = self.logits(self.features(view.expert, rows)[None], self.own(view, data))[0]
         constants = self.constants(view, data, rows)
         shared, weight = own, None
         if constants is not None:
@@ -185,7 +185,10 @@ class ModelLearner(Resident):
         if view.statistics is None:
             return torch.zeros(len(rows), self.head.classes)
         features, own = (self.frozen(part).cpu() for part in (rows, data.train))
-        return view.statistics.scores(features, own, torch.from_numpy(data.train.labels))
+        labels, prompts = torch.from_numpy(data.train.labels), self.head.prompts
+        return view.statistics.scores(
+            features, own, labels, None if prompts is None else prompts.cpu()
+        )
 
     @torch.no_grad()
     def statistics(self, data: ClientData) -> dict[str, Tensor]:

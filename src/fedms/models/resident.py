@@ -23,7 +23,7 @@ from fedms.core.tensors import Tensors, fingerprint, pick
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.gate import gate_weights
-from fedms.models.heads import Head
+from fedms.models.heads import Head, grounded
 from fedms.models.meter import Meter, sizes
 from fedms.models.mixture import class_evidence, log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache, Room, take
@@ -39,7 +39,8 @@ class Own:
     """The experts that train or predict, one of each client, as their logits need them.
 
     Args:
-        heads: tensors of linear heads, `(clients, *shape)`; empty for frozen heads.
+        heads: tensors of linear heads, and class vectors, `(clients, *shape)`; empty for frozen
+            heads at their prompts.
         prior: what is added to logits, `(clients, 1, classes)`, or None.
     """
 
@@ -108,14 +109,19 @@ class Resident:
         }
         return {**beneath, **own, **joined}
 
-    def own(self, expert: Expert, data: ClientData) -> Own:
-        """One client's expert, for logits."""
+    def own(self, view: View, data: ClientData, *, partner: bool = False) -> Own:
+        """One client's expert, or its partner, for logits."""
+        expert = view.partner if partner and view.partner else view.expert
         heads = {
             name: t[None].to(self.backbone.device)
             for name, t in expert.tensors.items()
             if name in self.head.shapes
         }
-        return Own(heads, self.prior(expert, data))
+        return Own({**heads, **self.vectors(view)}, self.prior(expert, data))
+
+    def vectors(self, view: View) -> dict[str, Tensor]:
+        """Class vectors of a view's experts, if they have any: see `heads.grounded`."""
+        return grounded(self.head, view.statistics) if self.mixing.grounded else {}
 
     def prior(self, expert: Expert, data: ClientData) -> Tensor | None:
         """`(1, 1, classes)`: what is added to the expert's logits; None: nothing."""
@@ -249,7 +255,7 @@ class Resident:
         if view.partner is None or view.gate is None or not len(rows):
             return None
         features, frozen = self._remembered(view.partner, rows), self.frozen(rows)
-        logits = self.logits(features[None], self.own(view.partner, data))[0]
+        logits = self.logits(features[None], self.own(view, data, partner=True))[0]
         return Constants(frozen, features, logits)
 
     def logits(self, features: Tensor, own: Own) -> Tensor:

@@ -67,7 +67,8 @@ class _Trainee:
         self._pulled = [(t, anchors[n].to(device)) for n, t in trained.items()]
         self._beneath = {n: t.to(device) for n, t in view.expert.beneath.items()}
         self._joined = resident.adapters
-        self.heads = {n: t for n, t in self.expert.items() if n in resident.head.shapes}
+        own = {n: t for n, t in self.expert.items() if n in resident.head.shapes}
+        self.heads = {**own, **{n: t[0] for n, t in resident.vectors(view).items()}}
         self.prior = resident.prior(view.expert, fit.data)
         on_val = resident.mixing.data == "val"
         self.gate_rows = fit.data.val if on_val else self.rows
@@ -89,6 +90,7 @@ class _Trainee:
             frozenset(self.gate) if fit.gate else None,
             self.prior is None,
             view.partner is None,
+            view.statistics is None,
             self.kept is None,
             fit.epochs,
             fit.rate,
