@@ -1,6 +1,6 @@
 """Make the tables of `docs/results.md`: compare methods on every cell, then write the page.
 
-    python benchmarks/results.py                    # run what is missing (days), write the page
+    python benchmarks/results.py                    # run what is missing, write the page
     python benchmarks/results.py --only digits      # one cell, or several by commas
     python benchmarks/results.py --methods fedms,local
     python benchmarks/results.py --tables           # run nothing, write what is there
@@ -8,22 +8,22 @@
 A cell is a recipe with settings that make it affordable; its comparison (docs/evaluation.md) is in
 `benchmarks/results/CELL`. Of it `runs.jsonl` is kept with the code: a record of every run, so that
 what was run once, on whatever machine, need not be run again, and every figure can be looked up. A
-method is in a cell's table once all its runs are there, and a cell is written once FedMS is. Each
-has its block of the page, and a line in the README's table; what is around them, and what is not
-written anew, stays.
+method is in a cell's table once all its runs are there, and a cell is written once FedMS and local
+training are. Each has its block of the page, and a line in the tables over all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pages
 
 from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
+from fedms.compare.scores import by_method
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -97,24 +97,37 @@ CELLS = (
 
 def block(cell: Cell, results: Sequence[Result]) -> str:
     """The cell's tables, and what made them."""
-    facts = results[0].record.facts
+    facts = [result.record.facts for result in results]
+    machines = sorted({f"{f['processor']}, {f['cores']} cores" for f in facts})
+    versions = sorted({f"torch {f['packages']['torch']}, Python {f['python']}" for f in facts})
     settings = " ".join([*cell.settings, *COMMON])
     said = (
         f"`python benchmarks/results.py --only {cell.name}`: "
         f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, SEEDS))}; "
         f"learning rates from {' and '.join(f'{rate:g}' for rate in RATES)} on; "
-        f"{facts['processor']}, {facts['cores']} cores, shared, one thread a run; "
-        f"torch {facts['packages']['torch']}, Python {facts['python']}. "
+        f"{' or '.join(machines)}, shared, one thread a run; {' or '.join(versions)}. "
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'
     )
     return f"{table.markdown(results)}\n{said}"
 
 
-def overview(found: dict[str, list[Result]], before: str) -> str:
-    """The README's table: personal test accuracy, mean over clients and seeds, a line a cell.
+Found = Mapping[str, Mapping[str, Sequence[Result]]]
+"""Cell, method."""
 
-    Cells that were not found keep the line that they have in the table of before.
-    """
+
+def mean(results: Sequence[Result], score: str = "mean") -> float:
+    """Of a score of personal models, over seeds."""
+    return statistics.fmean(r.test[score] for r in results)
+
+
+def rivals(methods: Mapping[str, Sequence[Result]]) -> list[str]:
+    """Methods as published (no bounds, nothing of ours in them), the weakest by its mean first."""
+    names = [n for n in methods if VARIANTS[n].group != "ours" and not VARIANTS[n].bound]
+    return sorted((n for n in names if "+" not in n), key=lambda name: mean(methods[name]))
+
+
+def overview(found: Found) -> str:
+    """The README's table: personal test accuracy, mean over clients and seeds, a line a cell."""
     columns = {
         "zero-shot": "zeroshot",
         "local-only": "local",
@@ -123,25 +136,56 @@ def overview(found: dict[str, list[Result]], before: str) -> str:
         "the same, with all that is ours": "finetune+statistics",
         "FedMS": "fedms",
     }
-    rows = {line.split("|")[1].strip(): line for line in before.splitlines()[2:]}
-    for cell, results in found.items():
-        means = {
-            name: statistics.fmean(r.test["mean"] for r in results if r.method == name)
-            for name in {r.method for r in results}
-        }
-        cells = [f"{means[m]:.3f}" if m in means else "–" for m in columns.values()]
-        others = {n: m for n, m in means.items() if _is_rival(n)}
-        best = max(others, key=others.__getitem__, default=None)
-        said = f"{VARIANTS[best].title} {others[best]:.3f}" if best else "–"
-        rows[cell] = f"| {' | '.join([cell, *cells[:-1], said, cells[-1]])} |"
-    head = ["", *list(columns)[:-1], "best as published, of those run", "FedMS"]
-    return "\n".join([pages.table(head, ()), *(rows[c.name] for c in CELLS if c.name in rows)])
+    rows = []
+    for cell, methods in found.items():
+        cells = [f"{mean(methods[m]):.3f}" if m in methods else "–" for m in columns.values()]
+        best = rivals(methods)[-1]
+        said = f"{VARIANTS[best].title} {mean(methods[best]):.3f}"
+        rows.append([cell, *cells[:-1], said, cells[-1]])
+    return pages.table(["", *list(columns)[:-1], "best as published, of those run", "FedMS"], rows)
 
 
-def _is_rival(name: str) -> bool:
-    """Whether it is a method as published: not ours, no bound, nothing of ours in it."""
-    variant = VARIANTS[name]
-    return variant.group != "ours" and not variant.bound and "+" not in name
+def standing(found: Found) -> str:
+    """Where FedMS stands among methods as published, in every cell: is it best, by how much?"""
+    head = ["", "methods", "mean", "of them best", "worst decile", "of them best"]
+    head += ["ahead of the weakest", "of the median", "of the strongest"]
+    head += ["bytes", "FLOPs", "for the strongest's"]
+    rows = []
+    for cell, methods in found.items():
+        others, ours = rivals(methods), methods["fedms"]
+        cells = [cell, str(len(others))]
+        for score in ("mean", "worst_decile"):
+            best = max(others, key=lambda name: mean(methods[name], score))
+            cells += [
+                f"{mean(ours, score):.3f}",
+                f"{mean(methods[best], score):.3f}: {_title(best)}",
+            ]
+        for one in (others[0], others[len(others) // 2], others[-1]):
+            cells.append(f"{mean(ours) / mean(methods[one]) - 1:+.1%}: {_title(one)}")
+        for spent in (_bytes, _flops):
+            cells.append(_ratio(ours, methods[others[-1]], spent))
+        rows.append([*cells, _title(others[-1])])
+    return pages.table(head, rows)
+
+
+def _title(name: str) -> str:
+    return VARIANTS[name].title
+
+
+def _bytes(result: Result) -> float:
+    return float(result.cost["upload_bytes"] + result.cost["download_bytes"])
+
+
+def _flops(result: Result) -> float:
+    return float(result.cost["train_flops"])
+
+
+def _ratio(
+    ours: Sequence[Result], theirs: Sequence[Result], spent: Callable[[Result], float]
+) -> str:
+    """What ours spend for what theirs do; a dash where theirs spend nothing."""
+    other = sum(map(spent, theirs))
+    return f"{sum(map(spent, ours)) / other:.2f}" if other else "–"
 
 
 def main() -> None:
@@ -157,13 +201,15 @@ def main() -> None:
     cells = [named[name] for name in words.only.split(",")] if words.only else CELLS
     for cell in cells if not words.tables else ():
         compare(cell.plan(words.methods.split(",") if words.methods else cell.methods))
-    found = {cell.name: cell.results() for cell in cells}
-    found = {name: r for name, r in found.items() if any(one.method == "fedms" for one in r)}
-    for name, results in found.items():
+    found = {cell.name: by_method(cell.results()) for cell in CELLS}
+    found = {name: methods for name, methods in found.items() if {"fedms", "local"} <= {*methods}}
+    for name, methods in found.items():
+        results = [result for of_method in methods.values() for result in of_method]
         table.write(RESULTS / name, results)
         plots.write(RESULTS / name, results)
         pages.write(PAGE, name, block(named[name], results))
-    pages.write(README, "results", overview(found, pages.read(README, "results")))
+    pages.write(PAGE, "standing", standing(found))
+    pages.write(README, "results", overview(found))
 
 
 if __name__ == "__main__":

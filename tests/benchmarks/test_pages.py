@@ -10,6 +10,7 @@ import pytest
 
 from fedms.bench import Row
 from fedms.compare import Result
+from fedms.compare.records import Record
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +55,7 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     cells = [cell.name for cell in results.CELLS]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, cells),
+        (results.PAGE, ["standing", *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled"]),
     ):
         text = page.read_text(encoding="utf-8")
@@ -63,18 +64,33 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
         assert text.count("<!-- begin ") == len(names)
 
 
-def test_a_line_of_the_overview_stays_where_a_cell_was_not_run(module: Any) -> None:
+def found(accuracies: dict[str, tuple[float, float]]) -> dict[str, list[Result]]:
+    """Results of methods by mean and worst decile; costs are as many as letters in the name."""
+    methods = {}
+    for name, (mean, worst) in accuracies.items():
+        test, spent = {"mean": mean, "worst_decile": worst}, len(name)
+        cost = {"upload_bytes": spent, "download_bytes": spent, "train_flops": 0}
+        record = Record({}, {}, {}, ())
+        one = Result(name, 0, 1e-3, False, Path(), record, test, None, None, None, cost)
+        methods[name] = [one, replace(one, seed=1)]
+    return methods
+
+
+def test_the_overview_has_a_line_a_cell_and_the_best_as_published(module: Any) -> None:
     results = module("results")
-    score = {"mean": 0.5}
-    new = [
-        Result(name, 0, 1e-3, False, Path(), score, None, None, None, {})
-        for name in ("local", "fedms")
-    ]
-    before = results.overview({"femnist": new, "amazon5": new}, "")
-    assert [line.split(" | ")[0] for line in before.splitlines()[2:]] == ["| femnist", "| amazon5"]
-    assert before.splitlines()[2].endswith("| 0.500 | – | – | – | local-only LoRA 0.500 | 0.500 |")
-    better = [replace(one, test={"mean": 0.75}) for one in new]
-    after = results.overview({"digits": new, "amazon5": better}, before).splitlines()
-    assert after[:2] == before.splitlines()[:2]
-    assert after[3] == before.splitlines()[2]
-    assert [line.split(" | ")[-1] for line in after[2:]] == ["0.500 |", "0.500 |", "0.750 |"]
+    methods = {"local": (0.5, 0.1), "ditto": (0.6, 0.2), "fedms": (0.75, 0.3)}
+    bounds = {"centralised": (0.9, 0.9), "finetune+statistics": (0.8, 0.2)}
+    text = results.overview({"x": found({**methods, **bounds})})
+    assert text.splitlines()[2] == "| x | – | 0.500 | – | – | 0.800 | Ditto 0.600 | 0.750 |"
+
+
+def test_where_fedms_stands_by_hand(module: Any) -> None:
+    """Best means and best worst deciles may be of different methods; bounds and ours are none."""
+    results = module("results")
+    methods = {"local": (0.5, 0.4), "ditto": (0.6, 0.2), "fedavg": (0.4, 0.1), "fedms": (0.75, 0.3)}
+    bounds = {"centralised": (0.9, 0.9), "finetune+statistics": (0.8, 0.2)}
+    text = results.standing({"x": found({**methods, **bounds})})
+    cells = ["x", "3", "0.750", "0.600: Ditto", "0.300", "0.400: local-only LoRA"]
+    cells += ["+87.5%: FedAvg-LoRA", "+50.0%: local-only LoRA", "+25.0%: Ditto"]
+    cells += ["1.00", "–", "Ditto"]
+    assert text.splitlines()[2] == f"| {' | '.join(cells)} |"

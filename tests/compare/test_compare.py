@@ -374,6 +374,32 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert "\n\nRuns at commit" in text
 
 
+def test_the_answer_comes_first_and_is_the_tables(results):
+    """Best other mean and best other worst decile, each with its method; bounds do not count."""
+    text = table.markdown(results)
+    first, means, worst = text.split("\n\n")[0], {}, {}
+    for name in ("zeroshot", "local", "fedavg"):
+        means[name], worst[name] = (
+            np.mean([r.test[key] for r in by_name(results, name)])
+            for key in ("mean", "worst_decile")
+        )
+    ours = by_name(results, "fedms")
+    best, fairest = max(means, key=means.get), max(worst, key=worst.get)
+    beside = versus(ours, by_name(results, best))
+    assert f"**FedMS has {np.mean([r.test['mean'] for r in ours]):.3f}, the best other " in first
+    assert f" {means[best]:.3f}** ({VARIANTS[best].title}): {beside.better} clients" in first
+    assert f"and {worst[fairest]:.3f} ({VARIANTS[fairest].title})." in first
+    sent = [
+        sum(r.cost["upload_bytes"] + r.cost["download_bytes"] for r in by_name(results, n))
+        for n in ("fedms", best)
+    ]
+    assert (f"{sent[0] / sent[1]:.2f} of its MB sent" in first) if sent[1] else "MB" not in first
+    bound = [replace(r, method="centralised", test={**r.test, "mean": 1.0}) for r in ours]
+    assert table.markdown([*results, *bound]).split("\n\n")[0] == first
+    alone = table.markdown(by_name(results, "local"))
+    assert alone.startswith("| at equal local steps |")
+
+
 def test_commits_that_differ_are_told(results, tmp_path):
     """With a mark where the code was changed without a commit."""
     found, one = [], by_name(results, "local")[0]

@@ -78,12 +78,13 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Three views: at equal steps, under budgets of bytes and FLOPs, and costs to an accuracy.
+    """The answer, then three views: at equal steps, under budgets of bytes and FLOPs, and costs to
+    an accuracy.
 
     The last two need validation rows. Unseen clients, where there are any, come last.
     """
     methods = by_method(results)
-    views = [_equal_steps(methods)]
+    views = [_answer(methods), _equal_steps(methods)]
     if _OURS in methods:
         trained = _trained(methods)
         curves = {name: {r.seed: r.record.points for r in found} for name, found in trained}
@@ -92,6 +93,33 @@ def markdown(results: Sequence[Result]) -> str:
             views += [_budgets(curves), _targets(curves)]
     views += [_unseen(methods), _origin(results)]
     return "\n\n".join(filter(None, views)) + "\n"
+
+
+def _answer(methods: Mapping[str, list[Result]]) -> str:
+    """FedMS beside the best of the others, in words; nothing where one of them is missing."""
+    others = [n for n in methods if VARIANTS[n].group != "ours" and not VARIANTS[n].bound]
+    if _OURS not in methods or not others:
+        return ""
+    ours = methods[_OURS]
+
+    def score(name: str, key: str = "mean") -> float:
+        return statistics.fmean(r.test[key] for r in methods[name])
+
+    best, fairest = max(others, key=score), max(others, key=lambda n: score(n, "worst_decile"))
+    said = f"**FedMS has {score(_OURS):.3f}, the best other method {score(best):.3f}** "
+    said += f"({_title(best)})"
+    if beside := versus(ours, methods[best]):
+        p = "" if beside.p is None else f", p {_p(beside.p)}"
+        said += f": {beside.better} clients are better off with FedMS, {beside.worse} worse{p}"
+    said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
+    said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})."
+    spent = {
+        name: [sum(cost(r.cost) for r in found) for found in (ours, methods[best])]
+        for name, cost in _COSTS.items()
+        if name in ("MB sent", "TFLOPs")
+    }
+    shares = [f"{a / b:.2f} of its {name}" for name, (a, b) in spent.items() if b]
+    return said + (f" FedMS needs {' and '.join(shares)}." if shares else "")
 
 
 def _trained(methods: Mapping[str, list[Result]]) -> list[tuple[str, list[Result]]]:
@@ -133,8 +161,12 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
 def _versus_cells(beside: Any) -> list[str]:
     if beside is None:
         return ["", "", ""]
-    p = "–" if beside.p is None else f"{beside.p:.3f}" if beside.p >= 0.001 else "< 0.001"
+    p = "–" if beside.p is None else _p(beside.p)
     return [f"{beside.difference:+.3f}", f"{beside.better} : {beside.worse}", p]
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _spread(scores: Sequence[Mapping[str, Any]], key: str) -> str:
