@@ -4,6 +4,7 @@
     python benchmarks/results.py --only digits      # one cell, or several by commas
     python benchmarks/results.py --methods fedms,local
     python benchmarks/results.py --tables           # run nothing, write what is there
+    python benchmarks/results.py --forget fedms     # run these again: their code has changed
 
 A cell is a recipe with settings that make it affordable; its comparison (docs/evaluation.md) is in
 `benchmarks/results/CELL`. Of it `runs.jsonl` is kept with the code: a record of every run, so that
@@ -15,6 +16,8 @@ training are. Each has its block of the page, and a line in the tables over all 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +27,7 @@ import pages
 
 from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
 from fedms.compare.scores import by_method
+from fedms.store.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -111,6 +115,18 @@ def block(cell: Cell, results: Sequence[Result]) -> str:
     return f"{table.markdown(results)}\n{said}"
 
 
+def forget(folder: Path, methods: Sequence[str]) -> None:
+    """Leave out runs of some methods: folders, and records from `runs.jsonl`."""
+    records, stale = folder / "runs.jsonl", tuple(f"{method}-rate" for method in methods)
+    if records.exists():
+        lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not json.loads(line)["run"].startswith(stale)]
+        write_text(records, "".join(kept))
+    for method in methods:
+        for run in (folder / "runs").glob(f"{method}-rate*"):
+            shutil.rmtree(run)
+
+
 Found = Mapping[str, Mapping[str, Sequence[Result]]]
 """Cell, method."""
 
@@ -194,11 +210,14 @@ def main() -> None:
     parser.add_argument("--only", help="cells by commas; all otherwise")
     parser.add_argument("--methods", help="names by commas; all of the cell's otherwise")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
+    parser.add_argument("--forget", help="names by commas, whose records are left out from now on")
     words = parser.parse_args()
     named = {cell.name: cell for cell in CELLS}
     if unknown := {*(words.only or "").split(",")} - {*named, ""}:
         parser.error(f"got cell {min(unknown)!r}; expected one of {', '.join(named)}")
     cells = [named[name] for name in words.only.split(",")] if words.only else CELLS
+    for cell in cells if words.forget else ():
+        forget(RESULTS / cell.name, words.forget.split(","))
     for cell in cells if not words.tables else ():
         compare(cell.plan(words.methods.split(",") if words.methods else cell.methods))
     found = {cell.name: by_method(cell.results()) for cell in CELLS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,15 @@ def test_where_fedms_stands_by_hand(module: Any) -> None:
     cells += ["+87.5%: FedAvg-LoRA", "+50.0%: local-only LoRA", "+25.0%: Ditto"]
     cells += ["1.00", "–", "Ditto"]
     assert text.splitlines()[2] == f"| {' | '.join(cells)} |"
+
+
+def test_what_is_forgotten_is_that_method_alone(module: Any, tmp_path: Path) -> None:
+    names = ["fedms-rate0.01-seed0", "fedms-even-rate0.01-seed0", "local-rate0.01-seed0"]
+    for name in names:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps({"run": name}) + "\n" for name in names))
+    module("results").forget(tmp_path, ["fedms"])
+    assert [json.loads(line)["run"] for line in path.read_text().splitlines()] == names[1:]
+    assert sorted(run.name for run in (tmp_path / "runs").iterdir()) == sorted(names[1:])
+    module("results").forget(tmp_path / "new", ["fedms"])
