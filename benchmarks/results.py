@@ -16,7 +16,6 @@ training are. Each has its block of the page, and a line in the tables over all 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -119,9 +118,9 @@ def forget(folder: Path, methods: Sequence[str]) -> None:
     """Leave out runs of some methods: folders, and records from `runs.jsonl`."""
     records, stale = folder / "runs.jsonl", tuple(f"{method}-rate" for method in methods)
     if records.exists():
-        lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if not json.loads(line)["run"].startswith(stale)]
-        write_text(records, "".join(kept))
+        lines = records.read_text(encoding="utf-8").split("\n")
+        starts = tuple(f'{{"run": "{start}' for start in stale)
+        write_text(records, "\n".join(line for line in lines if not line.startswith(starts)))
     for method in methods:
         for run in (folder / "runs").glob(f"{method}-rate*"):
             shutil.rmtree(run)
@@ -137,7 +136,7 @@ def mean(results: Sequence[Result], score: str = "mean") -> float:
 
 
 def rivals(methods: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Methods as published (no bounds, nothing of ours in them), the weakest by its mean first."""
+    """Other methods (no bounds, nothing of ours in them), the weakest by its mean first."""
     names = [n for n in methods if VARIANTS[n].group != "ours" and not VARIANTS[n].bound]
     return sorted((n for n in names if "+" not in n), key=lambda name: mean(methods[name]))
 
@@ -162,7 +161,7 @@ def overview(found: Found) -> str:
 
 
 def standing(found: Found) -> str:
-    """Where FedMS stands among methods as published, in every cell: is it best, by how much?"""
+    """Where FedMS stands among others, in every cell: is it best, by how much?"""
     head = ["", "methods", "mean", "of them best", "worst decile", "of them best"]
     head += ["ahead of the weakest", "of the median", "of the strongest"]
     head += ["bytes", "FLOPs", "for the strongest's"]
@@ -178,8 +177,8 @@ def standing(found: Found) -> str:
             ]
         for one in (others[0], others[len(others) // 2], others[-1]):
             cells.append(f"{mean(ours) / mean(methods[one]) - 1:+.1%}: {_title(one)}")
-        for spent in (_bytes, _flops):
-            cells.append(_ratio(ours, methods[others[-1]], spent))
+        strongest = () if VARIANTS[others[-1]].run else methods[others[-1]]
+        cells += [_ratio(ours, strongest, spent) for spent in (_bytes, _flops)]
         rows.append([*cells, _title(others[-1])])
     return pages.table(head, rows)
 

@@ -389,7 +389,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if text.strip():
         values[last] = _value(text.strip())
     else:
+        _known(key.strip(), override)
         values.pop(last, None)
+
+
+def _known(key: str, override: str) -> None:
+    """Refuse to take the default of what has none."""
+    defaults = known_keys()
+    tables = tuple(f"{name}." for name, default in defaults.items() if isinstance(default, dict))
+    if key not in defaults and not key.startswith(tables):
+        near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"got {override!r} with unknown key {key}{hint}")
 
 
 def _value(text: str) -> Any:

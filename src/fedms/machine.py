@@ -10,6 +10,8 @@ from fedms.config import Config
 from fedms.core.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PRODUCTS = ("amx_tile", "avx512_bf16")
+"""What CPUs compute products of bfloat16 with, as torch asks for it (not every version for all)."""
 _WIDE = 256
 """Features from which bfloat16 pays on a CPU (docs/performance.md)."""
 
@@ -51,8 +53,8 @@ def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype
     if device.type == "cuda":
         has = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        known = torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported
-        has = device.type == "cpu" and any(supported() for supported in known)
+        known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in _PRODUCTS)
+        has = device.type == "cpu" and any(supported() for supported in known if supported)
     return torch.bfloat16 if has and width >= _WIDE else torch.float32
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedcgs, fedms, local
+from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedcgs, fedms, finetune, local
 from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Aggregate, Expert, Score, View
 from fedms.core.errors import UserError
@@ -382,6 +382,33 @@ def test_class_statistics_alone_are_fedcgs_for_everyone(run, toy, make_toy_clien
     assert [states.load(client) for client in "ab"] == [None, None]
     frozen = learner.score(View(Expert({})), clients[0], "test")
     assert scores["global"]["a"].loss != frozen.loss
+
+
+@pytest.mark.parametrize("method", [fedms, finetune])
+def test_all_that_trains_and_is_scored_knows_class_statistics(run, toy, make_toy_client, method):
+    """Experts look for classes where they say; after the round that gathers them."""
+    learner, seen = toy(), {"fit": [], "score": [], "derivatives": []}
+    fit, score, derivatives = learner.fit, learner.score, learner.derivatives
+
+    def spy_fit(fits, pace):
+        seen["fit"] += [one.view.statistics for one in fits]
+        return fit(fits, pace)
+
+    def spy_score(view, data, split):
+        seen["score"].append(view.statistics)
+        return score(view, data, split)
+
+    def spy_derivatives(view, data):
+        seen["derivatives"].append(view.statistics)
+        return derivatives(view, data)
+
+    learner.fit, learner.score, learner.derivatives = spy_fit, spy_score, spy_derivatives
+    options = replace(OPTIONS, calibrate=True, statistics="personal")
+    clients = [make_toy_client(n, 8, ord(n)) for n in "ab"]
+    run(method(learner.layout, options), learner, clients)
+    for who, found in seen.items():
+        assert len(found) >= 8, who
+        assert None not in found, who
 
 
 def test_a_federation_without_calibration_gathers_nothing(run, toy, make_toy_client):

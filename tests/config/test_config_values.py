@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedms.config import Config, dump_config, known_keys, load_config
+from fedms.config import Config, ConfigError, dump_config, known_keys, load_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -38,6 +39,16 @@ def test_an_empty_override_takes_the_default_again(tmp_path):
     assert load_config(path, ["data.split="]).data.split is None
     assert load_config(path, ["data.split= ", "data.split=part"]).data.split == "part"
     assert load_config(None, ["stage1.rounds="]) == Config()
+    caps = ["sal.caps.a=2", "sal.caps.b=1", "sal.caps.a="]
+    assert load_config(None, caps).sal.caps == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"), [("data.splt=", "did you mean data.split?"), ("nosuch=", "nosuch")]
+)
+def test_an_empty_override_of_no_option_is_refused(override, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(None, [override])
 
 
 OVERRIDES = [

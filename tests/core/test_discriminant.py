@@ -128,6 +128,8 @@ def test_a_prompt_counts_as_one_row_where_it_moves_the_overall_mean_to():
     ]
     got = made(x, y).means(PROMPTS).double().numpy()
     np.testing.assert_allclose(got, np.stack(means) @ matrix.T, rtol=1e-3, atol=1e-3)
+    whole = made(x, y, whole=True)  # FedCGS, which knows of no prompts
+    assert torch.equal(whole.means(PROMPTS), whole.means())
     nothing = made(x, y).means(PROMPTS[:1].expand(CLASSES, -1))  # prompts that are all alike
     torch.testing.assert_close(nothing, made(x, y).means(), rtol=1e-4, atol=1e-4)
 

@@ -360,6 +360,22 @@ def test_experts_look_for_classes_where_statistics_say(make_learner, make_client
         torch.testing.assert_close(trained.gate[name], tensor)
 
 
+def test_clients_of_a_stack_have_class_vectors_of_their_own(make_learner, make_client):
+    """One of two federations each, in one stack, and as they would be alone."""
+    learner = make_learner("sentence")
+    names, fits = learner.layout.expert(2), []
+    for seed, other in enumerate(("x", "y")):
+        total = learner.statistics(make_client(learner.backbone, other, rows=11))
+        statistics = Discriminant.of(discriminant.discriminant(total), personal=True)
+        view = replace(random_view(learner), statistics=statistics)
+        client = make_client(learner.backbone, other * 2, rows=9)
+        fits.append(Fit(view, names, client, 1, seed))
+    together, alone = learner.fit(fits), [learner.fit([fit])[0] for fit in fits]
+    for one, other in zip(together, alone, strict=True):
+        for name, tensor in other.expert.tensors.items():
+            torch.testing.assert_close(one.expert.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
 def test_linear_heads_know_no_class_vectors(make_learner, make_client):
     learner = make_learner("vit")
     client = make_client(learner.backbone)

@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +123,20 @@ def test_environment(tmp_path):
     for name in ("torch", "transformers", "peft", "numpy", "safetensors", "fedms"):
         assert found["packages"][name] == importlib.metadata.version(name)
     assert {"command", "git_commit", "processor", "memory_bytes"} <= found.keys()
+
+
+def test_a_commit_is_marked_where_the_package_was_changed_and_nowhere_else(monkeypatch):
+    said = {"rev-parse": "a" * 40, "status": ""}
+
+    def git(command, **options):
+        assert command[:2] == ["git", "-C"]
+        assert Path(command[2], "store", "run_folder.py").is_file()
+        return subprocess.CompletedProcess(command, 0, said[command[3]] + "\n", "")
+
+    monkeypatch.setattr("subprocess.run", git)
+    assert environment(0)["git_commit"] == "a" * 40
+    said["status"] = " M src/fedms/cli.py"
+    assert environment(0)["git_commit"] == "a" * 40 + "-dirty"
 
 
 def test_environment_marks_what_is_unknown_as_none(monkeypatch):

@@ -64,7 +64,7 @@ class Record:
                 summary=_brief(_json(folder / "summary.json")),
                 points=tuple(curve(folder)),
             )
-        except (OSError, ValueError):
+        except (OSError, ValueError, LookupError, TypeError):
             return None
 
     @classmethod
@@ -73,16 +73,19 @@ class Record:
         points = tuple(Point(**point) for point in line["points"])
         return cls(line["config"], line["facts"], line["summary"], points)
 
-    def fits(self, config: Config) -> bool:
-        """Whether it is of exactly this configuration, here and now: see `identity`.
+    def is_of(self, config: Config) -> bool:
+        """Whether it is of exactly this configuration.
 
         An option that came later than the record counts as its default.
         """
         try:
-            same = validate(self.config) == config
+            return validate(self.config) == config
         except ConfigError:
             return False
-        return same and self.facts.get("identity") == identity(config)
+
+    def fits(self, config: Config) -> bool:
+        """Whether it is of exactly this configuration, here and now: see `identity`."""
+        return self.is_of(config) and self.facts.get("identity") == identity(config)
 
 
 class Records:
@@ -149,7 +152,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """Those that are whole."""
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with suppress(ValueError):
             yield json.loads(line)
 

@@ -50,7 +50,8 @@ class Plan:
             and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).
             Of those within 5 % of the lowest, the mean over all seeds decides.
         out: folder of the comparison; runs are in `runs/` below it, their records in `runs.jsonl`.
-        perform: whether runs that are missing are performed.
+        perform: whether runs that are missing are performed. Otherwise records of the same
+            configuration are read, whatever data, weights and device are here.
         force: whether complete runs of other settings, in the folders of these, are replaced.
     """
 
@@ -127,7 +128,7 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
 
 
 def check(plan: Plan) -> None:
-    """Make sure that all can be run, before anything is.
+    """Make sure that all can be run, if they are to be, before anything is.
 
     Raises:
         UserError: naming what is wrong.
@@ -135,6 +136,8 @@ def check(plan: Plan) -> None:
     for name in plan.methods:
         if name not in VARIANTS:
             raise UserError(f"got method {name!r}; expected one of {', '.join(VARIANTS)}")
+        if not plan.perform:
+            continue
         try:
             check_run(plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0]))
         except UserError as error:
@@ -232,12 +235,15 @@ def _beyond(losses: Mapping[float, float]) -> float | None:
 
 def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: Watch) -> Record:
     """Of a run, which is performed if it is not there."""
-    known = [found for found in (records.get(folder.name), Record.read(folder)) if found]
-    record = next((found for found in known if found.fits(config)), None)
-    if record is None:
+    fits = Record.fits if plan.perform else Record.is_of
+    record = records.get(folder.name)
+    if record is None or not fits(record, config):
+        record = Record.read(folder)
+    if record is None or not fits(record, config):
         if not plan.perform:
             raise MissingRunError(f"got no complete run in {folder}; expected one")
-        if known and not plan.force:
+        complete = records.get(folder.name) or (folder / "summary.json").exists()
+        if complete and not plan.force:
             raise UserError(
                 f"got {folder}, a complete run of other settings, data or weights; try --out "
                 "OTHER, or --force to replace it"

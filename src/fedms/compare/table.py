@@ -110,13 +110,14 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
     said += f"({_title(best)})"
     if beside := versus(ours, methods[best]):
         p = "" if beside.p is None else f", p {_p(beside.p)}"
-        said += f": {beside.better} clients are better off with FedMS, {beside.worse} worse{p}"
+        said += f": of all clients on all seeds {beside.better} are better off with FedMS, "
+        said += f"{beside.worse} worse{p}"
     said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
     said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})."
     spent = {
         name: [sum(cost(r.cost) for r in found) for found in (ours, methods[best])]
         for name, cost in _COSTS.items()
-        if name in ("MB sent", "TFLOPs")
+        if name in ("MB sent", "TFLOPs") and not VARIANTS[best].run
     }
     shares = [f"{a / b:.2f} of its {name}" for name, (a, b) in spent.items() if b]
     return said + (f" FedMS needs {' and '.join(shares)}." if shares else "")

@@ -123,9 +123,14 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "fedms-prompts": _ours("FedMS, classes where their prompts are", "model.class_vectors=prompt"),
     "fedms-no-calibration": _ours(
-        "FedMS without calibration", "gate.calibration=false", "stage1.prior=none"
+        "FedMS without calibration and class statistics",
+        "gate.calibration=false",
+        "stage1.prior=none",
     ),
     "fedms-best": _ours("FedMS, best rounds instead of means", "stage2.checkpoint=best"),
-    "fedms-plain": _ours("FedMS without calibration, means, priors and momentum", *_PLAIN),
+    "fedms-plain": _ours(
+        "FedMS with nothing of ours: no calibration, statistics, means, momentum",
+        *_PLAIN,
+    ),
 }
 """By the name in `--methods`."""

@@ -161,10 +161,11 @@ class Discriminant:
         its prompt differs from the mean prompt, counts as one row.
 
         Args:
-            prompts: embeddings of class prompts, `(classes, width)` of unit length, or None.
+            prompts: embeddings of class prompts, `(classes, width)` of unit length, or None; not
+                used where classes are as frequent as among all rows (`whole`).
         """
         expected = self.sums.sum(0) / self.counts.sum()
-        if prompts is not None:
+        if prompts is not None and not self.whole:
             expected = expected + prompts.to(self.sums) - prompts.to(self.sums).mean(0)
         means = (self.sums + _FIRST * expected) / (self.counts + _FIRST)[:, None]
         return means @ self.matrix.T

@@ -125,23 +125,21 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Commit of the source tree this runs from, marked `-dirty` where it was changed."""
-    here = Path(__file__).parent
-    command = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
+    """Commit of the source tree this runs from, marked `-dirty` where the package was changed."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
         return None
-    return done.stdout.strip() or None
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--", ".") else commit
+
+
+def _git(*words: str) -> str | None:
+    """What git says in the package's folder; None where there is no git, or it fails."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _processor() -> str | None:
