@@ -56,8 +56,8 @@ class Model(Section):
     )
     class_vectors: Literal["statistics", "prompt"] = Field(
         "statistics",
-        description="where experts with prompts look for classes: between prompts and means of "
-        "rows, where class statistics are gathered (gate.statistics), or at prompts alone",
+        description="where experts look for classes: between prompts and means of rows, if class "
+        "statistics are gathered (gate.statistics), or at prompts alone; linear heads start there",
     )
     max_length: int | None = Field(None, ge=4, description="tokens; unset: the model's limit")
 
@@ -188,8 +188,8 @@ class Gate(Section):
     )
     statistics: Literal["personal", "shared", "none"] = Field(
         "personal",
-        description="class statistics of the foundation model's features as evidence, if models "
-        "are calibrated: with each client's own rows, without, or none; sent once",
+        description="class statistics of the foundation model's features, sent once, if models are "
+        "calibrated: as evidence, with each client's own rows or without, and for class vectors",
     )
     bottleneck: int = Field(4, ge=1, description="width of the gate adapter")
     local_loss: float = Field(

@@ -145,6 +145,10 @@ def test_class_vectors_are_between_prompts_and_rows():
         np.testing.assert_allclose(vectors[c], expected / np.linalg.norm(expected), atol=1e-6)
     np.testing.assert_allclose(vectors[2], prompts[2], atol=1e-6)
     assert (vectors[:2] * prompts[:2]).sum() < 1.99
+    alone = made(x, y).vectors().double().numpy()
+    for c in range(CLASSES):
+        expected = z[y.numpy() == c].sum(0) + z.mean(0)
+        np.testing.assert_allclose(alone[c], expected / np.linalg.norm(expected), atol=1e-6)
 
 
 def test_own_rows_draw_means():

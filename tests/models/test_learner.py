@@ -11,7 +11,7 @@ import torch
 
 from fedms.core import discriminant
 from fedms.core.algorithm import Expert, Fit, View
-from fedms.core.discriminant import Discriminant
+from fedms.core.discriminant import COUNTS, SUMS, Discriminant
 from fedms.core.tensors import fingerprint
 from fedms.models import Mixing, Training
 from fedms.models.mixture import log_prior
@@ -376,18 +376,27 @@ def test_clients_of_a_stack_have_class_vectors_of_their_own(make_learner, make_c
             torch.testing.assert_close(one.expert.tensors[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_linear_heads_know_no_class_vectors(make_learner, make_client):
+def test_linear_heads_start_at_class_vectors(make_learner, make_client):
+    """By hand: 20 times the cosine to them, beside what the head says itself."""
     learner = make_learner("vit")
     client = make_client(learner.backbone)
-    statistics = Discriminant.of(
-        discriminant.discriminant(learner.statistics(client)), personal=False
+    total = discriminant.discriminant(learner.statistics(client))
+    view = View(random_view(learner).expert)
+    known = replace(view, statistics=Discriminant.of(total, personal=False))
+    z = learner.features(view.expert, client.test).double().numpy()
+    weight, bias = (
+        view.expert.tensors[f"classifier.{name}"].double().numpy() for name in ("weight", "bias")
     )
-    view = random_view(learner)
-    same = replace(view, statistics=statistics)
-    first, second = (
-        learner.predict(v, client, client.test).log_probabilities for v in (view, same)
-    )
-    assert torch.equal(first, second)
+    sums, counts = (total[name].double().numpy() for name in (SUMS, COUNTS))
+    vectors = sums + sums.sum(0) / counts.sum()
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    expected = np.log(softmax(z @ weight.T + bias + 20 * unit @ vectors.T))
+    got = learner.predict(known, client, client.test).log_probabilities
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-4)
+    (trained,) = learner.fit([Fit(known, learner.layout.expert(1), client, 3, 0)])
+    before, after = (learner.score(v, client, "train").loss for v in (known, trained))
+    assert after < before
 
 
 @pytest.mark.parametrize("mixture", [True, False])

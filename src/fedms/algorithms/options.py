@@ -51,10 +51,10 @@ class Options:
             while they train, weighed as calibration says (`learned`).
         calibrate: personal models predict by shared weights of evidence (`core.calibration`),
             which all clients fit on validation rows.
-        statistics: whether class statistics (`core.discriminant`) are evidence where personal
-            models are calibrated: with means of classes drawn towards the client's own rows
-            (`personal`), as they are (`shared`), or not. They are gathered in a round of their own
-            before stage 1, in which nothing is trained.
+        statistics: whether class statistics (`core.discriminant`) are gathered where personal
+            models are calibrated, in a round of their own before stage 1, in which nothing is
+            trained. They are evidence, with means of classes drawn towards the client's own rows
+            (`personal`) or as they are (`shared`), and say where experts look for classes.
         checkpoint: which of its rounds a client's model is of: the `best` by its validation rows
             (ties: the lower loss), the `last`, or the `mean` of what all rounds of stage 2 left, of
             which each went on from the last (Polyak and Juditsky 1992). Methods without a stage of

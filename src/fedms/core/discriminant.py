@@ -8,8 +8,9 @@ exactly those of all rows together, however skewed clients are. Two things are m
   2503.06962, and Fed3R, arXiv 2402.01348, for the closely related ridge regression). Ours: a client
   draws the means of classes towards its own rows, and how much it counts is left to calibration.
 - Class vectors (ours): where an expert looks for a class. A class prompt says where rows of it
-  should be, their mean where they are; the prompt counts as a few rows in it. To train a head
-  first, and features from there, distorts them less (arXiv 2202.10054); here no step is needed.
+  should be, their mean where they are; the prompt, if there is one, counts as a few rows in it. To
+  train a head first, and features from there, distorts them less (arXiv 2202.10054); here no step
+  is needed.
 
 These sums say more of a client than an adapter does: where it has one row of a class, the sum is
 that row's feature. `gate.statistics = "none"` leaves all of it out.
@@ -180,14 +181,17 @@ class Discriminant:
         strength = self.strength[:, None]
         return (total + strength * means) / (of_class.sum(0)[:, None] + strength)
 
-    def vectors(self, prompts: Tensor) -> Tensor:
+    def vectors(self, prompts: Tensor | None = None) -> Tensor:
         """`(classes, width)` of unit length: directions in which experts look for classes.
 
-        The mean of a class's rows, in which its prompt counts as one row, and one more for ten.
+        The mean of a class's rows, in which its prompt counts as one row, and one more for ten;
+        without prompts, the overall mean counts as one row.
 
         Args:
             prompts: as in `means`.
         """
+        if prompts is None:
+            return F.normalize(self.sums + _FIRST * self.sums.sum(0) / self.counts.sum(), dim=-1)
         weight = _FIRST + _BESIDE * self.counts
         return F.normalize(self.sums + weight[:, None] * prompts.to(self.sums), dim=-1)
 

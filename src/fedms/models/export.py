@@ -86,7 +86,8 @@ def save_statistics(path: Path, learner: ModelLearner, view: View) -> None:
     `whitening` `(width, width)` and `means` `(classes, width)`: the score of a class is the dot
     product of its mean and the whitened feature (of the foundation model, of unit length), less
     half of the mean's squared length, plus `bias` `(classes,)`. `vectors` `(classes, width)`, if
-    they are there, stand in place of embeddings of class prompts in experts' logits.
+    they are there, stand in place of embeddings of class prompts in experts' logits; beside a
+    linear head, 20 times the cosine to them is added to what it says.
     """
     said = view.statistics
     if said is not None:

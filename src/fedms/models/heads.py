@@ -47,14 +47,12 @@ class Head(Protocol):
         ...
 
 
-def grounded(head: Head, statistics: Discriminant | None) -> dict[str, Tensor]:
-    """Class vectors in place of prompts, `(1, classes, width)`: see `Discriminant.vectors`.
-
-    Empty where the head does not score by prompts, or nothing is known of classes.
-    """
-    if head.prompts is None or statistics is None:
+def grounded(head: Head, statistics: Discriminant | None, to: torch.device) -> dict[str, Tensor]:
+    """Class vectors, `(1, classes, width)`, see `Discriminant.vectors`; none without statistics."""
+    if statistics is None:
         return {}
-    return {VECTORS: statistics.vectors(head.prompts.cpu())[None].to(head.prompts)}
+    prompts = None if head.prompts is None else head.prompts.cpu()
+    return {VECTORS: statistics.vectors(prompts)[None].to(to)}
 
 
 class PromptHead:
@@ -174,10 +172,12 @@ _CONTEXT = "prompt.context"
 class LinearHead:
     """`weight @ feature + bias`, part of the expert: averaged in stage 1, private in stage 2.
 
-    It starts at zero: every client starts from the same head, and with equal class scores.
+    It starts at zero: every client starts from the same head, and with equal class scores, or with
+    the cosine between feature and class vector, times 20, where these are given; that is added.
     """
 
     prompts: Tensor | None = None
+    temperature = 20.0
 
     def __init__(self, width: int, classes: int) -> None:
         self.shapes = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}
@@ -189,7 +189,10 @@ class LinearHead:
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         if "classifier.weight" not in expert:  # the foundation model alone has no opinion
             return features.new_zeros(*features.shape[:-1], self.classes)
-        return affine(features, expert["classifier.weight"], expert["classifier.bias"])
+        logits = affine(features, expert["classifier.weight"], expert["classifier.bias"])
+        if VECTORS not in expert:
+            return logits
+        return logits + self.temperature * F.normalize(features, dim=-1) @ expert[VECTORS].mT
 
 
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -121,7 +121,9 @@ class Resident:
 
     def vectors(self, view: View) -> dict[str, Tensor]:
         """Class vectors of a view's experts, if they have any: see `heads.grounded`."""
-        return grounded(self.head, view.statistics) if self.mixing.grounded else {}
+        if not self.mixing.grounded:
+            return {}
+        return grounded(self.head, view.statistics, self.backbone.device)
 
     def prior(self, expert: Expert, data: ClientData) -> Tensor | None:
         """`(1, 1, classes)`: what is added to the expert's logits; None: nothing."""

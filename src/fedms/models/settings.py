@@ -38,8 +38,8 @@ class Mixing:
             alone; a gate that sees the rows the expert was fitted to over-trusts it.
         bottleneck: width of the gate adapter, at least 1.
         local_loss: weight of the local expert's own cross-entropy beside the mixture's.
-        grounded: whether experts that score prompts look for classes where class statistics, if
-            there are any, say they are (ours).
+        grounded: whether experts look for classes where class statistics, if there are any, say
+            they are (ours).
     """
 
     mix: Mix = "probabilities"
