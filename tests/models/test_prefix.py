@@ -163,12 +163,16 @@ def test_kept_states_are_used_while_they_fit(make_learner, make_rows, monkeypatc
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])
 def test_an_update_does_not_depend_on_who_filled_the_cache(make_learner, make_client, kind):
-    """To the bit: with room for one client only, whoever comes second finds none."""
+    """With room for one client only, whoever comes second finds none.
+
+    But for rounding: what is kept was computed with more rows at a time, and on some processors the
+    number of rows decides how a product is summed.
+    """
 
     def update(learner, client):
         names = learner.layout.expert(1)
         view = View(Expert(learner.initial_expert(names, 0)))
-        return fingerprint(learner.fit([Fit(view, names, client, 2, 1)])[0].expert.tensors)
+        return learner.fit([Fit(view, names, client, 2, 1)])[0].expert.tensors
 
     alone = make_learner(kind, cache_bytes=PLENTY)
     first = make_client(alone.backbone, rows=9, seed=1)
@@ -177,7 +181,10 @@ def test_an_update_does_not_depend_on_who_filled_the_cache(make_learner, make_cl
     crowded = make_learner(kind, cache_bytes=budget + 64)
     other = make_client(crowded.backbone, rows=9, seed=2)
     update(crowded, other)
-    assert update(crowded, first) == expected
+    found = update(crowded, first)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])
