@@ -145,6 +145,14 @@ def test_class_vectors_are_between_prompts_and_rows():
         np.testing.assert_allclose(vectors[c], expected / np.linalg.norm(expected), atol=1e-6)
     np.testing.assert_allclose(vectors[2], prompts[2], atol=1e-6)
     assert (vectors[:2] * prompts[:2]).sum() < 1.99
+    mine, of = rows(6, seed=8)
+    assert made(x, y).lacks(of)
+    assert not made(x, y).lacks(y)
+    newcomer = made(x, y).vectors(PROMPTS, mine, of).double().numpy()
+    np.testing.assert_allclose(newcomer[:2], vectors[:2], atol=1e-6)  # its rows of those are none
+    new = mine.double().numpy()[of.numpy() == 2]
+    expected = new.sum(0) + (1 + len(new) / 10) * prompts[2]
+    np.testing.assert_allclose(newcomer[2], expected / np.linalg.norm(expected), atol=1e-6)
     alone = made(x, y).vectors().double().numpy()
     for c in range(CLASSES):
         expected = z[y.numpy() == c].sum(0) + z.mean(0)

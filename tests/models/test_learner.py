@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fedms.core import discriminant
 from fedms.core.algorithm import Expert, Fit, View
@@ -374,6 +375,28 @@ def test_clients_of_a_stack_have_class_vectors_of_their_own(make_learner, make_c
     for one, other in zip(together, alone, strict=True):
         for name, tensor in other.expert.tensors.items():
             torch.testing.assert_close(one.expert.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sentence", "vit"])
+def test_a_newcomers_rows_make_the_vectors_of_classes_that_nobody_had(
+    make_learner, make_client, kind
+):
+    learner = make_learner(kind)
+    client = make_client(learner.backbone, rows=9)
+    total = learner.statistics(client)
+    new = int(client.train.labels[0])
+    for name in (COUNTS, SUMS):
+        total[name][new] = 0
+    said = Discriminant.of(discriminant.discriminant(total), personal=True)
+    view = replace(View(random_view(learner).expert), statistics=said)
+    (mine,) = learner.vectors(view, client).values()
+    (anyone,) = learner.vectors(view).values()
+    others = [c for c in range(3) if c != new]
+    torch.testing.assert_close(mine[0, others], anyone[0, others])
+    z = F.normalize(learner.frozen(client.train), dim=-1)[client.train.labels == new]
+    assert float(mine[0, new] @ z.mean(0)) > float(anyone[0, new] @ z.mean(0))
+    own = learner.own(view, client).heads["classes.vectors"]
+    assert torch.equal(own, mine)
 
 
 def test_linear_heads_start_at_class_vectors(make_learner, make_client):

@@ -181,19 +181,36 @@ class Discriminant:
         strength = self.strength[:, None]
         return (total + strength * means) / (of_class.sum(0)[:, None] + strength)
 
-    def vectors(self, prompts: Tensor | None = None) -> Tensor:
+    def lacks(self, labels: Tensor) -> bool:
+        """Whether a row is of a class of which nobody had any."""
+        return bool((self.counts[labels] == 0).any())
+
+    def vectors(
+        self,
+        prompts: Tensor | None = None,
+        own: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """`(classes, width)` of unit length: directions in which experts look for classes.
 
         The mean of a class's rows, in which its prompt counts as one row, and one more for ten;
-        without prompts, the overall mean counts as one row.
+        without prompts, the overall mean counts as one row. Of a class that nobody had, a
+        newcomer's own rows count.
 
         Args:
             prompts: as in `means`.
+            own: as in `scores`, or None.
+            labels: likewise.
         """
+        sums, counts = self.sums, self.counts
+        if own is not None and labels is not None:
+            new = F.one_hot(labels, len(counts)).to(sums) * (counts == 0)
+            sums = sums + new.T @ F.normalize(own, dim=-1)
+            counts = counts + new.sum(0)
         if prompts is None:
-            return F.normalize(self.sums + _FIRST * self.sums.sum(0) / self.counts.sum(), dim=-1)
-        weight = _FIRST + _BESIDE * self.counts
-        return F.normalize(self.sums + weight[:, None] * prompts.to(self.sums), dim=-1)
+            return F.normalize(sums + _FIRST * self.sums.sum(0) / self.counts.sum(), dim=-1)
+        weight = _FIRST + _BESIDE * counts
+        return F.normalize(sums + weight[:, None] * prompts.to(sums), dim=-1)
 
 
 def _pack(matrix: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedms.core.discriminant import Discriminant
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
 from fedms.models.backbone import Backbone
@@ -45,14 +44,6 @@ class Head(Protocol):
         The expert's own tensors, and `VECTORS` if they are given, have a first axis of clients.
         """
         ...
-
-
-def grounded(head: Head, statistics: Discriminant | None, to: torch.device) -> dict[str, Tensor]:
-    """Class vectors, `(1, classes, width)`, see `Discriminant.vectors`; none without statistics."""
-    if statistics is None:
-        return {}
-    prompts = None if head.prompts is None else head.prompts.cpu()
-    return {VECTORS: statistics.vectors(prompts)[None].to(to)}
 
 
 class PromptHead:

@@ -23,7 +23,7 @@ from fedms.core.tensors import Tensors, fingerprint, pick
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone
 from fedms.models.gate import gate_weights
-from fedms.models.heads import Head, grounded
+from fedms.models.heads import VECTORS, Head
 from fedms.models.meter import Meter, sizes
 from fedms.models.mixture import class_evidence, log_prior, mix_linear, mix_probabilities
 from fedms.models.prefix import Kept, PrefixCache, Room, take
@@ -117,13 +117,21 @@ class Resident:
             for name, t in expert.tensors.items()
             if name in self.head.shapes
         }
-        return Own({**heads, **self.vectors(view)}, self.prior(expert, data))
+        return Own({**heads, **self.vectors(view, data)}, self.prior(expert, data))
 
-    def vectors(self, view: View) -> dict[str, Tensor]:
-        """Class vectors of a view's experts, if they have any: see `heads.grounded`."""
-        if not self.mixing.grounded:
+    def vectors(self, view: View, data: ClientData | None = None) -> dict[str, Tensor]:
+        """Class vectors of a view's experts, `(1, classes, width)`, if they have any.
+
+        See `Discriminant.vectors`. `data`: of the client whose view it is; None: for anyone.
+        """
+        said, prompts = view.statistics, self.head.prompts
+        if said is None or not self.mixing.grounded:
             return {}
-        return grounded(self.head, view.statistics, self.backbone.device)
+        own = labels = None
+        if data is not None and said.lacks(torch.from_numpy(data.train.labels)):
+            own, labels = self.frozen(data.train).cpu(), torch.from_numpy(data.train.labels)
+        vectors = said.vectors(None if prompts is None else prompts.cpu(), own, labels)
+        return {VECTORS: vectors[None].to(self.backbone.device)}
 
     def prior(self, expert: Expert, data: ClientData) -> Tensor | None:
         """`(1, 1, classes)`: what is added to the expert's logits; None: nothing."""

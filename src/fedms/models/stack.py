@@ -68,7 +68,7 @@ class _Trainee:
         self._beneath = {n: t.to(device) for n, t in view.expert.beneath.items()}
         self._joined = resident.adapters
         own = {n: t for n, t in self.expert.items() if n in resident.head.shapes}
-        self.heads = {**own, **{n: t[0] for n, t in resident.vectors(view).items()}}
+        self.heads = {**own, **{n: t[0] for n, t in resident.vectors(view, fit.data).items()}}
         self.prior = resident.prior(view.expert, fit.data)
         on_val = resident.mixing.data == "val"
         self.gate_rows = fit.data.val if on_val else self.rows
