@@ -34,8 +34,8 @@ WHITENING = "statistics/whitening"
 """What the server makes of the moment. With the sums and counts of all, it is sent once."""
 _RIDGE = 3.0
 """Added to the covariance, times the mean variance of a direction and the square of directions per
-row: of few rows variances are small by chance where they are small. The power and factor with
-the least log loss on validation rows of eleven federations (docs/research-log.md)."""
+row: of few rows variances are small by chance where they are small. Power and factor were set by
+hand, after fixed ridges on validation rows of eleven federations (docs/research-log.md)."""
 _FLOOR = 1e-6
 """No direction has less variance than this; those of features of unit length sum to 1 at most."""
 _FIRST = 1.0
