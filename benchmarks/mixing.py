@@ -3,9 +3,9 @@
     python benchmarks/mixing.py recipes/femnist.toml partition.max_clients=60 stage1.prior=none
 
 FedMS runs once, uncalibrated; after its last round the rules weigh what the experts say. Whatever
-a rule fits, it fits on validation rows, with the ridge of `core.calibration`; test
-rows are only scored. Printed: mean over clients of test accuracy and log loss, weights that all
-clients share.
+a rule fits, it fits on validation rows, with the ridge of `core.calibration`, and with weights of
+any sign unless it says otherwise; test rows are only scored. Printed: mean over clients of test
+accuracy and log loss, weights that all clients share.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from fedms.store.run_folder import RunFolder
 from fedms.store.states import load_server_state
 
 UNCALIBRATED = ("gate.calibration=false", "evaluate_every=0", "stage2.checkpoint=last")
+CALIBRATION = "shared: all six, no opinion's weight negative (as `core.calibration`)"
 _STEPS = 30
 
 
@@ -61,22 +62,28 @@ def columns(*indices: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x[..., list(indices)]
 
 
-def fit(rows: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
-    """Weights with the least log loss, and a ridge in nats around the start, by Newton's method."""
+def fit(
+    rows: Sequence[tuple[Tensor, Tensor]], start: Tensor, opinions: Sequence[int] = ()
+) -> Tensor:
+    """Weights with the least log loss, and a ridge in nats around the start, by Newton's method.
+
+    Those of `opinions` are at least 0.
+    """
     weights = start.double()
     apart = torch.cat([(x - x.mean(1, keepdim=True)).flatten(0, 1) for x, _ in rows]).double()
     spread = apart.T @ apart / len(apart)
     ridge = spread + calibration.FLOOR * torch.eye(len(start)).double()
     for _ in range(_STEPS):
-        gradient, curvature = ridge @ (weights - start), ridge
+        pull, curvature = ridge @ start.double(), ridge
         for x, y in rows:
             z = x.double()
             p = F.softmax(z @ weights, -1)
             mean = torch.einsum("nc,nci->ni", p, z)
-            gradient = gradient + (mean - z[torch.arange(len(y)), y]).sum(0)
-            curvature = curvature + torch.einsum("nc,nci,ncj->ij", p, z, z) - mean.T @ mean
-        step = torch.linalg.solve(curvature, gradient)
-        weights = weights - calibration.damped(step, spread)
+            bend = torch.einsum("nc,nci,ncj->ij", p, z, z) - mean.T @ mean
+            pull = pull + bend @ weights - (mean - z[torch.arange(len(y)), y]).sum(0)
+            curvature = curvature + bend
+        step = calibration.lowest(curvature, pull, opinions) - weights
+        weights = weights + calibration.damped(step, spread)
     return weights
 
 
@@ -133,9 +140,9 @@ def gather(words: Sequence[str]) -> list[Known]:
 
 def gate(x: Tensor) -> Tensor:
     """The mixture of probabilities by the gate's weight, read off its own evidence."""
-    lean, apart = x[..., 2], x[..., 0] - x[..., 1]
+    lean, apart = x[..., 2] - x[..., 1], x[..., 0] - x[..., 1]
     at = apart.abs().argmax(-1, keepdim=True)
-    weight = (lean.gather(-1, at) / apart.gather(-1, at).clamp_min(-1e9) + 0.5).nan_to_num(0.5)
+    weight = (lean.gather(-1, at) / apart.gather(-1, at).clamp_min(-1e9)).nan_to_num(0.5)
     weight = weight.clamp(1e-6, 1 - 1e-6)
     return torch.logaddexp(weight.log() + x[..., 0], (1 - weight).log() + x[..., 1])
 
@@ -152,18 +159,22 @@ def table(clients: Sequence[Known]) -> list[list[str]]:
         "equal weights, logits": lambda x: F.log_softmax((x[..., 0] + x[..., 1]) / 2, -1),
     }
     lines = [[name, score([(rule(x), y) for x, y in tests])] for name, rule in fixed.items()]
+    every, first = columns(*range(6)), calibration.initial().tolist()
     fitted: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
         "shared: global, local, prior": (columns(0, 1, 3), [0.5, 0.5, 0.0]),
         "shared: global, local, prior, unseen": (columns(0, 1, 3, 4), [0.5, 0.5, 0.0, 0.0]),
-        "shared: these and the gate": (columns(0, 1, 2, 3, 4), [0.5, 0.5, 1.0, 0.0, 0.0]),
-        "shared: all six": (columns(*range(6)), [0.5, 0.5, 1.0, 0.0, 0.0, 0.05]),
+        "shared: these and the gate": (columns(0, 1, 2, 3, 4), first[:-1]),
+        "shared: all six": (every, first),
+        CALIBRATION: (every, first),
         "shared: all but the global expert and the gate": (columns(1, 3, 4, 5), [1.0, 0, 0, 0.05]),
         "shared: all but the local expert and the gate": (columns(0, 3, 4, 5), [1.0, 0, 0, 0.05]),
         "shared: prior, unseen, statistics": (columns(3, 4, 5), [0.0, 0.0, 0.05]),
-        "shared: all six, and how sure experts are": (sure, [0.5, 0.5, 1.0, 0, 0, 0.05, *[0] * 6]),
+        "shared: all six, and how sure experts are": (sure, [*first, *[0] * 6]),
     }
     for name, (pick, start) in fitted.items():
-        weights = fit([(pick(c.val[0]), c.val[1]) for c in clients], torch.tensor(start))
+        rows = [(pick(c.val[0]), c.val[1]) for c in clients]
+        opinions = calibration.OPINIONS if name == CALIBRATION else ()
+        weights = fit(rows, torch.tensor(start), opinions)
         said = [(F.log_softmax(pick(x).double() @ weights, -1), y) for x, y in tests]
         values = ", ".join(f"{w:+.2f}" for w in weights.tolist())
         lines.append([name, f"{score(said)}: {values}"])

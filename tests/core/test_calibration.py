@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 from torch.nn import functional as F
 
 from fedms.core import calibration
@@ -32,7 +32,7 @@ def test_at_first_it_is_the_mixture_of_logits():
     weight = torch.rand(3, 1, generator=rng)
     nothing, zeros = torch.randn(3, CLASSES, generator=rng), torch.zeros(3, CLASSES)
     evidence = torch.stack(
-        [shared, own, (weight - 0.5) * (shared - own), nothing, nothing, zeros], -1
+        [shared, own, weight * shared + (1 - weight) * own, nothing, nothing, zeros], -1
     )
     got = calibration.log_probabilities(evidence, calibration.initial())
     torch.testing.assert_close(got, F.log_softmax(weight * shared + (1 - weight) * own, -1))
@@ -92,10 +92,43 @@ def test_rounds_find_the_weights_that_fit_all_clients_together():
 
     state = rounds(clients, 25)
     # earlier rounds count half as much each: twice the rows, in the end
-    best = minimize(loss, first, args=(2.0,), method="BFGS", options={"gtol": 1e-8}).x
+    bounds = [(0 if i in calibration.OPINIONS else None, None) for i in range(6)]
+    best = minimize(loss, first, args=(2.0,), bounds=bounds, options={"gtol": 1e-8}).x
+    assert (best == 0).any()  # a bound holds
     np.testing.assert_allclose(state[calibration.WEIGHTS].numpy(), best, atol=2e-3)
     after_one = rounds(clients, 3)[calibration.WEIGHTS].double().numpy()
     assert loss(after_one, 2.0) - loss(best, 2.0) < 0.02 * (loss(first, 2.0) - loss(best, 2.0))
+
+
+@given(st.integers(0, 999), st.lists(st.integers(0, 5), unique=True, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_the_lowest_that_is_allowed_is_scipys(seed, opinions):
+    """Against non-negative least squares, where a free weight is the difference of two."""
+    rng = np.random.default_rng(seed)
+    root, pull = rng.normal(size=(9, 6)), rng.normal(size=6)
+    got = calibration.lowest(torch.from_numpy(root.T @ root), torch.from_numpy(pull), opinions)
+    free = [i for i in range(6) if i not in opinions]
+    wide = np.concatenate([root, -root[:, free]], 1)
+    target = np.linalg.lstsq(root.T, pull, rcond=None)[0]  # root' target = pull
+    both, _ = nnls(wide, target)
+    expected = both[:6].copy()
+    expected[free] -= both[6:]
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-8)
+
+
+def test_no_opinion_is_taken_out_of_another():
+    """Rows of which the second expert's errors tell the label would give it a negative weight."""
+    evidence, labels = client(5, 200, -2.0)
+    state = rounds([(evidence, labels)], 6)
+    weights = state[calibration.WEIGHTS]
+    assert weights[list(calibration.OPINIONS)].min() >= 0
+    assert weights[calibration.EVIDENCE.index("local")] == 0
+    free = torch.zeros(6, dtype=torch.double)
+    for _ in range(20):  # Newton's method without bounds
+        sums = calibration.derivatives(evidence, labels, free)
+        curvature = sums["calibration/curvature"] + torch.eye(6).double()
+        free = free - torch.linalg.solve(curvature, sums["calibration/gradient"] + free)
+    assert free[calibration.EVIDENCE.index("local")] < -0.5
 
 
 def test_the_ridge_is_in_nats_so_that_units_of_evidence_do_not_matter(monkeypatch):

@@ -316,11 +316,11 @@ def test_evidence_by_hand(make_learner, make_client, monkeypatch, kind, partner)
         counts = np.bincount(client.train.labels, minlength=3)
         prior = np.log((counts + 0.7) / (counts + 0.7).sum())
         a, b, c, d, e, f = weights.double().numpy()
-        lean = (weight[:, None] - 0.5) * (shared - own)
+        mean = weight[:, None] * shared + (1 - weight[:, None]) * own
         frozen = (learner.features(FROZEN, part) for part in (rows, client.train))
         seen, prompts = torch.from_numpy(client.train.labels), learner.head.prompts
         s = statistics.scores(*frozen, seen, prompts).double().numpy()
-        known = a * shared + b * own + c * lean + d * prior + e * (counts == 0) + f * s
+        known = a * shared + b * own + c * mean + d * prior + e * (counts == 0) + f * s
         return np.log(softmax(known))
 
     calibrated = replace(view, calibration=weights, statistics=statistics)

@@ -5,10 +5,15 @@ normalised over classes (a logarithmic opinion pool, Genest and Zidek 1986; ours
 the weights, for a client alone has too few validation rows to find them:
 
 - `global`, `local`: log-probabilities under the global and the local expert.
-- `gate`: their difference, times the gate's weight on the global expert minus one half.
+- `gate`: the mean of both, by the gate's weight on the global expert.
 - `prior`: the log of the client's smoothed frequency of the class.
 - `unseen`: 1 where the client has no training row of the class, else 0.
 - `statistics`: the class's log-likelihood by class statistics (`core.discriminant`), 0 without.
+
+The first three and the last are opinions, and none has a negative weight: what fits so many rows
+of trained clients may do so by taking one expert's opinion out of another's, and then fails where
+the two differ in another way, as those of newcomers do (docs/research-log.md). Log frequencies may
+have any weight, for what has not come yet may be what comes next.
 
 The weights minimise the log loss on validation rows of all clients, with a ridge around where they
 start: half the mean squared change, in nats, of weighted evidence over a row's classes, and a tenth
@@ -21,6 +26,9 @@ what shortens a step that would move log-probabilities further than its curvatur
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +37,8 @@ from fedms.core.tensors import Tensors
 
 EVIDENCE = ("global", "local", "gate", "prior", "unseen", "statistics")
 """The order of weights."""
+OPINIONS = tuple(EVIDENCE.index(name) for name in ("global", "local", "gate", "statistics"))
+"""Places of weights that are at least 0."""
 WEIGHTS = "calibration/weights"
 """Name of the shared weights, `(6,)`, on the server and on the wire."""
 SHAPES = {
@@ -55,7 +65,7 @@ def initial() -> Tensor:
     A class's log-likelihood by its statistics is far too sure of itself: rows of a class are not
     normally distributed. Fitted weights are between 0.02 and 0.2 (docs/research-log.md).
     """
-    return torch.tensor([0.5, 0.5, 1.0, 0.0, 0.0, 0.05])
+    return torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.05])
 
 
 def prior(weights: Tensor) -> tuple[float, float]:
@@ -110,11 +120,33 @@ def damped(step: Tensor, spread: Tensor) -> Tensor:
     return step * reach.log1p() / reach
 
 
+def lowest(curvature: Tensor, pull: Tensor, opinions: Sequence[int] = OPINIONS) -> Tensor:
+    """`w` with the least `w curvature w / 2 - pull w` of which no opinion's weight is negative.
+
+    Of those at 0 the others follow, and which are is tried out: the least that is allowed is the
+    least of all, for this is convex.
+
+    Args:
+        curvature: `(weights, weights)`, positive definite.
+        pull: `(weights,)`.
+        opinions: places of weights that are at least 0.
+    """
+    found: list[tuple[float, Tensor]] = []
+    for count in range(len(opinions) + 1):
+        for none in itertools.combinations(opinions, count):
+            some = [i for i in range(len(pull)) if i not in none]
+            weights = torch.zeros_like(pull)
+            weights[some] = torch.linalg.solve(curvature[some][:, some], pull[some])
+            if all(weights[i] >= 0 for i in opinions):
+                found.append((float(weights @ curvature @ weights / 2 - pull @ weights), weights))
+    return min(found, key=lambda one: one[0])[1]
+
+
 def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
     """The server's tensors after a round: new weights, and what is remembered of the rounds.
 
     Each round's loss is taken as the quadratic that its derivatives say; weights minimise the sum
-    of all rounds', of which earlier ones count less and less.
+    of all rounds', of which earlier ones count less and less, among those that `OPINIONS` allows.
 
     Args:
         state: the server's tensors; the weights among them are where derivatives were taken.
@@ -130,7 +162,7 @@ def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
     first = initial().double()
     row = spread / fitted.clamp_min(1)
     ridge = row + FLOOR * torch.eye(len(first)).double()
-    step = torch.linalg.solve(curvature + ridge, ridge @ first - linear) - now
+    step = lowest(curvature + ridge, ridge @ first - linear) - now
     weights = now + damped(step, row)
     remembered = {_LINEAR: linear.float(), _CURVATURE: curvature.float()}
     return {**state, WEIGHTS: weights.float(), **remembered}

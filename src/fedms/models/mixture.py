@@ -60,10 +60,10 @@ def evidence(
         smoothing: see `log_prior`.
     """
     shared, own = (F.log_softmax(logits, -1) for logits in (global_logits, local_logits))
-    lean = (weight[:, None] - 0.5) * (shared - own)
+    mean = own + weight[:, None] * (shared - own)
     counted = class_evidence(labels, shared.shape[-1], smoothing).to(shared)
     counts = (row.expand_as(shared) for row in counted)
-    known = (shared, own, lean, *counts, F.log_softmax(statistics.to(shared), -1))
+    known = (shared, own, mean, *counts, F.log_softmax(statistics.to(shared), -1))
     return torch.stack(known, -1)
 
 
