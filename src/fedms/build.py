@@ -91,6 +91,81 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
     )
 
 
+def build_server(config: Config, sizes: Sequence[data.ClientSizes]) -> Experiment:
+    """What a server without rows needs, for clients of these sizes.
+
+    Raises:
+        UserError: as `build`; and without `data.classes`.
+    """
+    classes = _federation_classes(config)
+    learner, head = make_learner(config, None, classes, device=config.runtime.device)
+    return Experiment(
+        federation=data.Federation(classes, ()),
+        partition=list(sizes),
+        partition_summary=data.spread(sizes, len(classes)),
+        learner=learner,
+        algorithm=make_algorithm(config, learner.layout),
+        clients=(),
+        unseen=(),
+        head=head,
+        workers=1,
+        computes=computes(config, learner.backbone.width, 1),
+    )
+
+
+def _federation_classes(config: Config) -> tuple[str, ...]:
+    if not config.data.classes:
+        raise UserError(
+            "got no data.classes, and a site's rows may not have all; expected the classes of the "
+            "whole federation, in the same order at every site"
+        )
+    return tuple(config.data.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What one client computes with where its rows are."""
+
+    learner: models.ModelLearner
+    algorithm: FederatedAlgorithm
+    client: ClientData
+    sizes: data.ClientSizes
+
+
+def build_site(config: Config, client: str, scratch: Path | None = None) -> Site:
+    """Load a client's own rows and the foundation model.
+
+    All rows of `[data]` are the client's, and are split as a natural client's; `data.classes` are
+    the whole federation's.
+
+    Raises:
+        UserError: as `build`; and without `data.classes`.
+    """
+    classes, dealt = _federation_classes(config), config.partition
+    own = config.model_copy(
+        update={"partition": dealt.model_copy(update={"by": "iid", "column": None})}
+    )
+    table = load_table(own)
+    rows = data.alone(
+        table,
+        client,
+        test_fraction=dealt.test_fraction,
+        val_fraction=dealt.val_fraction,
+        seed=config.seed,
+    )
+    learner, _ = make_learner(config, table.kind, classes, scratch, device=config.runtime.device)
+    columns = encode(learner.backbone, table)
+    cap = _caps(config.sal.caps, learner.layout, [client])[client]
+    rank = _by_client("lora.ranks", config.lora.ranks, [client])[client]
+    whole = data.Federation(classes, (rows,))
+    return Site(
+        learner,
+        make_algorithm(config, learner.layout),
+        _client(rows, columns, _class_indices(table, classes), cap, rank),
+        *data.describe(whole, table.labels),
+    )
+
+
 @dataclass(frozen=True)
 class WorkerParts:
     """Makes what a worker process needs beside its clients: called there with its number.
@@ -127,6 +202,7 @@ def load_table(config: Config) -> data.Table:
         max_rows=source.max_rows,
         seed=config.seed,
         config=source.config,
+        classes=source.classes,
     )
 
 
@@ -141,7 +217,7 @@ def deal(config: Config, table: data.Table) -> data.Federation:
         shards_per_client=wanted.shards,
         min_rows=wanted.min_rows,
     )
-    return data.assign(
+    federation = data.assign(
         table,
         how,
         test_fraction=wanted.test_fraction,
@@ -149,6 +225,7 @@ def deal(config: Config, table: data.Table) -> data.Federation:
         unseen_clients=wanted.unseen_clients,
         seed=config.seed,
     )
+    return replace(federation, classes=tuple(config.data.classes) or federation.classes)
 
 
 def make_learner(

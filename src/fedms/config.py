@@ -80,6 +80,11 @@ class Data(Section):
     split: str | None = Field(
         None, description="column with train / val / test, where there is one"
     )
+    classes: list[str] = Field(
+        default_factory=list,
+        description="of the whole federation, in this order, where a site sees only some; "
+        "empty: those of the data",
+    )
     drop_labels: list[str] = Field(default_factory=list, description="classes to leave out")
     drop_duplicates: bool = Field(False, description="keep the first of equal inputs")
     drop_empty: bool = Field(False, description="leave out rows without text, instead of an error")

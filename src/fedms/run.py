@@ -22,7 +22,7 @@ from fedms.core.tensors import part
 from fedms.identity import identity
 from fedms.models import save_expert, save_gate, save_means, save_prior, save_statistics
 from fedms.models.resident import FROZEN
-from fedms.runtimes.rounds import RoundRecord, run_rounds
+from fedms.runtimes.rounds import RoundRecord, ScoredClients, run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.runtimes.workers import Workers, on_threads
 from fedms.store.files import whole_folder, write_json
@@ -126,6 +126,40 @@ def run(
         return _Run(config, experiment, folder, watch, simulator).perform()
 
 
+def serve(
+    config: Config,
+    experiment: Experiment,
+    clients: ScoredClients,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> dict[str, Any]:
+    """Perform a whole run with clients elsewhere; what is private stays with them.
+
+    Args:
+        config: what to run.
+        experiment: as `build_server` makes it.
+        clients: those who are there.
+        out: as for `run`.
+        force: likewise.
+        watch: likewise.
+
+    Raises:
+        UserError: if the run folder does not fit, or clients fail.
+    """
+    path = out or default_folder(config)
+    with on_threads(config.runtime.threads):
+        folder = RunFolder.create(
+            path,
+            dump_config(config),
+            seed=config.seed,
+            computes=experiment.computes,
+            force=force,
+        )
+        return _Run(config, experiment, folder, watch, clients).perform()
+
+
 def _simulator(
     config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
 ) -> Simulator | Workers:
@@ -150,13 +184,14 @@ class _Run:
         experiment: Experiment,
         folder: RunFolder,
         watch: Callable[[Event], None],
-        simulator: Simulator | Workers,
+        simulator: ScoredClients,
     ) -> None:
         self._config, self._experiment, self._folder = config, experiment, folder
         self._watch, self._simulator = watch, simulator
         self._began = time.perf_counter()
         self._records: list[RoundRecord] = []
         self._rounds = experiment.algorithm.rounds
+        self._clients = experiment.partition[: len(experiment.partition) - len(experiment.unseen)]
 
     def perform(self) -> dict[str, Any]:
         """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
@@ -227,8 +262,8 @@ class _Run:
         """Score every role on every client's validation and test rows, and write them down."""
         splits: tuple[Split, ...] = ("val", "test")
         scores = {split: self._simulator.evaluate(state, split) for split in splits}
-        for client, info in zip(self._experiment.clients, self._experiment.partition, strict=False):
-            own = self._folder.client_states.load(client.id, state.round)
+        for info in self._clients:
+            own = self._folder.client_states.load(info.id, state.round)
             self._folder.add_client(
                 {
                     "round": state.round,
@@ -237,11 +272,8 @@ class _Run:
                     "rows": {"train": info.train, "val": info.val, "test": info.test},
                     "classes": info.classes,
                     "depth": own.depth if own else None,
-                    "gate_weight": _gate_weight(scores["test"], client.id),
-                    **{
-                        name: _accuracies(scores[split], client.id)
-                        for split, name in _NAMES.items()
-                    },
+                    "gate_weight": _gate_weight(scores["test"], info.id),
+                    **{name: _accuracies(scores[split], info.id) for split, name in _NAMES.items()},
                 }
             )
         return scores
@@ -287,7 +319,7 @@ class _Run:
         return {
             "method": self._config.method,
             "seed": self._config.seed,
-            "clients": len(self._experiment.clients),
+            "clients": len(self._clients),
             "rounds": len(self._records),
             **result,
             "cost": self._cost(),

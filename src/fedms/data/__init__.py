@@ -1,6 +1,7 @@
 """From files to clients: tables of labelled examples, dealt to clients and split into three.
 
-`load_table` reads a source, `Partitioning` says how rows are dealt, `assign` makes the federation.
+`load_table` reads a source, `Partitioning` says how rows are dealt, `assign` makes the federation,
+or `alone` the one client of a site.
 """
 
 from __future__ import annotations
@@ -8,7 +9,16 @@ from __future__ import annotations
 from fedms.data.images import decode_image
 from fedms.data.partition import Partitioning, partition
 from fedms.data.sources import load_table
-from fedms.data.splits import ClientIndex, ClientSizes, Federation, assign, describe, summary
+from fedms.data.splits import (
+    ClientIndex,
+    ClientSizes,
+    Federation,
+    alone,
+    assign,
+    describe,
+    spread,
+    summary,
+)
 from fedms.data.table import Table
 
 __all__ = [
@@ -17,10 +27,12 @@ __all__ = [
     "Federation",
     "Partitioning",
     "Table",
+    "alone",
     "assign",
     "decode_image",
     "describe",
     "load_table",
     "partition",
+    "spread",
     "summary",
 ]

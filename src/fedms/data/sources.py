@@ -42,6 +42,7 @@ def load_table(
     max_rows: int | None = None,
     seed: int = 0,
     config: str | None = None,
+    classes: Collection[str] = (),
 ) -> Table:
     """Reads labelled examples and checks them.
 
@@ -63,9 +64,11 @@ def load_table(
             the order is kept.
         seed: of that subset.
         config: configuration of a data set with several, for "hub".
+        classes: that rows may have, of which any number may be there; empty: whatever they have.
 
     Raises:
-        UserError: if something is missing, unreadable or empty, or fewer than 2 classes are left.
+        UserError: if something is missing, unreadable or empty, a class is none of `classes`, or
+            fewer than 2 classes are left where these are not given.
     """
     _check_options(source, kind, max_rows)
     table = _read(source, path, Request(input, label, split, group, kind), config)
@@ -79,7 +82,7 @@ def load_table(
     table = replace(table, dropped=rows - len(table), split=_normal_split(table))
     if max_rows is not None and max_rows < len(table):
         table = _sample(table, max_rows, seed)
-    _check_classes(table, _name(source, path))
+    _check_classes(table, _name(source, path), classes)
     return table
 
 
@@ -189,8 +192,14 @@ def _sample(table: Table, rows: int, seed: int) -> Table:
     return table.take(np.sort(np.concatenate(chosen)))
 
 
-def _check_classes(table: Table, name: str) -> None:
-    if len(table.classes) < 2:
+def _check_classes(table: Table, name: str, classes: Collection[str]) -> None:
+    for label in sorted(set(table.classes) - set(classes)) if classes else ():
+        row = list(table.labels).index(label)
+        raise UserError(
+            f"got class {label!r} at {table.where(row)}, which is none of the federation's "
+            f"{len(classes)} classes; expected one of them; try {nearest(label, classes)}"
+        )
+    if not classes and len(table.classes) < 2:
         raise UserError(
             f"got {len(table)} rows with {len(table.classes)} class {listing(table.classes)} from "
             f"{name}; expected 2 classes or more; try another label column, or fewer rows left out"

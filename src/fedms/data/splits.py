@@ -114,18 +114,48 @@ def assign(
     keep = _one_per_class(labels, np.concatenate(list(dealt.values())), seed)
     clients, own_test = [], 0
     for client, rows in dealt.items():
-        test, val = tests[client], vals[client]
-        split_test = not len(test) and (natural or not len(marked["test"]))
-        split_val = not len(val) and (natural or not len(marked["val"]))
+        there = ClientIndex(client, rows, vals[client], tests[client])
+        split_test = not len(there.test) and (natural or not len(marked["test"]))
+        split_val = not len(there.val) and (natural or not len(marked["val"]))
         fractions = (test_fraction * split_test, val_fraction * split_val)
-        train, more_test, more_val = _split(
-            labels, rows, keep, fractions, _rng(seed, "split", client)
-        )
-        own_test += bool(len(more_test) and len(marked["test"]))
-        clients.append(
-            ClientIndex(client, train, np.union1d(val, more_val), np.union1d(test, more_test))
-        )
+        clients.append(_completed(there, labels, keep, fractions, seed))
+        own_test += bool(len(clients[-1].test) > len(there.test) and len(marked["test"]))
     return _federation(table, clients, how, unseen=unseen_clients, own_test=own_test, seed=seed)
+
+
+def alone(
+    table: Table, client: str, *, test_fraction: float = 0.2, val_fraction: float = 0.1, seed: int
+) -> ClientIndex:
+    """The rows of a table that is one client's, split as `assign` splits a natural client's.
+
+    Where the table has a split, they are the same as if other clients' rows were beside them. Where
+    rows are split here, a class may have no training row left, for another client may have some.
+
+    Args:
+        table: the client's examples.
+        client: its id.
+        test_fraction: as for `assign`.
+        val_fraction: likewise.
+        seed: likewise.
+
+    Raises:
+        UserError: if a fraction is out of range, or no row is for training.
+    """
+    _check_fractions(test_fraction, val_fraction)
+    labels = np.unique(np.asarray(table.labels), return_inverse=True)[1].astype(np.int64)
+    marked = _marked(table)
+    there = ClientIndex(client, *(marked[name] for name in ("train", "val", "test")))
+    fractions = (test_fraction * (not len(there.test)), val_fraction * (not len(there.val)))
+    return _completed(there, labels, _NONE, fractions, seed)
+
+
+def _completed(
+    there: ClientIndex, labels: Index, keep: Index, fractions: tuple[float, float], seed: int
+) -> ClientIndex:
+    """With fractions of the training rows for (test, val); `keep` stays."""
+    rng = _rng(seed, "split", there.id)
+    train, test, val = _split(labels, there.train, keep, fractions, rng)
+    return ClientIndex(there.id, train, np.union1d(there.val, val), np.union1d(there.test, test))
 
 
 def describe(federation: Federation, labels: Sequence[str]) -> list[ClientSizes]:
@@ -138,13 +168,8 @@ def describe(federation: Federation, labels: Sequence[str]) -> list[ClientSizes]
 
 def summary(federation: Federation, labels: Sequence[str]) -> str:
     """One line: clients, rows, and smallest / median / largest size and number of classes."""
-    sizes = describe(federation, labels)
-    train, val, test, classes = (np.array(column) for column in list(zip(*sizes, strict=True))[1:])
-    text = (
-        f"{len(federation.clients)} clients, {len(federation.unseen)} unseen; "
-        f"{train.sum():,} train, {val.sum():,} val, {test.sum():,} test rows; "
-        f"{_spread(train + val + test)} rows and {_spread(classes)} of "
-        f"{len(federation.classes)} classes per client (min/median/max)"
+    text = spread(
+        describe(federation, labels), len(federation.classes), unseen=len(federation.unseen)
     )
     if federation.dropped_clients:
         text += (
@@ -153,6 +178,17 @@ def summary(federation: Federation, labels: Sequence[str]) -> str:
     if federation.own_test:
         text += f"; {federation.own_test} clients tested on rows split off their training rows"
     return text
+
+
+def spread(sizes: Sequence[ClientSizes], classes: int, *, unseen: int = 0) -> str:
+    """The part of `summary` that sizes tell; `unseen` of the clients are that."""
+    train, val, test, own = (np.array(column) for column in list(zip(*sizes, strict=True))[1:])
+    return (
+        f"{len(sizes) - unseen} clients, {unseen} unseen; "
+        f"{train.sum():,} train, {val.sum():,} val, {test.sum():,} test rows; "
+        f"{_spread(train + val + test)} rows and {_spread(own)} of "
+        f"{classes} classes per client (min/median/max)"
+    )
 
 
 def _spread(numbers: NDArray[np.int64]) -> str:

@@ -14,10 +14,13 @@ from fedms.core.algorithm import (
     ClientUpdate,
     FederatedAlgorithm,
     RoundPlan,
+    Score,
     ServerState,
+    View,
 )
 from fedms.core.costs import Costs
 from fedms.core.errors import DivergenceError
+from fedms.core.rows import Split
 from fedms.core.screening import reason_to_reject
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors
@@ -36,18 +39,42 @@ class Answer:
     costs: Costs
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A client of the cohort that gave no answer, and why."""
+
+    client: str
+    reason: str
+
+
 class Clients(Protocol):
     """The clients of a federation, in this process or elsewhere."""
 
     @property
     def declared(self) -> Mapping[str, ClientInfo]: ...
 
-    def train(self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]) -> Iterator[Answer]:
+    def train(
+        self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
+    ) -> Iterator[Answer | Absent]:
         """Have every client of the cohort perform the round; answers come in cohort order.
 
         `tensors` are the server's; the plan names those that are sent.
         """
         ...
+
+
+class ScoredClients(Clients, Protocol):
+    """Clients that also score models on their own rows; see `Simulator` for all four."""
+
+    def evaluate(self, state: ServerState, split: Split) -> dict[str, dict[str, Score]]: ...
+
+    def newcomers(
+        self, plan: RoundPlan, state: ServerState, rounds: int, rows: int
+    ) -> dict[str, dict[str, Score]]: ...
+
+    def score_all(self, view: View, split: Split) -> dict[str, Score]: ...
+
+    def spent(self) -> Costs: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,10 @@ class _Intake:
         self._up = self._down = self._trained = 0
         self._costs = Costs()
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Answer | Absent) -> None:
+        if isinstance(answer, Absent):
+            self._rejected[answer.client] = answer.reason
+            return
         began = time.perf_counter()
         update = answer.update
         self._up, self._down = self._up + answer.upload_bytes, self._down + answer.download_bytes

@@ -1,0 +1,53 @@
+"""The server's app: meets its sites, and performs the run with them."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedms.build import build_server
+from fedms.config import validate
+from fedms.data import ClientSizes
+from fedms.deploy.terms import terms
+from fedms.progress import Progress
+from fedms.run import serve
+from fedms.runtimes.flower.sites import Sites, serving
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+
+def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
+    """Perform the run that was submitted, as `bundle` writes it down.
+
+    Args:
+        grid: Flower's.
+        words: `configuration`, TOML; `run`, a name; `folder`, of the run, here; `sites`, how many
+            to wait for; `patience`, seconds, 0 for ever; `force`, whether an earlier run's folder
+            is replaced.
+    """
+    config = validate(tomllib.loads(str(words["configuration"])))
+    sites = Sites(
+        grid,
+        str(words["run"]),
+        terms(config),
+        patience=float(words["patience"]) or None,
+        tell=_say,
+    )
+    met = sites.meet(int(words["sites"]))
+    sizes = [ClientSizes(name, *astuple(each.sizes)) for name, each in met.items()]
+    experiment = build_server(config, sizes)
+    folder, force = Path(str(words["folder"])), bool(words["force"])
+    serve(config, experiment, sites, folder, force=force, watch=Progress(config))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")  # which Flower keeps
+    sys.stderr.flush()
+
+
+app = serving(main)

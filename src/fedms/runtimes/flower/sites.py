@@ -1,0 +1,262 @@
+"""The server's side: sites over Flower's grid, asked as a `Simulator` is asked for clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import Context, MessageType, RecordDict
+from flwr.app import Message as Envelope
+from flwr.serverapp import Grid, ServerApp
+
+from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
+from fedms.core.costs import Costs
+from fedms.core.errors import UserError
+from fedms.core.rows import Split
+from fedms.core.tensors import Tensors, pick
+from fedms.runtimes import service, site
+from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
+from fedms.runtimes.messages import Message, MessageError, decode, encode
+from fedms.runtimes.rounds import Absent, Answer
+from fedms.runtimes.simulator import Scores, Sent, send
+from fedms.runtimes.site import Sizes
+
+_POLL = 0.1, 1.0
+"""Seconds between looks for replies: at first, and at most."""
+
+
+def pack(message: Message) -> RecordDict:
+    """A message as Flower's records."""
+    return to_records(encode(message))
+
+
+def unpack(content: RecordDict) -> Message:
+    """What `pack` made.
+
+    Raises:
+        MessageError: if it is anything else.
+    """
+    try:
+        return decode(to_bytes(content))
+    except RecordError as error:
+        raise MessageError(str(error)) from None
+
+
+Main = Callable[[Grid, Mapping[str, str | int | float | bool]], None]
+"""What a server does with a grid and what the run was submitted with."""
+
+
+def serving(main: Main) -> ServerApp:
+    """Flower's app of a server."""
+    app = ServerApp()
+
+    @app.main()
+    def _(grid: Grid, context: Context) -> None:
+        main(grid, context.run_config)
+
+    return app
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer; `final` where the site itself refused to give one."""
+
+    reason: str
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Met:
+    """A site that is of the federation: where it is, and what it said of itself."""
+
+    node: int
+    info: ClientInfo
+    sizes: Sizes
+
+
+class Sites:
+    """Implements `rounds.Clients` as `Simulator` does, over Flower's grid.
+
+    Args:
+        grid: Flower's.
+        run: the name under which sites keep what is of this run.
+        terms: what must be the same everywhere, by name.
+        patience: seconds after which a site that has not answered is left out; None: for ever.
+        tell: is told of sites that are refused, and why.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        run: str,
+        terms: Mapping[str, str],
+        *,
+        patience: float | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._grid, self._run, self._terms = grid, run, terms
+        self._patience, self._tell = patience, tell
+        self._met: dict[str, Met] = {}
+        self._asked: set[int] = set()
+        self._failed: dict[int, Failure] = {}
+        self._held: dict[str, frozenset[str]] = {}
+        self._spent = Costs()
+
+    def meet(self, least: int) -> Mapping[str, Met]:
+        """Wait for so many sites of the federation, and ask new ones what they are.
+
+        Raises:
+            UserError: if they are not there in time.
+        """
+        began, pause = time.monotonic(), _POLL[0]
+        while True:
+            self._ask_new()
+            if len(self._met) >= least:
+                return dict(sorted(self._met.items()))
+            if self._patience is not None and time.monotonic() - began > self._patience:
+                raise UserError(
+                    f"got {len(self._met)} of {least} sites after {self._patience:g} s; expected "
+                    "all of them; try to start those that lack, or a longer deadline"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL[1])
+
+    def _ask_new(self) -> None:
+        new = sorted(set(self._grid.get_node_ids()) - self._asked)
+        hello = site.ask_hello(self._run, self._terms)
+        for node, said in self._exchange(dict.fromkeys(new, hello), MessageType.QUERY):
+            if isinstance(said, Failure):
+                if said.final:
+                    self._asked.add(node)
+                if said != self._failed.get(node):  # it is asked again, and told of once
+                    self._tell(f"a site (node {node}) was left out: {said.reason}")
+                self._failed[node] = said
+                continue
+            self._asked.add(node)
+            info, sizes = site.read_hello(said)
+            there = self._met.get(info.id)
+            if there is not None and there.node in set(self._grid.get_node_ids()):
+                self._tell(f"a second site {info.id!r} (node {node}) was left out")
+                continue
+            self._met[info.id] = Met(node, info, sizes)
+            self._held.pop(info.id, None)
+
+    @property
+    def declared(self) -> Mapping[str, ClientInfo]:
+        return {client: met.info for client, met in sorted(self._met.items())}
+
+    def train(
+        self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
+    ) -> Iterator[Answer | Absent]:
+        """What every site of the cohort answers, in cohort order, as soon as it can be told."""
+        whole, waiting = send(plan, tensors), list(cohort)
+        arrived: dict[str, Answer | Absent] = {}
+        for client, first in self._ask({client: self._part(whole, client) for client in cohort}):
+            said = first
+            if isinstance(first, Message) and first.kind == "lacks":  # its disk is new, or lost
+                self._held.pop(client, None)
+                ((_, said),) = self._ask({client: self._part(whole, client)})
+            arrived[client] = self._answer(plan, client, said)
+            while waiting and waiting[0] in arrived:
+                yield arrived.pop(waiting.pop(0))
+
+    def _part(self, whole: Sent, client: str) -> Message:
+        """What one site is sent: of what stands still, what it does not have yet."""
+        names = whole.plan.broadcast | (whole.plan.constant - self._held.get(client, frozenset()))
+        return service.ask_train(replace(whole, tensors=pick(whole.tensors, names)), [client])
+
+    def _answer(self, plan: RoundPlan, client: str, said: Message | Failure) -> Answer | Absent:
+        if isinstance(said, Failure):
+            return Absent(client, said.reason)
+        try:
+            answer = service.read_answer(said)
+        except MessageError as error:
+            return Absent(client, str(error))
+        if answer.update.client != client:
+            return Absent(client, f"answers as client {answer.update.client[:100]!r}")
+        self._held[client] = plan.constant
+        return answer
+
+    def evaluate(self, state: ServerState, split: Split) -> Scores:
+        """See `Simulator.evaluate`."""
+        return self._scores(service.ask_evaluate(state, split))
+
+    def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
+        """None: every site that is there trains."""
+        return {}
+
+    def score_all(self, view: View, split: Split) -> dict[str, Score]:
+        """See `Simulator.score_all`; for one expert without partner."""
+        return self._scores(service.ask_score_all(view, split)).get("", {})
+
+    def spent(self) -> Costs:
+        """See `Simulator.spent`."""
+        spent, self._spent = self._spent, Costs()
+        return spent
+
+    def _scores(self, asked: Message) -> Scores:
+        """Scores of all sites that answer, each of itself alone."""
+        found: Scores = {}
+        for client, said in sorted(self._ask(dict.fromkeys(self._met, asked)), key=lambda p: p[0]):
+            if isinstance(said, Failure):
+                self._tell(f"site {client!r} was not scored: {said.reason}")
+                continue
+            scores, costs = service.read_scores(said)
+            self._spent += costs
+            for role, by_client in scores.items():
+                if client in by_client:
+                    found.setdefault(role, {})[client] = by_client[client]
+        return found
+
+    def _ask(self, asked: Mapping[str, Message]) -> Iterator[tuple[str, Message | Failure]]:
+        """What sites answer, or why they do not, as it arrives."""
+        at = {self._met[client].node: client for client in asked}
+        ours: dict[int, Message] = {}  # what all are asked is one message
+        for message in asked.values():
+            ours.setdefault(id(message), site.of_run(self._run, message))
+        questions = {node: ours[id(asked[client])] for node, client in sorted(at.items())}
+        for node, said in self._exchange(questions, MessageType.TRAIN):
+            yield at[node], said
+
+    def _exchange(
+        self, asked: Mapping[int, Message], kind: str
+    ) -> Iterator[tuple[int, Message | Failure]]:
+        """Every node's reply, or why there is none: as they arrive, then those that did not."""
+        contents: dict[int, RecordDict] = {}
+        for message in asked.values():  # what all are sent is packed once
+            contents.setdefault(id(message), pack(message))
+        envelopes = [
+            Envelope(contents[id(message)], dst_node_id=node, message_type=kind)
+            for node, message in asked.items()
+        ]
+        ids = dict(zip(self._grid.push_messages(envelopes), asked, strict=True))
+        began, pause = time.monotonic(), _POLL[0]
+        while ids:
+            for envelope in self._grid.pull_messages(list(ids)):
+                node = ids.pop(str(envelope.metadata.reply_to_message_id), None)
+                if node is not None:
+                    yield node, _read(envelope)
+                    pause = _POLL[0]
+            if not ids:
+                return
+            if self._patience is not None and time.monotonic() - began > self._patience:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL[1])
+        for node in ids.values():
+            yield node, Failure(f"gave no answer in {self._patience:g} s")
+
+
+def _read(envelope: Any) -> Message | Failure:
+    """What a node replied, or why that is nothing."""
+    if envelope.has_error():
+        return Failure(f"failed: {str(envelope.error.reason)[:300]}")
+    try:
+        message = unpack(envelope.content)
+        if message.kind == "refused":
+            return Failure(site.read_refusal(message), final=True)
+        return message
+    except MessageError as error:
+        return Failure(str(error))

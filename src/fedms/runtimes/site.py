@@ -1,0 +1,183 @@
+"""A client where its rows are: what it answers, and what it keeps between questions and restarts.
+
+Whatever carries the messages, the client behind them is a `Simulator`'s: one algorithm, wherever it
+runs. Its private state is on its own disk (`ClientStates`), and so is what stands still, which is
+sent once: a site that was started anew goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from fedms.core.algorithm import ClientInfo, FederatedAlgorithm, Learner, RoundPlan
+from fedms.core.errors import UserError
+from fedms.core.rows import ClientData
+from fedms.core.tensors import Tensors, deserialise, pick, serialise
+from fedms.runtimes.messages import Message, MessageError, decode, encode, write
+from fedms.runtimes.service import Service
+from fedms.runtimes.simulator import Simulator, declare
+from fedms.store.files import safe_name, write_bytes
+from fedms.store.states import ClientStates
+
+_LONGEST_RUN = 200
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows of a site by split, and the number of classes among its training rows."""
+
+    train: int
+    val: int
+    test: int
+    classes: int
+
+
+class Site:
+    """One client behind messages.
+
+    Args:
+        algorithm, learner: what the client runs.
+        data: its rows.
+        sizes: of them, as it tells the server.
+        terms: what must be the same at the server and at every site, by name.
+        folder: where its states are kept, one folder a run.
+    """
+
+    def __init__(
+        self,
+        algorithm: FederatedAlgorithm,
+        learner: Learner,
+        data: ClientData,
+        sizes: Sizes,
+        terms: Mapping[str, str],
+        folder: Path,
+    ) -> None:
+        self._algorithm, self._learner, self._data = algorithm, learner, data
+        self._sizes, self._terms, self._folder = sizes, terms, folder
+        self._run = ""
+
+    def answer(self, asked: Message) -> Message:
+        """The answer to any question; `refused` with a reason where there is none."""
+        try:
+            return self._answer(asked)
+        except (UserError, MessageError) as error:
+            return refusal(str(error))
+
+    def _answer(self, asked: Message) -> Message:
+        self._open(asked.fact("run", str))
+        if asked.kind == "hello":
+            return self._hello(asked)
+        if asked.kind == "train":
+            plan = asked.fact("plan", RoundPlan)
+            asked = Message(asked.kind, asked.facts, self._with_constants(plan, asked.tensors))
+            if lacking := sorted((plan.broadcast | plan.constant) - asked.tensors.keys()):
+                return Message("lacks", {"names": lacking})
+        (answer,) = self._service.answers(asked)
+        return answer
+
+    def _hello(self, asked: Message) -> Message:
+        """What the client is, if it is of the same federation as the server."""
+        theirs = asked.fact("terms", dict[str, str])
+        for name, value in self._terms.items():
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"site {self._data.id!r} has {name} {value}, the server {theirs.get(name)}; "
+                    "expected the same configuration, classes and foundation model everywhere"
+                )
+        (info,) = declare([self._data]).values()
+        return Message("hello", {"client": write(info), "sizes": write(self._sizes)})
+
+    def _open(self, run: str) -> None:
+        """Go on with a run from what is on disk, or with a new one."""
+        if run == self._run:
+            return
+        if not 0 < len(run) <= _LONGEST_RUN:
+            raise MessageError(f"got a run of {len(run)} characters; expected 1 to {_LONGEST_RUN}")
+        folder = self._folder / safe_name(run)
+        states = ClientStates(folder / "clients")
+        self._service = Service(Simulator(self._algorithm, self._learner, [self._data], states))
+        self._kept = folder / "constants.safetensors"
+        self._constants = self._read()
+        self._run = run
+
+    def _read(self) -> Tensors:
+        """What stands still; nothing where there is no whole file."""
+        try:
+            return deserialise(self._kept.read_bytes())
+        except (OSError, ValueError, SafetensorError):
+            return {}
+
+    def _with_constants(self, plan: RoundPlan, sent: Tensors) -> Tensors:
+        """What was sent, and what was sent once; that is kept from now on."""
+        new = pick(sent, plan.constant & sent.keys())
+        if new:
+            self._constants = {**self._constants, **new}
+            write_bytes(self._kept, serialise(self._constants))
+        return {**pick(self._constants, plan.constant & self._constants.keys()), **sent}
+
+
+def refusal(reason: str) -> Message:
+    """Why there is no answer."""
+    return Message("refused", {"reason": reason})
+
+
+def read_refusal(message: Message) -> str:
+    """The reason, in one line that names no more than it says."""
+    return str(message.fact("reason", str))[:500]
+
+
+def read_hello(message: Message) -> tuple[ClientInfo, Sizes]:
+    """What a site says of itself."""
+    return message.fact("client", ClientInfo), message.fact("sizes", Sizes)
+
+
+def ask_hello(run: str, terms: Mapping[str, str]) -> Message:
+    """Ask a site what it is."""
+    return Message("hello", {"run": run, "terms": dict(terms)})
+
+
+def of_run(run: str, asked: Message) -> Message:
+    """A question about one run."""
+    return Message(asked.kind, {**asked.facts, "run": run}, asked.tensors)
+
+
+@contextmanager
+def listening(address: Path) -> Iterator[Listener]:
+    """A socket that only its own user can open; it is gone afterwards.
+
+    Raises:
+        UserError: if something is in the way, or the path is too long for a socket.
+    """
+    address.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    address.parent.chmod(0o700)
+    try:
+        address.unlink(missing_ok=True)  # of a process that was killed
+        line = Listener(str(address), family="AF_UNIX")
+    except OSError as error:
+        raise UserError(
+            f"got socket {address}, which cannot be made ({error}); expected a short path in a "
+            "folder of one's own; try --state OTHER"
+        ) from None
+    with line:
+        address.chmod(0o600)
+        yield line
+
+
+def answer_all(site: Site, line: Listener) -> Iterator[str]:
+    """Answer whoever asks, one after the other, for ever; yields what was asked, once answered."""
+    while True:
+        asked = Message("nothing")
+        with suppress(EOFError, OSError), line.accept() as asking:  # or it went away
+            try:
+                asked = decode(asking.recv_bytes())
+                said = site.answer(asked)
+            except MessageError as error:
+                said = refusal(str(error))
+            asking.send_bytes(encode(said))
+        yield asked.kind

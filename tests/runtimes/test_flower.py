@@ -1,0 +1,374 @@
+"""Sites over Flower's grid, in this process: equal to the simulator, and what does not fit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import itertools
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedms[flower]'")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedms.build import build, build_server, build_site, load_table
+from fedms.config import load_config
+from fedms.core.errors import UserError
+from fedms.data import ClientSizes
+from fedms.run import run, serve
+from fedms.runtimes import messages
+from fedms.runtimes.flower import relay
+from fedms.runtimes.flower import sites as server
+from fedms.runtimes.site import Site, Sizes, answer_all, listening
+
+SITES = ("north", "south", "west")
+WORDS = (
+    "data.source=parquet",
+    "data.input=image",
+    "data.split=split",
+    "partition.by=column",
+    "partition.column=site",
+    "stage1.rounds=2",
+    "stage2.rounds=2",
+    "evaluate_every=2",
+    "training.learning_rate=3e-3",
+    "runtime.threads=1",
+)
+TERMS = {"configuration": "1"}
+
+
+class LocalGrid(Grid):
+    """Nodes in this process: a message is answered when it is pushed, by a copy of its content."""
+
+    def __init__(self, apps):
+        self.apps, self.replies, self.asked = apps, {}, []
+        self._ids = itertools.count(1)
+
+    run = None
+
+    def set_run(self, run):
+        raise NotImplementedError
+
+    def create_message(self, *words, **more):
+        raise NotImplementedError
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return list(self.apps)
+
+    def push_messages(self, messages):
+        pushed = []
+        for message in messages:
+            name = f"message {next(self._ids)}"
+            self.asked.append((message.metadata.dst_node_id, message.content))
+            message.metadata.__dict__["_message_id"] = name
+            context = Context(1, message.metadata.dst_node_id, {}, RecordDict(), {})
+            asked = copy.deepcopy(message)
+            reply = self.apps[message.metadata.dst_node_id](asked, context)
+            if reply is not None:
+                self.replies[name] = reply
+            pushed.append(name)
+        return pushed
+
+    def pull_messages(self, message_ids):
+        return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
+
+
+@pytest.fixture(autouse=True)
+def at_a_server(monkeypatch):
+    """Messages are made where Flower has said whose they are."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """All rows in one file, and every site's in its own."""
+    folder = tmp_path_factory.mktemp("tables")
+    small = ["data.max_rows=150", "partition.clients=3", "partition.test_fraction=0.3"]
+    experiment = build(load_config(None, small))
+    table = load_table(load_config(None, small))
+    rows = []
+    for site, who in zip(SITES, experiment.federation.clients, strict=True):
+        for split in ("train", "val", "test"):
+            for i in getattr(who, split):
+                rows.append((png(table.inputs[i]), table.labels[i], split, site))
+    every = pandas.DataFrame(rows, columns=["image", "label", "split", "site"])
+    every.to_parquet(folder / "all.parquet")
+    for site in SITES:
+        every[every.site == site].drop(columns="site").to_parquet(folder / f"{site}.parquet")
+    classes = json.dumps(list(experiment.federation.classes))
+    return folder, f"data.classes={classes}"
+
+
+def png(image):
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+def node(answer):
+    """What is at a node: a site that needs no relay, for it is in this process."""
+
+    def app(message, context):
+        try:
+            said = answer(server.unpack(message.content))
+        except OSError as error:  # as Flower tells of an app that failed
+            return Message(Error(0, str(error)), reply_to=message)
+        return None if said is None else Message(server.pack(said), reply_to=message)
+
+    return app
+
+
+def started(tables, folder, site, *words):
+    """A site as it starts."""
+    made = build_site(configured(tables, site, *words), site)
+    sizes = Sizes(*made.sizes[1:])
+    return Site(made.algorithm, made.learner, made.client, sizes, TERMS, folder / site)
+
+
+def configured(tables, file, *words):
+    data, classes = tables
+    return load_config(None, [*WORDS, classes, f"data.path={data / file}.parquet", *words])
+
+
+def served(tables, folder, apps, *words, **options):
+    """A run with what is at the nodes, and everything that was said of sites."""
+    told = []
+    sites = server.Sites(LocalGrid(apps), "one", TERMS, tell=told.append, **options)
+    met = sites.meet(3)
+    sizes = [ClientSizes(name, *dataclasses.astuple(m.sizes)) for name, m in met.items()]
+    config = configured(tables, "all", *words)
+    return serve(config, build_server(config, sizes), sites, folder), told
+
+
+def rejected(folder):
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    return [json.loads(line)["rejected"] for line in lines]
+
+
+def test_a_run_over_the_grid_is_the_simulators(tables, tmp_path):
+    """To the bit: what the server has, what sites keep, scores, bytes; and nothing private here."""
+    expected = run(configured(tables, "all"), tmp_path / "simulated")
+    apps = {100 - k: node(started(tables, tmp_path, site).answer) for k, site in enumerate(SITES)}
+    got, told = served(tables, tmp_path / "served", apps)
+    assert not told
+    for summary in (expected, got):
+        for name in ("train_seconds", "phase_seconds", "wall_seconds"):
+            del summary["cost"][name]
+        for name in ("peak_activation_bytes", "train_flops", "cache_bytes"):
+            del summary["cost"][name]  # every site counts shapes of its own, and has a cache
+    assert got == expected
+    for name in (
+        "checkpoints/server.safetensors",
+        "adapters/global/adapter_model.safetensors",
+        "adapters/gate/gate.safetensors",
+        "partition.json",
+    ):
+        first, second = (tmp_path / run / name for run in ("simulated", "served"))
+        assert first.read_bytes() == second.read_bytes()
+    for site in SITES:
+        kept = tmp_path / site / "one" / "clients" / site
+        simulated = tmp_path / "simulated" / "checkpoints" / "clients" / site
+        assert [p.name for p in sorted(kept.iterdir())] == [
+            "000003.safetensors",
+            "000004.safetensors",
+        ]
+        for path in kept.iterdir():
+            assert path.read_bytes() == (simulated / path.name).read_bytes()
+    assert not (tmp_path / "served" / "adapters" / "clients").exists()
+    assert not (tmp_path / "served" / "checkpoints" / "clients").exists()
+
+
+def test_a_site_that_fails_is_left_out_of_that_round_and_comes_back(tables, tmp_path):
+    trained, answer = itertools.count(), started(tables, tmp_path, "south").answer
+
+    def failing(message):
+        if message.kind == "train" and next(trained) == 2:
+            raise ConnectionError("no route")
+        return answer(message)
+
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    served(tables, tmp_path / "served", {**apps, 7: node(failing)})
+    assert rejected(tmp_path / "served") == [{}, {}, {"south": "failed: no route"}, {}, {}]
+
+
+def test_a_site_that_does_not_answer_is_not_waited_for(tables, tmp_path):
+    answer = started(tables, tmp_path, "south").answer
+
+    def silent(message):
+        return answer(message) if message.kind == "hello" else None
+
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    words = ("stage1.rounds=1", "stage2.rounds=1", "evaluate_every=0")
+    _, told = served(tables, tmp_path / "served", {**apps, 7: node(silent)}, *words, patience=0.2)
+    assert rejected(tmp_path / "served") == [{"south": "gave no answer in 0.2 s"}] * 3
+    assert any("'south' was not scored" in text for text in told)
+
+
+def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
+    """Killed before every message, it ends as one that ran through; without its disk, it asks."""
+
+    def anew(message):
+        return started(tables, tmp_path / "killed", "south").answer(message)
+
+    for name, south in (
+        ("killed", anew),
+        ("whole", started(tables, tmp_path / "whole", "south").answer),
+    ):
+        others = {
+            k: node(started(tables, tmp_path / name, s).answer)
+            for k, s in enumerate(("north", "west"))
+        }
+        served(tables, tmp_path / name / "run", {**others, 7: node(south)})
+    for path in (tmp_path / "whole" / "south" / "one").rglob("*.safetensors"):
+        again = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+        assert path.read_bytes() == again.read_bytes()
+    states = [
+        tmp_path / n / "run" / "checkpoints" / "server.safetensors" for n in ("killed", "whole")
+    ]
+    assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_a_site_without_its_disk_is_sent_all_again(tables, tmp_path):
+    places = itertools.count()
+
+    def forgetful(message):
+        return started(tables, tmp_path / str(next(places)), "south").answer(message)
+
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    served(tables, tmp_path / "served", {**apps, 7: node(forgetful)})
+    assert rejected(tmp_path / "served") == [{}] * 5
+
+
+def test_a_site_of_another_federation_is_refused_and_told_why(tables, tmp_path):
+    odd = started(tables, tmp_path, "south")
+    odd._terms = {"configuration": "2"}
+    told = []
+    grid = LocalGrid({1: node(odd.answer)})
+    sites = server.Sites(grid, "one", TERMS, patience=0.1, tell=told.append)
+    with pytest.raises(UserError, match=r"got 0 of 1 sites after 0\.1 s"):
+        sites.meet(1)
+    (text,) = told
+    assert "'south' has configuration 2, the server 1; expected the same" in text
+    assert len(grid.asked) == 1  # what is refused is not asked again
+
+
+def test_two_sites_of_one_name(tables, tmp_path):
+    told = []
+    apps = {k: node(started(tables, tmp_path / str(k), "south").answer) for k in (1, 2)}
+    sites = server.Sites(LocalGrid(apps), "one", TERMS, tell=told.append)
+    assert sites.meet(1)["south"].node == 1
+    assert told == ["a second site 'south' (node 2) was left out"]
+
+
+def test_a_class_that_the_federation_does_not_have(tables, tmp_path):
+    data, _ = tables
+    words = [*WORDS, 'data.classes=["zero", "one"]', f"data.path={data / 'south'}.parquet"]
+    with pytest.raises(UserError, match=r"which is none of the federation's 2 classes"):
+        build_site(load_config(None, words), "south")
+    with pytest.raises(UserError, match=r"got no data\.classes"):
+        build_site(load_config(None, [*words, "data.classes=[]"]), "south")
+
+
+def test_records_are_read_again_to_the_bit():
+    tensors = {
+        "global/a": torch.tensor([[1.0, float("nan")], [float("inf"), -0.0]]),
+        "none": torch.zeros(0, 3),
+        "one": torch.tensor(3.5),
+    }
+    message = messages.Message("train", {"α": [1, None, {"x": 0.1}]}, tensors)
+    got = server.unpack(server.pack(message))
+    assert (got.kind, got.facts) == (message.kind, message.facts)
+    assert got.tensors.keys() == tensors.keys()
+    for name, t in tensors.items():
+        assert got.tensors[name].shape == t.shape
+        assert got.tensors[name].numpy().tobytes() == t.numpy().tobytes()
+
+
+def _npy(header, data):
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"
+FINE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (10**12,), "numpy.ndarray", _npy(HUGE, b"1234")),
+        Array("float32", (1,), "numpy.ndarray", _npy(FINE, b"12345678")),
+        Array("float32", (2,), "numpy.ndarray", _npy(FINE, b"1234")),
+        Array("float32", (1,), "numpy.ndarray", _npy("[" * 9999, b"1234")),
+        Array("float32", (1,), "numpy.ndarray", _npy("__import__('os')", b"1234")),
+        Array("float32", (1,), "numpy.ndarray", b"\x93NUMPY"),
+        Array("float32", (), "numpy.ndarray", b""),
+        Array(np.zeros(3)),
+        Array(np.asfortranarray(np.zeros((2, 2), dtype=np.float32))),
+    ],
+)
+def test_arrays_that_are_none_are_refused(array):
+    content = server.pack(messages.Message("update"))
+    content["tensors"] = ArrayRecord({"a": array})
+    with pytest.raises(messages.MessageError, match="'a', which is no float32 array"):
+        server.unpack(content)
+
+
+def test_records_that_are_none_are_refused():
+    def refused(content, match):
+        with pytest.raises(messages.MessageError, match=match):
+            server.unpack(content)
+
+    content = server.pack(messages.Message("update"))
+    words = dict(content["words"])
+    refused(RecordDict({}), "got records")
+    refused(RecordDict({**content, "more": ConfigRecord()}), "got records")
+    refused(RecordDict({**content, "words": ArrayRecord()}), "of other types")
+    refused(RecordDict({**content, "words": ConfigRecord({"kind": "x"})}), "got words")
+    refused(RecordDict({**content, "words": ConfigRecord({**words, "facts": 1})}), "got words")
+    refused(RecordDict({**content, "words": ConfigRecord({**words, "facts": "{"})}), "no message")
+    refused(RecordDict({**content, "words": ConfigRecord({**words, "schema": "0"})}), "schema")
+
+
+def test_the_relay_hands_on_what_arrives(tmp_path):
+    """Over a socket, as Flower's process for a message does, without torch in it."""
+    asked = []
+
+    class Echo:
+        def answer(self, message):
+            asked.append(message)
+            return messages.Message("update", {"of": message.kind}, message.tensors)
+
+    with listening(tmp_path / "own" / "socket") as line:
+        assert oct((tmp_path / "own").stat().st_mode)[-3:] == "700"
+        threading.Thread(target=lambda: list(answer_all(Echo(), line)), daemon=True).start()
+        message = messages.Message("train", {"x": 1}, {"a": torch.arange(3.0)})
+        sent = Message(server.pack(message), dst_node_id=1, message_type="train")
+        sent.metadata.__dict__["_message_id"] = "1"
+        context = Context(1, 1, {relay.SOCKET: str(tmp_path / "own" / "socket")}, RecordDict(), {})
+        got = server.unpack(relay.app(sent, context).content)
+    assert (got.kind, got.facts, asked[0].facts) == ("update", {"of": "train"}, {"x": 1})
+    assert got.tensors["a"].tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(ConnectionError, match=r"gave no answer at .*; try to start it"):
+        relay.ask(str(tmp_path / "none"), server.pack(message))
+
+
+def test_the_relay_needs_no_torch():
+    code = "import sys, fedms.runtimes.flower.relay; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
