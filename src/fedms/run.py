@@ -233,8 +233,7 @@ class _Run:
         """The foundation model alone, where it can score classes without training."""
         if self._experiment.learner.head.shapes:
             return {}
-        splits: tuple[Split, ...] = ("val", "test")
-        scores = {split: self._simulator.score_all(View(FROZEN), split) for split in splits}
+        scores = self._simulator.score_all(View(FROZEN))
         return {split: {"zero_shot": score} for split, score in scores.items()}
 
     def _record(self, record: RoundRecord, scores: Scores) -> None:
@@ -260,8 +259,7 @@ class _Run:
 
     def _evaluate(self, state: ServerState, record: RoundRecord) -> Scores:
         """Score every role on every client's validation and test rows, and write them down."""
-        splits: tuple[Split, ...] = ("val", "test")
-        scores = {split: self._simulator.evaluate(state, split) for split in splits}
+        scores = self._simulator.evaluate(state)
         for info in self._clients:
             own = self._folder.client_states.load(info.id, state.round)
             self._folder.add_client(

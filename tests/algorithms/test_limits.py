@@ -124,7 +124,7 @@ def test_without_epochs_of_stage_2_everybody_has_the_global_expert(
     ]
     algorithm = fedms(learner.layout, replace(OPTIONS, stage2=Stage(1, epochs=0)))
     servers, simulator, _ = run(algorithm, learner, clients)
-    scores = simulator.evaluate(servers[-1], "test")
+    scores = simulator.evaluate(servers[-1])["test"]
     for client in "ab":
         shared, own = scores["global"][client], scores["personal"][client]
         assert scores["local"][client] == shared
@@ -376,7 +376,7 @@ def test_class_statistics_alone_are_fedcgs_for_everyone(run, toy, make_toy_clien
     algorithm = fedcgs(learner.layout, OPTIONS)
     servers, simulator, states = run(algorithm, learner, clients)
     assert len(servers) == 1
-    scores = simulator.evaluate(servers[-1], "test")
+    scores = simulator.evaluate(servers[-1])["test"]
     assert scores["global"] == scores["personal"]
     assert "local" not in scores
     assert [states.load(client) for client in "ab"] == [None, None]

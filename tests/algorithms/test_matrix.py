@@ -229,7 +229,7 @@ def record(method, learner, clients, runtime, folder) -> Trace:
     trace.states.append(algorithm.init(learner, 3))
     for state, line in run_rounds(spied, simulator, trace.states[0]):
         if line.round == 1:  # between the stages, where it could disturb most
-            simulator.evaluate(state, "test")
+            simulator.evaluate(state)
         trace.states.append(state)
         trace.records.append(line)
     trace.kept = {c.id: states.load(c.id) for c in clients}
@@ -339,7 +339,7 @@ def test_a_client_that_diverges_at_once_is_as_one_that_never_took_part(
     assert states.load("b") is None
     new = algorithm.view(state, None, "personal").expert.fingerprint
     assert algorithm.view(state, states.load("b"), "personal").expert.fingerprint == new
-    assert set(simulator.evaluate(state, "test")["personal"]) == {"a", "b"}
+    assert set(simulator.evaluate(state)["test"]["personal"]) == {"a", "b"}
     scores = simulator.newcomers(last, state, 2, 9)
     assert scores["after"] == scores["before"]
 

@@ -268,6 +268,25 @@ def test_a_site_of_another_federation_is_refused_and_told_why(tables, tmp_path):
     assert len(grid.asked) == 1  # what is refused is not asked again
 
 
+def test_nonsense_is_left_out_wherever_it_comes(tables, tmp_path):
+    """A site that answers everything but the first question with something else."""
+    answer = started(tables, tmp_path, "south").answer
+
+    def odd(message):
+        said = answer(message)
+        return said if message.kind == "hello" else messages.Message("hello", said.facts)
+
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    nothing = node(lambda message: messages.Message("hello", {"client": 3}))
+    words = ("stage1.rounds=1", "stage2.rounds=1", "evaluate_every=0")
+    _, told = served(tables, tmp_path / "served", {**apps, 7: node(odd), 8: nothing}, *words)
+    assert (
+        rejected(tmp_path / "served") == [{"south": "got a message 'hello'; expected 'update'"}] * 3
+    )
+    assert told[0].startswith("a site (node 8) was left out: got client of a message 'hello'")
+    assert "site 'south' was not scored: got a message 'hello'; expected 'scores'" in told
+
+
 def test_two_sites_of_one_name(tables, tmp_path):
     told = []
     apps = {k: node(started(tables, tmp_path / str(k), "south").answer) for k in (1, 2)}

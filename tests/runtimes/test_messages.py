@@ -91,7 +91,7 @@ def test_an_update_arrives_as_it_was_sent(client, counts, score, sent, cost):
 @settings(max_examples=30, deadline=None)
 def test_a_state_arrives_as_it_was_sent(counts, queue, sent):
     state = ServerState(*counts, sent, tuple(queue))
-    asked = over_the_wire(service.ask_evaluate(state, "val"))
+    asked = over_the_wire(service.ask_evaluate(state))
     got = service.read_state(asked)
     same(got.tensors, sent)
     assert (got.seed, got.round, got.stage, got.depth, got.queue) == (*counts, tuple(queue))
@@ -187,6 +187,6 @@ def test_a_loss_that_is_no_number_arrives_so_that_screening_sees_it():
 
 def test_an_expert_is_scored_by_its_tensors_alone():
     expert = Expert({"a": torch.ones(2)}, prior=True)
-    asked = over_the_wire(service.ask_score_all(View(expert), "test"))
+    asked = over_the_wire(service.ask_score_all(View(expert)))
     same(asked.tensors, expert.tensors)
     assert asked.fact("prior", bool) is True

@@ -39,19 +39,23 @@ class Service:
                 yield of_answer(answer)
             return
         scores = self._scores(asked)
-        facts = {"scores": _write_scores(scores), "costs": write(self._simulator.spent())}
+        facts = {
+            "scores": {split: _write_scores(found) for split, found in scores.items()},
+            "costs": write(self._simulator.spent()),
+        }
         yield Message("scores", facts)
 
-    def _scores(self, asked: Message) -> Scores:
+    def _scores(self, asked: Message) -> dict[Split, Scores]:
         clients = self._simulator
         if asked.kind == "evaluate":
-            return clients.evaluate(read_state(asked), asked.fact("split", Split))
+            return clients.evaluate(read_state(asked))
         if asked.kind == "newcomers":
             words = asked.fact("plan", RoundPlan), read_state(asked)
-            return clients.newcomers(*words, asked.fact("rounds", int), asked.fact("rows", int))
+            rounds, rows = asked.fact("rounds", int), asked.fact("rows", int)
+            return {"test": clients.newcomers(*words, rounds, rows)}
         if asked.kind == "score_all":
             view = View(Expert(asked.tensors, asked.fact("prior", bool)))
-            return {"": clients.score_all(view, asked.fact("split", Split))}
+            return {split: {"": scores} for split, scores in clients.score_all(view).items()}
         raise MessageError(f"got a message {asked.kind!r}; expected one that a client answers")
 
 
@@ -61,20 +65,20 @@ def ask_train(sent: Sent, clients: Sequence[str]) -> Message:
     return Message("train", facts, sent.tensors)
 
 
-def ask_evaluate(state: ServerState, split: Split) -> Message:
+def ask_evaluate(state: ServerState) -> Message:
     """See `Simulator.evaluate`; answered as `read_scores` reads it, like those that follow."""
-    return Message("evaluate", {**_facts(state), "split": split}, state.tensors)
+    return Message("evaluate", _facts(state), state.tensors)
 
 
 def ask_newcomers(plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Message:
-    """See `Simulator.newcomers`."""
+    """See `Simulator.newcomers`; they are test scores."""
     facts = {**_facts(state), "plan": write(plan), "rounds": rounds, "rows": rows}
     return Message("newcomers", facts, state.tensors)
 
 
-def ask_score_all(view: View, split: Split) -> Message:
-    """See `Simulator.score_all`; for one expert without partner."""
-    return Message("score_all", {"prior": view.expert.prior, "split": split}, view.expert.tensors)
+def ask_score_all(view: View) -> Message:
+    """See `Simulator.score_all`, under the role ""; for one expert without partner."""
+    return Message("score_all", {"prior": view.expert.prior}, view.expert.tensors)
 
 
 def of_answer(answer: Answer) -> Message:
@@ -99,14 +103,15 @@ def read_answer(message: Message) -> Answer:
     return Answer(update, **{name: message.fact(name, kind) for name, kind in _ANSWER.items()})
 
 
-def read_scores(message: Message) -> tuple[Scores, Costs]:
-    """Scores by role and client, and what they cost.
+def read_scores(message: Message) -> tuple[dict[Split, Scores], Costs]:
+    """Scores by split, role and client, and what they cost.
 
     Raises:
         MessageError: if the message is anything else.
     """
     _need(message, "scores")
-    return message.fact("scores", dict[str, dict[str, Score]]), message.fact("costs", Costs)
+    scores = message.fact("scores", dict[Split, dict[str, dict[str, Score]]])
+    return scores, message.fact("costs", Costs)
 
 
 def read_state(message: Message) -> ServerState:

@@ -34,6 +34,8 @@ _POOL = 4
 """Stacks whose clients are sorted by rows together."""
 Scores = dict[str, dict[str, Score]]
 """By role, then client."""
+SCORED: tuple[Split, ...] = ("val", "test")
+"""Splits on which models are scored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +120,14 @@ class Simulator:
         down = sent.bytes + wire_bytes(new)
         return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
 
-    def evaluate(self, state: ServerState, split: Split) -> Scores:
+    def evaluate(self, state: ServerState) -> dict[Split, Scores]:
         """Scores by role of the clients. A role that the method does not have is missing.
 
         `oracle` is the bound of `View.oracle`, of personal models that are mixtures.
         """
+        return {split: self._evaluate(state, split) for split in SCORED}
+
+    def _evaluate(self, state: ServerState, split: Split) -> Scores:
         scores: Scores = {}
         roles: tuple[Role, ...] = ("global", "local", "personal")
         for data in self._scored:
@@ -171,9 +176,12 @@ class Simulator:
                 scores.setdefault(when, {})[data.id] = score
         return scores
 
-    def score_all(self, view: View, split: Split) -> dict[str, Score]:
-        """Every client's score under the same view."""
-        return {data.id: self._learner.score(view, data, split) for data in self._scored}
+    def score_all(self, view: View) -> dict[Split, dict[str, Score]]:
+        """Every client's scores under the same view."""
+        return {
+            split: {data.id: self._learner.score(view, data, split) for data in self._scored}
+            for split in SCORED
+        }
 
     def spent(self) -> Costs:
         """What evaluation since the last call cost."""

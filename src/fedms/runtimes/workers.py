@@ -37,7 +37,7 @@ from fedms.core.tensors import Tensors
 from fedms.runtimes import service
 from fedms.runtimes.messages import Message, decode, encode
 from fedms.runtimes.rounds import Answer
-from fedms.runtimes.simulator import Scores, Simulator, declare, send
+from fedms.runtimes.simulator import SCORED, Scores, Simulator, declare, send
 from fedms.store.states import ClientStates
 
 Make = Callable[[int], tuple[FederatedAlgorithm, Learner]]
@@ -148,29 +148,37 @@ class Workers:
         for client in cohort:
             yield service.read_answer(decode(self._receive(self._at[client])))
 
-    def evaluate(self, state: ServerState, split: Split) -> Scores:
+    def evaluate(self, state: ServerState) -> dict[Split, Scores]:
         """See `Simulator.evaluate`."""
-        return self._scores(service.ask_evaluate(state, split))
+        found = self._scores(service.ask_evaluate(state))
+        return {split: found.get(split, {}) for split in SCORED}
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """See `Simulator.newcomers`."""
-        return self._scores(service.ask_newcomers(plan, state, rounds, rows))
+        return self._scores(service.ask_newcomers(plan, state, rounds, rows)).get("test", {})
 
-    def score_all(self, view: View, split: Split) -> dict[str, Score]:
+    def score_all(self, view: View) -> dict[Split, dict[str, Score]]:
         """See `Simulator.score_all`; for one expert without partner."""
-        return self._scores(service.ask_score_all(view, split)).get("", {})
+        found = self._scores(service.ask_score_all(view))
+        return {split: found.get(split, {}).get("", {}) for split in SCORED}
 
-    def _scores(self, question: Message) -> Scores:
+    def _scores(self, question: Message) -> dict[Split, Scores]:
         """All workers' scores together."""
-        data, found = encode(question), Scores()
+        data = encode(question)
+        found: dict[Split, Scores] = {}
         for worker in range(len(self._lines)):
             self._send(worker, data)
         for worker in range(len(self._lines)):
             scores, costs = service.read_scores(decode(self._receive(worker)))
             self._spent += costs
-            for role, by_client in scores.items():
-                found.setdefault(role, {}).update(by_client)
-        return {role: self._sorted(by_client) for role, by_client in found.items()}
+            for split, by_role in scores.items():
+                of_split = found.setdefault(split, {})
+                for role, by_client in by_role.items():
+                    of_split.setdefault(role, {}).update(by_client)
+        return {
+            split: {role: self._sorted(by_client) for role, by_client in by_role.items()}
+            for split, by_role in found.items()
+        }
 
     def spent(self) -> Costs:
         """See `Simulator.spent`."""

@@ -20,7 +20,7 @@ from fedms.runtimes import service, site
 from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
 from fedms.runtimes.messages import Message, MessageError, decode, encode
 from fedms.runtimes.rounds import Absent, Answer
-from fedms.runtimes.simulator import Scores, Sent, send
+from fedms.runtimes.simulator import SCORED, Scores, Sent, send
 from fedms.runtimes.site import Sizes
 
 _POLL = 0.1, 1.0
@@ -135,7 +135,11 @@ class Sites:
                 self._failed[node] = said
                 continue
             self._asked.add(node)
-            info, sizes = site.read_hello(said)
+            try:
+                info, sizes = site.read_hello(said)
+            except MessageError as error:
+                self._tell(f"a site (node {node}) was left out: {error}")
+                continue
             there = self._met.get(info.id)
             if there is not None and there.node in set(self._grid.get_node_ids()):
                 self._tell(f"a second site {info.id!r} (node {node}) was left out")
@@ -179,35 +183,40 @@ class Sites:
         self._held[client] = plan.constant
         return answer
 
-    def evaluate(self, state: ServerState, split: Split) -> Scores:
+    def evaluate(self, state: ServerState) -> dict[Split, Scores]:
         """See `Simulator.evaluate`."""
-        return self._scores(service.ask_evaluate(state, split))
+        return self._scores(service.ask_evaluate(state))
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """None: every site that is there trains."""
         return {}
 
-    def score_all(self, view: View, split: Split) -> dict[str, Score]:
+    def score_all(self, view: View) -> dict[Split, dict[str, Score]]:
         """See `Simulator.score_all`; for one expert without partner."""
-        return self._scores(service.ask_score_all(view, split)).get("", {})
+        found = self._scores(service.ask_score_all(view))
+        return {split: by_role.get("", {}) for split, by_role in found.items()}
 
     def spent(self) -> Costs:
         """See `Simulator.spent`."""
         spent, self._spent = self._spent, Costs()
         return spent
 
-    def _scores(self, asked: Message) -> Scores:
+    def _scores(self, asked: Message) -> dict[Split, Scores]:
         """Scores of all sites that answer, each of itself alone."""
-        found: Scores = {}
+        found: dict[Split, Scores] = {split: {} for split in SCORED}
         for client, said in sorted(self._ask(dict.fromkeys(self._met, asked)), key=lambda p: p[0]):
             if isinstance(said, Failure):
                 self._tell(f"site {client!r} was not scored: {said.reason}")
                 continue
-            scores, costs = service.read_scores(said)
+            try:
+                scores, costs = service.read_scores(said)
+            except MessageError as error:
+                self._tell(f"site {client!r} was not scored: {error}")
+                continue
             self._spent += costs
-            for role, by_client in scores.items():
-                if client in by_client:
-                    found.setdefault(role, {})[client] = by_client[client]
+            for split, role in ((s, r) for s in SCORED for r in scores.get(s, {})):
+                if client in scores[split][role]:
+                    found[split].setdefault(role, {})[client] = scores[split][role][client]
         return found
 
     def _ask(self, asked: Mapping[str, Message]) -> Iterator[tuple[str, Message | Failure]]:
