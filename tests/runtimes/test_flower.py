@@ -287,6 +287,25 @@ def test_nonsense_is_left_out_wherever_it_comes(tables, tmp_path):
     assert "site 'south' was not scored: got a message 'hello'; expected 'scores'" in told
 
 
+def test_scores_of_more_rows_than_there_are_do_not_count(tables, tmp_path):
+    answer = started(tables, tmp_path, "south").answer
+
+    def boasting(message):
+        said = answer(message)
+        if said.kind != "scores":
+            return said
+        facts = json.loads(json.dumps(said.facts))
+        for by_role in facts["scores"]["test"].values():
+            by_role["south"]["correct"] = by_role["south"]["rows"] = 10**6
+        return messages.Message(said.kind, facts)
+
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    words = ("stage1.rounds=1", "stage2.rounds=0", "evaluate_every=0")
+    summary, told = served(tables, tmp_path / "served", {**apps, 7: node(boasting)}, *words)
+    assert set(summary["test"]["personal"]["per_client"]) == {"north", "west"}
+    assert any("'south' has a personal score of Score(correct=1000000" in text for text in told)
+
+
 def test_two_sites_of_one_name(tables, tmp_path):
     told = []
     apps = {k: node(started(tables, tmp_path / str(k), "south").answer) for k in (1, 2)}

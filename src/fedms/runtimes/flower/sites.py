@@ -214,9 +214,15 @@ class Sites:
                 self._tell(f"site {client!r} was not scored: {error}")
                 continue
             self._spent += costs
-            for split, role in ((s, r) for s in SCORED for r in scores.get(s, {})):
-                if client in scores[split][role]:
-                    found[split].setdefault(role, {})[client] = scores[split][role][client]
+            for split, by_role in scores.items():
+                for role, by_client in by_role.items():
+                    score = by_client.get(client)
+                    if score is None or split not in found:
+                        continue
+                    if not _plausible(score, getattr(self._met[client].sizes, split)):
+                        self._tell(f"site {client!r} has a {role or 'zero-shot'} score of {score}")
+                        continue
+                    found[split].setdefault(role, {})[client] = score
         return found
 
     def _ask(self, asked: Mapping[str, Message]) -> Iterator[tuple[str, Message | Failure]]:
@@ -240,13 +246,18 @@ class Sites:
             Envelope(contents[id(message)], dst_node_id=node, message_type=kind)
             for node, message in asked.items()
         ]
-        ids = dict(zip(self._grid.push_messages(envelopes), asked, strict=True))
+        ids: dict[str, int] = {}
+        for name, node in zip(self._grid.push_messages(envelopes), asked, strict=True):
+            if name:
+                ids[name] = node
+            else:
+                yield node, Failure("could not be asked: it is gone, or the message too large")
         began, pause = time.monotonic(), _POLL[0]
         while ids:
             for envelope in self._grid.pull_messages(list(ids)):
-                node = ids.pop(str(envelope.metadata.reply_to_message_id), None)
-                if node is not None:
-                    yield node, _read(envelope)
+                name = str(envelope.metadata.reply_to_message_id)
+                if name in ids:
+                    yield ids.pop(name), _read(envelope)
                     pause = _POLL[0]
             if not ids:
                 return
@@ -256,6 +267,11 @@ class Sites:
             pause = min(2 * pause, _POLL[1])
         for node in ids.values():
             yield node, Failure(f"gave no answer in {self._patience:g} s")
+
+
+def _plausible(score: Score, rows: int) -> bool:
+    """Whether a score can be one of so many rows; a loss need not be a number."""
+    return 0 <= score.correct <= score.rows <= rows and -1e-3 <= score.gate_weight <= score.rows + 1e-3
 
 
 def _read(envelope: Any) -> Message | Failure:
