@@ -271,7 +271,9 @@ class Sites:
 
 def _plausible(score: Score, rows: int) -> bool:
     """Whether a score can be one of so many rows; a loss need not be a number."""
-    return 0 <= score.correct <= score.rows <= rows and -1e-3 <= score.gate_weight <= score.rows + 1e-3
+    return (
+        0 <= score.correct <= score.rows <= rows and -1e-3 <= score.gate_weight <= score.rows + 1e-3
+    )
 
 
 def _read(envelope: Any) -> Message | Failure:
