@@ -155,8 +155,10 @@ def build_site(config: Config, client: str, scratch: Path | None = None) -> Site
     )
     learner, _ = make_learner(config, table.kind, classes, scratch, device=config.runtime.device)
     columns = encode(learner.backbone, table)
-    cap = _caps(config.sal.caps, learner.layout, [client])[client]
-    rank = _by_client("lora.ranks", config.lora.ranks, [client])[client]
+    caps, ranks = config.sal.caps, config.lora.ranks  # of all sites
+    cap = caps.get(client, caps.get("*"))
+    cap = _blocks(cap, learner.layout) if isinstance(cap, str) else cap
+    rank = ranks.get(client, ranks.get("*"))
     whole = data.Federation(classes, (rows,))
     return Site(
         learner,

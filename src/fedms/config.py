@@ -82,13 +82,19 @@ class Data(Section):
     )
     classes: list[str] = Field(
         default_factory=list,
-        description="of the whole federation, in this order, where a site sees only some; "
-        "empty: those of the data",
+        description="of the whole federation, in this order, where a site sees only some (one that "
+        "nobody has is a class like any other); empty: those of the data",
     )
     drop_labels: list[str] = Field(default_factory=list, description="classes to leave out")
     drop_duplicates: bool = Field(False, description="keep the first of equal inputs")
     drop_empty: bool = Field(False, description="leave out rows without text, instead of an error")
     max_rows: int | None = Field(None, ge=2, description="use only so many rows, drawn at random")
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Data:
+        if len(set(self.classes)) < len(self.classes) or len(self.classes) == 1:
+            raise ValueError("data.classes must be two or more, and different")
+        return self
 
 
 class Partition(Section):

@@ -154,7 +154,7 @@ def serve(
             path,
             dump_config(config),
             seed=config.seed,
-            computes=experiment.computes,
+            computes={**experiment.computes, "identity": identity(config)},
             force=force,
         )
         return _Run(config, experiment, folder, watch, clients).perform()

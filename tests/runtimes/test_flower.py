@@ -25,13 +25,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedms.build import build, build_server, build_site, load_table
 from fedms.config import load_config
+from fedms.core.algorithm import ServerState
 from fedms.core.errors import UserError
 from fedms.data import ClientSizes
 from fedms.run import run, serve
-from fedms.runtimes import messages
+from fedms.runtimes import messages, service
 from fedms.runtimes.flower import relay
 from fedms.runtimes.flower import sites as server
-from fedms.runtimes.site import Site, Sizes, answer_all, listening
+from fedms.runtimes.site import Site, Sizes, answer_all, listening, read_hello
 
 SITES = ("north", "south", "west")
 WORDS = (
@@ -235,7 +236,13 @@ def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
             for k, s in enumerate(("north", "west"))
         }
         served(tables, tmp_path / name / "run", {**others, 7: node(south)})
-    for path in (tmp_path / "whole" / "south" / "one").rglob("*.safetensors"):
+    kept = sorted((tmp_path / "whole" / "south" / "one").rglob("*.safetensors"))
+    assert [p.name for p in kept] == [
+        "000003.safetensors",
+        "000004.safetensors",
+        "constants.safetensors",
+    ]
+    for path in kept:
         again = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == again.read_bytes()
     states = [
@@ -285,6 +292,81 @@ def test_nonsense_is_left_out_wherever_it_comes(tables, tmp_path):
     )
     assert told[0].startswith("a site (node 8) was left out: got client of a message 'hello'")
     assert "site 'south' was not scored: got a message 'hello'; expected 'scores'" in told
+
+
+def test_who_lacks_something_and_then_is_silent_costs_nobody_else_a_round(tables, tmp_path):
+    """The others' answers arrived before."""
+    asked = itertools.count()
+
+    def lacking(message):
+        if message.kind != "train":
+            return silent_after(message)
+        return messages.Message("lacks", {"names": ["a"]}) if next(asked) % 2 == 0 else None
+
+    silent_after = started(tables, tmp_path, "south").answer
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    words = ("stage1.rounds=1", "stage2.rounds=0", "evaluate_every=0")
+    served(tables, tmp_path / "served", {-1: node(lacking), **apps}, *words, patience=0.3)
+    assert rejected(tmp_path / "served") == [{"south": "gave no answer in 0.3 s"}] * 2
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"client": {"id": ""}},
+        {"client": {"id": "x" * 201}},
+        {"client": {"rows": -3}},
+        {"client": {"rows": 10**30}, "sizes": {"train": 10**30}},
+        {"client": {"rows": 5}},
+        {"client": {"cap": 0}},
+        {"client": {"rank": 10**30}},
+        {"sizes": {"test": -1}},
+        {"sizes": {"classes": 0}},
+    ],
+)
+def test_a_site_that_cannot_be_is_refused(changed):
+    client = {"id": "south", "rows": 9, "cap": None, "rank": None}
+    sizes = {"train": 9, "val": 0, "test": 2, "classes": 3}
+    facts = {"client": client, "sizes": sizes}
+    read_hello(messages.Message("hello", facts))
+    facts = {name: {**facts[name], **changed.get(name, {})} for name in facts}
+    with pytest.raises(messages.MessageError, match="cannot be"):
+        read_hello(messages.Message("hello", facts))
+
+
+@pytest.mark.parametrize("costs", [{"flops": -1}, {"seconds": {"train": float("nan")}}])
+def test_costs_that_are_none_do_not_count(tables, tmp_path, costs):
+    answer = started(tables, tmp_path, "south").answer
+
+    def odd(message):
+        said = answer(message)
+        if "costs" not in said.facts:
+            return said
+        return dataclasses.replace(
+            said, facts={**said.facts, "costs": {**said.facts["costs"], **costs}}
+        )
+
+    apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
+    words = ("stage1.rounds=1", "stage2.rounds=0", "evaluate_every=0")
+    served(tables, tmp_path / "served", {**apps, 7: node(odd)}, *words)
+    assert rejected(tmp_path / "served") == [{"south": "got costs that are none"}] * 2
+
+
+def test_a_question_that_fails_does_not_end_the_site(tables, tmp_path, capsys):
+    site = started(tables, tmp_path, "south")
+    state = ServerState(0, 1, 1, 1, {})
+    asked = server.site.of_run(
+        "one", service.ask_evaluate(dataclasses.replace(state, tensors={"global/x": torch.ones(1)}))
+    )
+    said = site.answer(asked)
+    assert said.facts["reason"].startswith("site 'south' failed: ")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_caps_are_those_of_all_sites(tables):
+    words = ("sal.caps.north=1", "sal.caps.south=2")
+    assert build_site(configured(tables, "south", *words), "south").client.cap == 2
+    assert build_site(configured(tables, "west", *words), "west").client.cap is None
 
 
 def test_scores_of_more_rows_than_there_are_do_not_count(tables, tmp_path):
@@ -393,6 +475,13 @@ def test_the_relay_hands_on_what_arrives(tmp_path):
             asked.append(message)
             return messages.Message("update", {"of": message.kind}, message.tensors)
 
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    with (
+        pytest.raises(UserError, match="is open to others"),
+        listening(tmp_path / "open" / "socket"),
+    ):
+        pass
     with listening(tmp_path / "own" / "socket") as line:
         assert oct((tmp_path / "own").stat().st_mode)[-3:] == "700"
         threading.Thread(target=lambda: list(answer_all(Echo(), line)), daemon=True).start()

@@ -40,8 +40,8 @@ class Federation:
     """All clients of an experiment.
 
     Args:
-        classes: labels of the rows that clients hold, in `Table.classes` order; each has a training
-            row with some client or unseen client.
+        classes: labels of the rows that clients hold, in `Table.classes` order, each with a
+            training row of some client or unseen client; or those that the configuration gives.
         clients: who trains.
         unseen: kept out of training, evaluated at the end.
         dropped_clients: natural clients left out by `min_rows` or `clients`.
@@ -128,8 +128,8 @@ def alone(
 ) -> ClientIndex:
     """The rows of a table that is one client's, split as `assign` splits a natural client's.
 
-    Where the table has a split, they are the same as if other clients' rows were beside them. Where
-    rows are split here, a class may have no training row left, for another client may have some.
+    Where the table has rows of all three splits, they are as if other clients' rows were beside
+    them. Where rows are split here, a class may have no training row left: others may have some.
 
     Args:
         table: the client's examples.

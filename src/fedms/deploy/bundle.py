@@ -36,8 +36,9 @@ def write_bundle(
         patience: seconds it waits for answers; 0: for ever.
         force: whether the server replaces an earlier run's folder.
     """
+    nowhere = config.data.model_copy(update={"path": None})
     words: dict[str, str | int | float | bool] = {
-        "configuration": dump_config(config),
+        "configuration": dump_config(config.model_copy(update={"data": nowhere})),
         "run": run,
         "folder": str(out),
         "sites": sites,

@@ -16,6 +16,7 @@ from fedms.deploy.terms import terms
 from fedms.progress import Progress
 from fedms.run import serve
 from fedms.runtimes.flower.sites import Sites, serving
+from fedms.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -30,6 +31,8 @@ def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
             to wait for; `patience`, seconds, 0 for ever; `force`, whether an earlier run's folder
             is replaced.
     """
+    folder, force = Path(str(words["folder"])), bool(words["force"])
+    RunFolder.check(folder, force=force)
     config = validate(tomllib.loads(str(words["configuration"])))
     sites = Sites(
         grid,
@@ -41,7 +44,6 @@ def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
     met = sites.meet(int(words["sites"]))
     sizes = [ClientSizes(name, *astuple(each.sizes)) for name, each in met.items()]
     experiment = build_server(config, sizes)
-    folder, force = Path(str(words["folder"])), bool(words["force"])
     serve(config, experiment, sites, folder, force=force, watch=Progress(config))
 
 

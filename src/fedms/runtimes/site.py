@@ -7,6 +7,7 @@ sent once: a site that was started anew goes on from there.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from fedms.runtimes.simulator import Simulator, declare
 from fedms.store.files import safe_name, write_bytes
 from fedms.store.states import ClientStates
 
-_LONGEST_RUN = 200
+_LONGEST_RUN = _LONGEST_NAME = 200
+_MOST_ROWS = 10**9
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Site:
             return self._answer(asked)
         except (UserError, MessageError) as error:
             return refusal(str(error))
+        except Exception as error:  # noqa: BLE001 - a question must not end the site
+            traceback.print_exc()  # for who runs it; the server is told no more than what it was
+            return refusal(f"site {self._data.id!r} failed: {type(error).__name__}")
 
     def _answer(self, asked: Message) -> Message:
         self._open(asked.fact("run", str))
@@ -133,8 +138,24 @@ def read_refusal(message: Message) -> str:
 
 
 def read_hello(message: Message) -> tuple[ClientInfo, Sizes]:
-    """What a site says of itself."""
-    return message.fact("client", ClientInfo), message.fact("sizes", Sizes)
+    """What a site says of itself.
+
+    Raises:
+        MessageError: if it is anything else, or cannot be.
+    """
+    if message.kind != "hello":
+        raise MessageError(f"got a message {message.kind!r}; expected 'hello'")
+    info, sizes = message.fact("client", ClientInfo), message.fact("sizes", Sizes)
+    counts = (info.rows - 1, sizes.val, sizes.test, sizes.classes - 1)
+    limits = [limit for limit in (info.cap, info.rank) if limit is not None]
+    if not (
+        0 < len(info.id) <= _LONGEST_NAME
+        and all(0 <= count < _MOST_ROWS for count in counts)
+        and all(0 < limit < _MOST_ROWS for limit in limits)
+        and info.rows == sizes.train
+    ):
+        raise MessageError(f"got a site that cannot be: {str(info)[:200]}, {sizes}")
+    return info, sizes
 
 
 def ask_hello(run: str, terms: Mapping[str, str]) -> Message:
@@ -154,10 +175,12 @@ def listening(address: Path) -> Iterator[Listener]:
     Raises:
         UserError: if something is in the way, or the path is too long for a socket.
     """
-    address.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    address.parent.chmod(0o700)
     try:
-        address.unlink(missing_ok=True)  # of a process that was killed
+        address.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if address.parent.stat().st_mode & 0o077:
+            raise PermissionError(f"{address.parent} is open to others")
+        if address.is_socket():
+            address.unlink()  # of a process that was killed
         line = Listener(str(address), family="AF_UNIX")
     except OSError as error:
         raise UserError(
@@ -174,10 +197,12 @@ def answer_all(site: Site, line: Listener) -> Iterator[str]:
     while True:
         asked = Message("nothing")
         with suppress(EOFError, OSError), line.accept() as asking:  # or it went away
+            data = asking.recv_bytes()
             try:
-                asked = decode(asking.recv_bytes())
-                said = site.answer(asked)
+                asked = decode(data)
             except MessageError as error:
                 said = refusal(str(error))
+            else:
+                said = site.answer(asked)
             asking.send_bytes(encode(said))
         yield asked.kind

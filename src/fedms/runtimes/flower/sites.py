@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.rows import Split
-from fedms.core.tensors import Tensors, pick
+from fedms.core.tensors import Tensors, pick, wire_bytes
 from fedms.runtimes import service, site
 from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
 from fedms.runtimes.messages import Message, MessageError, decode, encode
@@ -23,6 +24,10 @@ from fedms.runtimes.rounds import Absent, Answer
 from fedms.runtimes.simulator import SCORED, Scores, Sent, send
 from fedms.runtimes.site import Sizes
 
+_LONGEST = 300
+"""Characters of a reason that comes from elsewhere."""
+_MOST = 10**24
+_ROLES = ("", "global", "local", "personal", "oracle")
 _POLL = 0.1, 1.0
 """Seconds between looks for replies: at first, and at most."""
 
@@ -138,7 +143,7 @@ class Sites:
             try:
                 info, sizes = site.read_hello(said)
             except MessageError as error:
-                self._tell(f"a site (node {node}) was left out: {error}")
+                self._tell(f"a site (node {node}) was left out: {str(error)[:_LONGEST]}")
                 continue
             there = self._met.get(info.id)
             if there is not None and there.node in set(self._grid.get_node_ids()):
@@ -157,31 +162,38 @@ class Sites:
         """What every site of the cohort answers, in cohort order, as soon as it can be told."""
         whole, waiting = send(plan, tensors), list(cohort)
         arrived: dict[str, Answer | Absent] = {}
-        for client, first in self._ask({client: self._part(whole, client) for client in cohort}):
-            said = first
-            if isinstance(first, Message) and first.kind == "lacks":  # its disk is new, or lost
-                self._held.pop(client, None)
-                ((_, said),) = self._ask({client: self._part(whole, client)})
-            arrived[client] = self._answer(plan, client, said)
-            while waiting and waiting[0] in arrived:
-                yield arrived.pop(waiting.pop(0))
+        asked, lacking = list(cohort), list[str]()
+        while asked:
+            for client, said in self._ask({client: self._part(whole, client) for client in asked}):
+                if isinstance(said, Message) and said.kind == "lacks" and client not in lacking:
+                    lacking.append(client)  # its disk is new, or lost
+                    self._held.pop(client, None)
+                    continue
+                arrived[client] = self._answer(whole, client, said)
+                while waiting and waiting[0] in arrived:
+                    yield arrived.pop(waiting.pop(0))
+            asked = [client for client in waiting if client not in arrived]
 
     def _part(self, whole: Sent, client: str) -> Message:
         """What one site is sent: of what stands still, what it does not have yet."""
         names = whole.plan.broadcast | (whole.plan.constant - self._held.get(client, frozenset()))
         return service.ask_train(replace(whole, tensors=pick(whole.tensors, names)), [client])
 
-    def _answer(self, plan: RoundPlan, client: str, said: Message | Failure) -> Answer | Absent:
+    def _answer(self, whole: Sent, client: str, said: Message | Failure) -> Answer | Absent:
+        """What a site says, with bytes as they are counted here."""
         if isinstance(said, Failure):
             return Absent(client, said.reason)
         try:
             answer = service.read_answer(said)
+            _check_costs(answer.costs)
         except MessageError as error:
-            return Absent(client, str(error))
+            return Absent(client, str(error)[:_LONGEST])
         if answer.update.client != client:
             return Absent(client, f"answers as client {answer.update.client[:100]!r}")
-        self._held[client] = plan.constant
-        return answer
+        new = whole.plan.constant - self._held.get(client, frozenset())
+        self._held[client] = whole.plan.constant
+        down = whole.bytes + wire_bytes(pick(whole.tensors, new))
+        return replace(answer, download_bytes=down, upload_bytes=wire_bytes(answer.update.tensors))
 
     def evaluate(self, state: ServerState) -> dict[Split, Scores]:
         """See `Simulator.evaluate`."""
@@ -210,14 +222,15 @@ class Sites:
                 continue
             try:
                 scores, costs = service.read_scores(said)
+                _check_costs(costs)
             except MessageError as error:
-                self._tell(f"site {client!r} was not scored: {error}")
+                self._tell(f"site {client!r} was not scored: {str(error)[:_LONGEST]}")
                 continue
             self._spent += costs
             for split, by_role in scores.items():
                 for role, by_client in by_role.items():
                     score = by_client.get(client)
-                    if score is None or split not in found:
+                    if score is None or split not in found or role not in _ROLES:
                         continue
                     if not _plausible(score, getattr(self._met[client].sizes, split)):
                         self._tell(f"site {client!r} has a {role or 'zero-shot'} score of {score}")
@@ -247,21 +260,21 @@ class Sites:
             for node, message in asked.items()
         ]
         ids: dict[str, int] = {}
-        for name, node in zip(self._grid.push_messages(envelopes), asked, strict=True):
+        pushed = list(self._grid.push_messages(envelopes)) or [""] * len(asked)
+        for name, node in zip(pushed, asked, strict=True):  # nothing: all were too large
             if name:
                 ids[name] = node
             else:
                 yield node, Failure("could not be asked: it is gone, or the message too large")
         began, pause = time.monotonic(), _POLL[0]
         while ids:
+            late = self._patience is not None and time.monotonic() - began > self._patience
             for envelope in self._grid.pull_messages(list(ids)):
                 name = str(envelope.metadata.reply_to_message_id)
                 if name in ids:
                     yield ids.pop(name), _read(envelope)
                     pause = _POLL[0]
-            if not ids:
-                return
-            if self._patience is not None and time.monotonic() - began > self._patience:
+            if late or not ids:
                 break
             time.sleep(pause)
             pause = min(2 * pause, _POLL[1])
@@ -270,20 +283,29 @@ class Sites:
 
 
 def _plausible(score: Score, rows: int) -> bool:
-    """Whether a score can be one of so many rows; a loss need not be a number."""
+    """Whether a score can be one of so many rows."""
     return (
-        0 <= score.correct <= score.rows <= rows and -1e-3 <= score.gate_weight <= score.rows + 1e-3
+        math.isfinite(score.loss)
+        and 0 <= score.correct <= score.rows <= rows
+        and -1e-3 <= score.gate_weight <= score.rows + 1e-3
     )
+
+
+def _check_costs(costs: Costs) -> None:
+    """Refuse what would spoil sums, or could not be written down."""
+    numbers = [costs.flops, costs.peak_activation_bytes, costs.cache_bytes, *costs.seconds.values()]
+    if not all(0 <= number < _MOST for number in numbers):
+        raise MessageError("got costs that are none")
 
 
 def _read(envelope: Any) -> Message | Failure:
     """What a node replied, or why that is nothing."""
     if envelope.has_error():
-        return Failure(f"failed: {str(envelope.error.reason)[:300]}")
+        return Failure(f"failed: {str(envelope.error.reason)[:_LONGEST]}")
     try:
         message = unpack(envelope.content)
         if message.kind == "refused":
             return Failure(site.read_refusal(message), final=True)
         return message
     except MessageError as error:
-        return Failure(str(error))
+        return Failure(str(error)[:_LONGEST])
