@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,13 +69,13 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
         device="cpu" if workers > 1 else config.runtime.device,  # workers have models of their own
     )
     columns = encode(learner.backbone, table)
-    labels = _class_indices(table, federation.classes)
+    labels = class_indices(table, federation.classes)
     ids = [c.id for c in (*federation.clients, *federation.unseen)]
-    caps = _caps(config.sal.caps, learner.layout, ids)
-    ranks = _by_client("lora.ranks", config.lora.ranks, ids)
+    _check_named("sal.caps", config.sal.caps, ids)
+    _check_named("lora.ranks", config.lora.ranks, ids)
 
     def client(who: data.ClientIndex) -> ClientData:
-        return _client(who, columns, labels, caps[who.id], ranks[who.id])
+        return client_data(who, columns, labels, *limits(config, learner.layout, who.id))
 
     return Experiment(
         federation=federation,
@@ -88,83 +88,6 @@ def build(config: Config, scratch: Path | None = None) -> Experiment:
         head=head,
         workers=workers,
         computes=computes(config, learner.backbone.width, workers),
-    )
-
-
-def build_server(config: Config, sizes: Sequence[data.ClientSizes]) -> Experiment:
-    """What a server without rows needs, for clients of these sizes.
-
-    Raises:
-        UserError: as `build`; and without `data.classes`.
-    """
-    classes = _federation_classes(config)
-    learner, head = make_learner(config, None, classes, device=config.runtime.device)
-    return Experiment(
-        federation=data.Federation(classes, ()),
-        partition=list(sizes),
-        partition_summary=data.spread(sizes, len(classes)),
-        learner=learner,
-        algorithm=make_algorithm(config, learner.layout),
-        clients=(),
-        unseen=(),
-        head=head,
-        workers=1,
-        computes=computes(config, learner.backbone.width, 1),
-    )
-
-
-def _federation_classes(config: Config) -> tuple[str, ...]:
-    if not config.data.classes:
-        raise UserError(
-            "got no data.classes, and a site's rows may not have all; expected the classes of the "
-            "whole federation, in the same order at every site"
-        )
-    return tuple(config.data.classes)
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """What one client computes with where its rows are."""
-
-    learner: models.ModelLearner
-    algorithm: FederatedAlgorithm
-    client: ClientData
-    sizes: data.ClientSizes
-
-
-def build_site(config: Config, client: str, scratch: Path | None = None) -> Site:
-    """Load a client's own rows and the foundation model.
-
-    All rows of `[data]` are the client's, and are split as a natural client's; `data.classes` are
-    the whole federation's.
-
-    Raises:
-        UserError: as `build`; and without `data.classes`.
-    """
-    classes, dealt = _federation_classes(config), config.partition
-    own = config.model_copy(
-        update={"partition": dealt.model_copy(update={"by": "iid", "column": None})}
-    )
-    table = load_table(own)
-    rows = data.alone(
-        table,
-        client,
-        test_fraction=dealt.test_fraction,
-        val_fraction=dealt.val_fraction,
-        seed=config.seed,
-    )
-    learner, _ = make_learner(config, table.kind, classes, scratch, device=config.runtime.device)
-    columns = encode(learner.backbone, table)
-    caps, ranks = config.sal.caps, config.lora.ranks  # of all sites
-    cap = caps.get(client, caps.get("*"))
-    cap = _blocks(cap, learner.layout) if isinstance(cap, str) else cap
-    rank = ranks.get(client, ranks.get("*"))
-    whole = data.Federation(classes, (rows,))
-    return Site(
-        learner,
-        make_algorithm(config, learner.layout),
-        _client(rows, columns, _class_indices(table, classes), cap, rank),
-        *data.describe(whole, table.labels),
     )
 
 
@@ -388,19 +311,20 @@ def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
+def class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
     """Class index of every row; -1 for rows that no client holds."""
     index = {label: i for i, label in enumerate(classes)}
     return np.array([index.get(label, -1) for label in table.labels], dtype=np.int64)
 
 
-def _client(
+def client_data(
     who: data.ClientIndex,
     columns: Mapping[str, Column],
     labels: np.ndarray[Any, Any],
     cap: int | None,
     rank: int | None,
 ) -> ClientData:
+    """A client's rows of a table, and what bounds it."""
     everything = Rows(columns, labels)
     train, val, test = (everything.take(index) for index in (who.train, who.val, who.test))
     return ClientData(who.id, train, val, test, cap, rank)
@@ -413,31 +337,25 @@ def _pooled(clients: Sequence[ClientData]) -> ClientData:
     return ClientData("everyone", train, val, test)
 
 
-def _caps(
-    wanted: Mapping[str, int | str], layout: Layout, clients: list[str]
-) -> dict[str, int | None]:
-    """Blocks each client can train; `*` stands for all clients that are not named.
+def limits(config: Config, layout: Layout, client: str) -> tuple[int | None, int | None]:
+    """Blocks that a client can train, and its rank; None: all. `*` is for those not named.
 
     Raises:
-        UserError: if a client is unknown, or its bytes do not suffice for one block.
+        UserError: if its bytes do not suffice for one block.
     """
-    caps = _by_client("sal.caps", wanted, clients)
-    return {c: _blocks(cap, layout) if isinstance(cap, str) else cap for c, cap in caps.items()}
+    caps, ranks = config.sal.caps, config.lora.ranks
+    cap, rank = caps.get(client, caps.get("*")), ranks.get(client, ranks.get("*"))
+    return _blocks(cap, layout) if isinstance(cap, str) else cap, rank
 
 
-T = TypeVar("T")
-
-
-def _by_client(key: str, wanted: Mapping[str, T], clients: list[str]) -> dict[str, T | None]:
-    """What is set for every client; `*` stands for all that are not named."""
-    unknown = wanted.keys() - {*clients, "*"}
+def _check_named(key: str, wanted: Iterable[str], clients: list[str]) -> None:
+    unknown = {*wanted} - {*clients, "*"}
     if unknown:
         known = ", ".join(clients[:5])
         raise UserError(
             f"got {key} for client {min(unknown)!r}, which is not there; expected one of "
             f'{known}{", …" if len(clients) > 5 else ""}, or "*"'
         )
-    return {client: wanted.get(client, wanted.get("*")) for client in clients}
 
 
 def _blocks(size: str, layout: Layout) -> int:

@@ -139,7 +139,7 @@ def serve(
 
     Args:
         config: what to run.
-        experiment: as `build_server` makes it.
+        experiment: without rows, as `deploy.parts.build_server` makes it.
         clients: those who are there.
         out: as for `run`.
         force: likewise.

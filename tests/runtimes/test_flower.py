@@ -23,11 +23,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedms.build import build, build_server, build_site, load_table
+from fedms.build import build, load_table
 from fedms.config import load_config
 from fedms.core.algorithm import ServerState
 from fedms.core.errors import UserError
 from fedms.data import ClientSizes
+from fedms.deploy.parts import build_server, build_site
 from fedms.run import run, serve
 from fedms.runtimes import messages, service
 from fedms.runtimes.flower import relay

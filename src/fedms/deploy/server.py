@@ -9,9 +9,9 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedms.build import build_server
 from fedms.config import validate
 from fedms.data import ClientSizes
+from fedms.deploy.parts import build_server
 from fedms.deploy.terms import terms
 from fedms.progress import Progress
 from fedms.run import serve

@@ -1,0 +1,91 @@
+"""From configuration to objects where rows and server are apart: what each side needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedms import build, data
+from fedms.config import Config
+from fedms.core.algorithm import FederatedAlgorithm
+from fedms.core.errors import UserError
+from fedms.core.rows import ClientData
+from fedms.machine import computes
+from fedms.models import ModelLearner
+
+
+@dataclass(frozen=True, eq=False)
+class SiteParts:
+    """What one client computes with where its rows are."""
+
+    learner: ModelLearner
+    algorithm: FederatedAlgorithm
+    client: ClientData
+    sizes: data.ClientSizes
+
+
+def build_site(config: Config, client: str, scratch: Path | None = None) -> SiteParts:
+    """Load a client's own rows and the foundation model.
+
+    All rows of `[data]` are the client's, and are split as a natural client's; `data.classes` are
+    the whole federation's.
+
+    Raises:
+        UserError: as `build.build`; and without `data.classes`.
+    """
+    classes, dealt = _classes(config), config.partition
+    own = config.model_copy(
+        update={"partition": dealt.model_copy(update={"by": "iid", "column": None})}
+    )
+    table = build.load_table(own)
+    rows = data.alone(
+        table,
+        client,
+        test_fraction=dealt.test_fraction,
+        val_fraction=dealt.val_fraction,
+        seed=config.seed,
+    )
+    learner, _ = build.make_learner(
+        config, table.kind, classes, scratch, device=config.runtime.device
+    )
+    columns = build.encode(learner.backbone, table)
+    labels = build.class_indices(table, classes)
+    (sizes,) = data.describe(data.Federation(classes, (rows,)), table.labels)
+    return SiteParts(
+        learner,
+        build.make_algorithm(config, learner.layout),
+        build.client_data(rows, columns, labels, *build.limits(config, learner.layout, client)),
+        sizes,
+    )
+
+
+def build_server(config: Config, sizes: Sequence[data.ClientSizes]) -> build.Experiment:
+    """What a server without rows needs, for clients of these sizes.
+
+    Raises:
+        UserError: as `build.build`; and without `data.classes`.
+    """
+    classes = _classes(config)
+    learner, head = build.make_learner(config, None, classes, device=config.runtime.device)
+    return build.Experiment(
+        federation=data.Federation(classes, ()),
+        partition=list(sizes),
+        partition_summary=data.spread(sizes, len(classes)),
+        learner=learner,
+        algorithm=build.make_algorithm(config, learner.layout),
+        clients=(),
+        unseen=(),
+        head=head,
+        workers=1,
+        computes=computes(config, learner.backbone.width, 1),
+    )
+
+
+def _classes(config: Config) -> tuple[str, ...]:
+    if not config.data.classes:
+        raise UserError(
+            "got no data.classes, and a site's rows may not have all; expected the classes of the "
+            "whole federation, in the same order at every site"
+        )
+    return tuple(config.data.classes)
