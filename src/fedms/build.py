@@ -16,7 +16,7 @@ from fedms.config import Config
 from fedms.core.algorithm import FederatedAlgorithm
 from fedms.core.errors import UserError
 from fedms.core.layout import Layout
-from fedms.core.rows import ClientData, Column, Rows, Split, join
+from fedms.core.rows import ClientData, ClientSizes, Column, Rows, Split, join
 from fedms.machine import DTYPES, computes, pick_device, pick_precision
 
 _CHUNK = 1024
@@ -30,7 +30,7 @@ class Experiment:
     """Everything a runtime needs, and what is shown before training."""
 
     federation: data.Federation
-    partition: list[data.ClientSizes]
+    partition: list[ClientSizes]
     partition_summary: str
     learner: models.ModelLearner
     algorithm: FederatedAlgorithm

@@ -179,6 +179,21 @@ class Stage2(Section):
     )
 
 
+class Rounds(Section):
+    """When a round counts. What is said of waiting is for clients on other machines."""
+
+    deadline: float = Field(
+        0.0, ge=0, description="seconds to wait for clients that do not answer; 0: for ever"
+    )
+    spare: float = Field(
+        0.0,
+        ge=0,
+        description="clients asked beyond a cohort, as a share of it: the first answers suffice",
+    )
+    min_updates: int = Field(1, ge=1, description="usable updates that a round needs")
+    attempts: int = Field(3, ge=1, description="cohorts tried for a round before the run stops")
+
+
 class Gate(Section):
     """How the two experts are joined."""
 
@@ -310,6 +325,7 @@ class Config(Section):
     sal: Sal = Field(default_factory=Sal)
     stage1: Stage1 = Field(default_factory=Stage1)
     stage2: Stage2 = Field(default_factory=Stage2)
+    rounds: Rounds = Field(default_factory=Rounds)
     gate: Gate = Field(default_factory=Gate)
     baselines: Baselines = Field(default_factory=Baselines)
     training: Training = Field(default_factory=Training)

@@ -66,10 +66,11 @@ class Progress:
         )
         self._console.print(experiment.partition_summary)
         table = Table("client", box=None, pad_edge=False)
-        for name in ("train", "val", "test", "classes"):
+        columns = ("train", "val", "test", "classes")
+        for name in columns:
             table.add_column(name, justify="right")
         for sizes in experiment.partition[:_LONGEST_PARTITION]:
-            table.add_row(escape(sizes.id), *(f"{number:,}" for number in sizes[1:]))
+            table.add_row(escape(sizes.id), *(f"{getattr(sizes, name):,}" for name in columns))
         self._console.print(table)
         rest = len(experiment.partition) - _LONGEST_PARTITION
         if rest > 0:
@@ -92,6 +93,11 @@ class Progress:
         for client, reason in record.rejected.items():
             self._console.print(
                 f"  rejected client {client}: {reason}", style="yellow", markup=False
+            )
+
+        if record.late:
+            self._console.print(
+                f"  late, and not counted: {', '.join(record.late)}", style="yellow", markup=False
             )
 
     def _finished(self, summary: Mapping[str, Any], folder: str) -> None:

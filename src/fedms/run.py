@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedms.build import Experiment, WorkerParts, build
 from fedms.build import check as check_build
@@ -17,12 +17,12 @@ from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
-from fedms.core.rows import Split
+from fedms.core.rows import ClientSizes, Split
 from fedms.core.tensors import part
 from fedms.identity import identity
 from fedms.models import save_expert, save_gate, save_means, save_prior, save_statistics
 from fedms.models.resident import FROZEN
-from fedms.runtimes.rounds import RoundRecord, ScoredClients, run_rounds
+from fedms.runtimes.rounds import Quorum, RoundRecord, ScoredClients, run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.runtimes.workers import Workers, on_threads
 from fedms.store.files import whole_folder, write_json
@@ -65,6 +65,13 @@ class Finished:
 
     summary: Mapping[str, Any]
     folder: Path
+
+
+class ClientsElsewhere(ScoredClients, Protocol):
+    """Clients that come and go: `sizes` are those of all that were there so far."""
+
+    @property
+    def sizes(self) -> Sequence[ClientSizes]: ...
 
 
 Scores = Mapping[Split, Mapping[str, Mapping[str, Score]]]
@@ -129,7 +136,7 @@ def run(
 def serve(
     config: Config,
     experiment: Experiment,
-    clients: ScoredClients,
+    clients: ClientsElsewhere,
     out: Path | None = None,
     *,
     force: bool = False,
@@ -157,7 +164,8 @@ def serve(
             computes={**experiment.computes, "identity": identity(config)},
             force=force,
         )
-        return _Run(config, experiment, folder, watch, clients).perform()
+        run = _Run(config, experiment, folder, watch, clients, lambda: clients.sizes)
+        return run.perform()
 
 
 def _simulator(
@@ -185,25 +193,27 @@ class _Run:
         folder: RunFolder,
         watch: Callable[[Event], None],
         simulator: ScoredClients,
+        sizes: Callable[[], Sequence[ClientSizes]] | None = None,
     ) -> None:
         self._config, self._experiment, self._folder = config, experiment, folder
         self._watch, self._simulator = watch, simulator
         self._began = time.perf_counter()
         self._records: list[RoundRecord] = []
         self._rounds = experiment.algorithm.rounds
-        self._clients = experiment.partition[: len(experiment.partition) - len(experiment.unseen)]
+        self._sizes = sizes or (lambda: experiment.partition)  # of clients elsewhere, more may come
 
     def perform(self) -> dict[str, Any]:
         """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
-        partition = [sizes._asdict() for sizes in self._experiment.partition]
-        write_json(self._folder.path / "partition.json", partition)
+        self._write_partition()
         zero_shot = self._zero_shot()
         state = algorithm.init(self._experiment.learner, self._config.seed)
         scores: Scores = {}
         before = state
-        for after, record in run_rounds(algorithm, self._simulator, state):
+        rules = self._config.rounds
+        quorum = Quorum(rules.min_updates, rules.attempts)
+        for after, record in run_rounds(algorithm, self._simulator, state, quorum):
             stage_ended = after.stage != state.stage
             before, state = state, after
             save_state(self._folder.server_state, state)
@@ -216,6 +226,15 @@ class _Run:
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
         return summary
+
+    def _clients(self) -> Sequence[ClientSizes]:
+        """Of those that train."""
+        everyone = self._sizes()
+        return everyone[: len(everyone) - len(self._experiment.unseen)]
+
+    def _write_partition(self) -> None:
+        partition = [asdict(sizes) for sizes in self._sizes()]
+        write_json(self._folder.path / "partition.json", partition)
 
     def _unseen(self, before: ServerState, state: ServerState) -> Mapping[str, Mapping[str, Score]]:
         """Scores of newcomers: they do as in the last round, with what the server has after it."""
@@ -260,7 +279,8 @@ class _Run:
     def _evaluate(self, state: ServerState, record: RoundRecord) -> Scores:
         """Score every role on every client's validation and test rows, and write them down."""
         scores = self._simulator.evaluate(state)
-        for info in self._clients:
+        self._write_partition()
+        for info in self._clients():
             own = self._folder.client_states.load(info.id, state.round)
             self._folder.add_client(
                 {
@@ -317,7 +337,7 @@ class _Run:
         return {
             "method": self._config.method,
             "seed": self._config.seed,
-            "clients": len(self._clients),
+            "clients": len(self._clients()),
             "rounds": len(self._records),
             **result,
             "cost": self._cost(),

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedms.config import load_config
-from fedms.data import ClientSizes
+from fedms.core.rows import ClientSizes
 from fedms.progress import Progress
 from fedms.run import Evaluated, Finished, RoundDone, Started
 from fedms.runtimes.rounds import RoundRecord
@@ -37,6 +37,7 @@ def record(**changes) -> RoundRecord:
         "client_depths": (2, 4, 3),
         "cohort": ("a", "b", "c"),
         "rejected": {},
+        "late": (),
         "validation": 0.5,
         "upload_bytes": 1,
         "download_bytes": 1,

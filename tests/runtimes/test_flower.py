@@ -27,13 +27,13 @@ from fedms.build import build, load_table
 from fedms.config import load_config
 from fedms.core.algorithm import ServerState
 from fedms.core.errors import UserError
-from fedms.data import ClientSizes
+from fedms.core.seeds import draw_cohort
 from fedms.deploy.parts import build_server, build_site
 from fedms.run import run, serve
 from fedms.runtimes import messages, service
 from fedms.runtimes.flower import relay
 from fedms.runtimes.flower import sites as server
-from fedms.runtimes.site import Site, Sizes, answer_all, listening, read_hello
+from fedms.runtimes.site import Site, answer_all, listening, read_hello
 
 SITES = ("north", "south", "west")
 WORDS = (
@@ -49,6 +49,7 @@ WORDS = (
     "runtime.threads=1",
 )
 TERMS = {"configuration": "1"}
+BUSY = "is still at work on what it was asked before"
 
 
 class LocalGrid(Grid):
@@ -56,6 +57,7 @@ class LocalGrid(Grid):
 
     def __init__(self, apps):
         self.apps, self.replies, self.asked = apps, {}, []
+        self.later, self.pulls = {}, 0
         self._ids = itertools.count(1)
 
     run = None
@@ -81,12 +83,17 @@ class LocalGrid(Grid):
             context = Context(1, message.metadata.dst_node_id, {}, RecordDict(), {})
             asked = copy.deepcopy(message)
             reply = self.apps[message.metadata.dst_node_id](asked, context)
-            if reply is not None:
+            if isinstance(reply, tuple):  # it comes after so many looks
+                self.later[name] = self.pulls + reply[1], reply[0]
+            elif reply is not None:
                 self.replies[name] = reply
             pushed.append(name)
         return pushed
 
     def pull_messages(self, message_ids):
+        self.pulls += 1
+        for name in [n for n, (pull, _) in self.later.items() if pull <= self.pulls]:
+            self.replies[name] = self.later.pop(name)[1]
         return [self.replies.pop(name) for name in list(message_ids) if name in self.replies]
 
 
@@ -131,6 +138,8 @@ def node(answer):
             said = answer(server.unpack(message.content))
         except OSError as error:  # as Flower tells of an app that failed
             return Message(Error(0, str(error)), reply_to=message)
+        if isinstance(said, tuple):
+            return Message(server.pack(said[0]), reply_to=message), said[1]
         return None if said is None else Message(server.pack(said), reply_to=message)
 
     return app
@@ -139,8 +148,7 @@ def node(answer):
 def started(tables, folder, site, *words):
     """A site as it starts."""
     made = build_site(configured(tables, site, *words), site)
-    sizes = Sizes(*made.sizes[1:])
-    return Site(made.algorithm, made.learner, made.client, sizes, TERMS, folder / site)
+    return Site(made.algorithm, made.learner, made.client, made.sizes, TERMS, folder / site)
 
 
 def configured(tables, file, *words):
@@ -148,14 +156,13 @@ def configured(tables, file, *words):
     return load_config(None, [*WORDS, classes, f"data.path={data / file}.parquet", *words])
 
 
-def served(tables, folder, apps, *words, **options):
+def served(tables, folder, apps, *words, sites=3, **options):
     """A run with what is at the nodes, and everything that was said of sites."""
     told = []
-    sites = server.Sites(LocalGrid(apps), "one", TERMS, tell=told.append, **options)
-    met = sites.meet(3)
-    sizes = [ClientSizes(name, *dataclasses.astuple(m.sizes)) for name, m in met.items()]
+    there = server.Sites(LocalGrid(apps), "one", TERMS, tell=told.append, **options)
+    there.meet(sites)
     config = configured(tables, "all", *words)
-    return serve(config, build_server(config, sizes), sites, folder), told
+    return serve(config, build_server(config, there.sizes), there, folder), told
 
 
 def rejected(folder):
@@ -217,9 +224,133 @@ def test_a_site_that_does_not_answer_is_not_waited_for(tables, tmp_path):
 
     apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
     words = ("stage1.rounds=1", "stage2.rounds=1", "evaluate_every=0")
-    _, told = served(tables, tmp_path / "served", {**apps, 7: node(silent)}, *words, patience=0.2)
-    assert rejected(tmp_path / "served") == [{"south": "gave no answer in 0.2 s"}] * 3
-    assert any("'south' was not scored" in text for text in told)
+    _, told = served(tables, tmp_path / "served", {**apps, 7: node(silent)}, *words, deadline=0.2)
+    assert rejected(tmp_path / "served") == [{"south": BUSY}] * 3
+    assert told[0] == "site 'south' was not scored: gave no answer in 0.2 s"
+    assert told[1] == f"site 'south' was not scored: {BUSY}"
+
+
+SHORT = ("stage1.rounds=1", "stage2.rounds=1", "evaluate_every=0")
+
+
+def two(tables, folder):
+    """Sites north and west, at nodes 0 and 1."""
+    sites = enumerate(("north", "west"))
+    return {k: node(started(tables, folder, site).answer) for k, site in sites}
+
+
+def lines(folder, name="rounds"):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_a_node_that_never_says_what_it_is_delays_nobody(tables, tmp_path):
+    grid = LocalGrid({**two(tables, tmp_path), 7: node(lambda message: None)})
+    sites = server.Sites(grid, "one", TERMS)
+    sites.meet(2)
+    assert list(sites.declared) == ["north", "west"]
+    sites.meet(2)
+    assert [asked for asked, _ in grid.asked] == [0, 1, 7]  # nobody twice
+
+
+def test_what_comes_late_is_counted_and_never_mixed_into_another_round(tables, tmp_path):
+    """South's first update comes while the second round is asked for; the third has it again."""
+    answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
+
+    def slow(message):
+        said = answer(message)
+        return (said, 6) if message.kind == "train" and next(trained) == 0 else said
+
+    apps = {**two(tables, tmp_path), 7: node(slow)}
+    words = (*SHORT, "stage2.rounds=2", "gate.statistics=none", "data.max_rows=")
+    served(tables, tmp_path / "served", apps, *words, deadline=0.01)
+    first, second, third = lines(tmp_path / "served")
+    assert first["rejected"] == {"south": "gave no answer in 0.01 s"}
+    assert first["late"] == []
+    assert [second["late"], third["late"]] in ([["south"], []], [[], ["south"]])
+    served(tables, tmp_path / "without", two(tables, tmp_path / "w"), *words, sites=2)
+    assert len(lines(tmp_path / "without")) == 3
+
+
+def test_a_site_that_comes_back_elsewhere_goes_on_as_who_it_was(tables, tmp_path):
+    """Without a key of its own a node has another number after every start."""
+    answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
+    apps = two(tables, tmp_path)
+
+    def moving(message):
+        said = answer(message)
+        if message.kind == "train" and next(trained) == 1:
+            del apps[7]
+            apps[8] = node(answer)
+        return said
+
+    apps[7] = node(moving)
+    served(tables, tmp_path / "moved", apps)
+    apps = {**two(tables, tmp_path / "w"), 7: node(started(tables, tmp_path / "w", "south").answer)}
+    served(tables, tmp_path / "stayed", apps)
+    assert rejected(tmp_path / "moved") == [{}] * 5
+    state = "checkpoints/server.safetensors"
+    moved, stayed = (tmp_path / name / state for name in ("moved", "stayed"))
+    assert moved.read_bytes() == stayed.read_bytes()
+
+
+def test_a_site_may_join_while_the_run_is_on(tables, tmp_path):
+    """It gets the global expert, trains its local one, and is scored like the others."""
+    answer = started(tables, tmp_path, "west").answer
+    late = node(started(tables, tmp_path, "south").answer)
+    apps = {0: node(started(tables, tmp_path, "north").answer)}
+
+    def calling(message):
+        if message.kind == "train" and message.facts["plan"]["stage"] == 2:
+            apps.setdefault(7, late)
+        return answer(message)
+
+    apps[1] = node(calling)
+    summary, told = served(tables, tmp_path / "served", apps, sites=2)
+    assert told == []
+    assert [line["cohort"] for line in lines(tmp_path / "served")] == [
+        *[["north", "west"]] * 4,
+        ["north", "south", "west"],
+    ]
+    assert set(summary["test"]["personal"]["per_client"]) == set(SITES)
+    assert summary["clients"] == 3
+    assert len(json.loads((tmp_path / "served" / "partition.json").read_text())) == 3
+
+
+def test_of_clients_asked_beyond_the_cohort_the_first_suffice(tables, tmp_path):
+    """South never trains; with one more asked than needed nobody waits for it."""
+    answer = started(tables, tmp_path, "south").answer
+
+    def silent(message):
+        return None if message.kind == "train" else answer(message)
+
+    apps = {**two(tables, tmp_path), 7: node(silent)}
+    words = (*SHORT, "stage1.cohort=2", "stage2.cohort=2", "gate.statistics=none")
+    served(tables, tmp_path / "served", apps, *words, spare=0.5)
+    for line in lines(tmp_path / "served"):
+        assert line["cohort"] == ["north", "south", "west"]
+        assert list(line["rejected"]) == ["south"]
+        assert len(line["client_depths"]) == 2
+
+
+def test_a_round_of_too_few_is_tried_again_with_others_then_ends_the_run(tables, tmp_path):
+    def gone(message):
+        raise ConnectionError("no route")
+
+    def lost(site):
+        answer = started(tables, tmp_path, site).answer
+        return node(lambda m: answer(m) if m.kind != "train" else gone(m))
+
+    apps = {**two(tables, tmp_path), 7: lost("south")}
+    words = (*SHORT, "stage1.cohort=1", "stage2.cohort=1", "gate.statistics=none")
+    seed = next(s for s in itertools.count() if draw_cohort(SITES, 1, s, 0) == ("south",))
+    served(tables, tmp_path / "again", apps, *words, "rounds.attempts=9", f"seed={seed}")
+    assert lines(tmp_path / "again")[0]["rejected"] == {"south": "failed: no route"}
+    assert all(len(line["client_depths"]) == 1 for line in lines(tmp_path / "again"))
+    with pytest.raises(UserError, match=r"got 2 usable updates in round 1; expected at least 3"):
+        served(tables, tmp_path / "few", apps, *SHORT, "rounds.min_updates=3")
+    apps = {k: lost(site) for k, site in enumerate(SITES)}
+    with pytest.raises(UserError, match=r"got no usable updates .*no route\); try again when"):
+        served(tables, tmp_path / "none", apps, *SHORT)
 
 
 def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
@@ -268,9 +399,9 @@ def test_a_site_of_another_federation_is_refused_and_told_why(tables, tmp_path):
     odd._terms = {"configuration": "2"}
     told = []
     grid = LocalGrid({1: node(odd.answer)})
-    sites = server.Sites(grid, "one", TERMS, patience=0.1, tell=told.append)
+    sites = server.Sites(grid, "one", TERMS, tell=told.append)
     with pytest.raises(UserError, match=r"got 0 of 1 sites after 0\.1 s"):
-        sites.meet(1)
+        sites.meet(1, patience=0.1)
     (text,) = told
     assert "'south' has configuration 2, the server 1; expected the same" in text
     assert len(grid.asked) == 1  # what is refused is not asked again
@@ -307,8 +438,11 @@ def test_who_lacks_something_and_then_is_silent_costs_nobody_else_a_round(tables
     silent_after = started(tables, tmp_path, "south").answer
     apps = {k: node(started(tables, tmp_path, s).answer) for k, s in enumerate(("north", "west"))}
     words = ("stage1.rounds=1", "stage2.rounds=0", "evaluate_every=0")
-    served(tables, tmp_path / "served", {-1: node(lacking), **apps}, *words, patience=0.3)
-    assert rejected(tmp_path / "served") == [{"south": "gave no answer in 0.3 s"}] * 2
+    served(tables, tmp_path / "served", {-1: node(lacking), **apps}, *words, deadline=0.3)
+    assert rejected(tmp_path / "served") == [
+        {"south": "gave no answer in 0.3 s"},
+        {"south": BUSY},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +461,7 @@ def test_who_lacks_something_and_then_is_silent_costs_nobody_else_a_round(tables
 )
 def test_a_site_that_cannot_be_is_refused(changed):
     client = {"id": "south", "rows": 9, "cap": None, "rank": None}
-    sizes = {"train": 9, "val": 0, "test": 2, "classes": 3}
+    sizes = {"id": "south", "train": 9, "val": 0, "test": 2, "classes": 3}
     facts = {"client": client, "sizes": sizes}
     read_hello(messages.Message("hello", facts))
     facts = {name: {**facts[name], **changed.get(name, {})} for name in facts}
@@ -393,7 +527,8 @@ def test_two_sites_of_one_name(tables, tmp_path):
     told = []
     apps = {k: node(started(tables, tmp_path / str(k), "south").answer) for k in (1, 2)}
     sites = server.Sites(LocalGrid(apps), "one", TERMS, tell=told.append)
-    assert sites.meet(1)["south"].node == 1
+    sites.meet(1)
+    assert [one.id for one in sites.sizes] == ["south"]
     assert told == ["a second site 'south' (node 2) was left out"]
 
 

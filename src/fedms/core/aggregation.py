@@ -42,6 +42,11 @@ class Averager:
         self._rows += update.rows
         self._depths.append(update.depth)
 
+    @property
+    def clients(self) -> int:
+        """How many updates were counted."""
+        return len(self._depths)
+
     def result(self) -> Aggregate:
         """The weighted averages in float32. A key that nobody sent is not in it."""
         means = {n: (s / self._weights[n]).to(torch.float32) for n, s in self._sums.items()}

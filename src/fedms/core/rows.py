@@ -120,3 +120,14 @@ class ClientData:
     def depth(self, active: int) -> int:
         """How many blocks this client trains when `active` are active: `min(active, cap)`."""
         return active if self.cap is None else min(active, self.cap)
+
+
+@dataclass(frozen=True)
+class ClientSizes:
+    """Rows of one client by split, and the number of classes among its training rows."""
+
+    id: str
+    train: int
+    val: int
+    test: int
+    classes: int

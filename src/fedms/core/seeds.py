@@ -21,7 +21,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def draw_cohort(
-    clients: Sequence[str], cohort: float | int, seed: int, round: int
+    clients: Sequence[str], cohort: float | int, seed: int, round: int, attempt: int = 0
 ) -> tuple[str, ...]:
     """The clients of a round, in the order of `clients`, without replacement.
 
@@ -31,6 +31,7 @@ def draw_cohort(
             clients (int >= 1, at most all of them).
         seed: the run's seed.
         round: index of the round from 0.
+        attempt: how often the round was tried before, with other cohorts.
 
     Raises:
         ValueError: if there are no clients or `cohort` is out of range.
@@ -41,7 +42,8 @@ def draw_cohort(
         raise ValueError(f"got cohort {cohort}; expected a fraction in (0, 1] or a number >= 1")
     size = round_half_up(cohort * len(clients)) if isinstance(cohort, float) else cohort
     size = max(1, min(size, len(clients)))
-    rng = np.random.default_rng(derive_seed(seed, "cohort", round))
+    again = (attempt,) if attempt else ()
+    rng = np.random.default_rng(derive_seed(seed, "cohort", round, *again))
     chosen = rng.permutation(len(clients))[:size]
     return tuple(clients[i] for i in sorted(chosen))
 

@@ -11,7 +11,6 @@ from fedms.data.partition import Partitioning, partition
 from fedms.data.sources import load_table
 from fedms.data.splits import (
     ClientIndex,
-    ClientSizes,
     Federation,
     alone,
     assign,
@@ -23,7 +22,6 @@ from fedms.data.table import Table
 
 __all__ = [
     "ClientIndex",
-    "ClientSizes",
     "Federation",
     "Partitioning",
     "Table",

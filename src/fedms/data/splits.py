@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedms.core.errors import UserError
+from fedms.core.rows import ClientSizes
 from fedms.core.seeds import derive_seed, round_half_up
 from fedms.data.apportion import apportion
 from fedms.data.messages import listing
@@ -56,16 +56,6 @@ class Federation:
     dropped_clients: int = 0
     dropped_rows: int = 0
     own_test: int = 0
-
-
-class ClientSizes(NamedTuple):
-    """Rows of one client by split, and the number of classes among its training rows."""
-
-    id: str
-    train: int
-    val: int
-    test: int
-    classes: int
 
 
 def assign(
@@ -182,7 +172,7 @@ def summary(federation: Federation, labels: Sequence[str]) -> str:
 
 def spread(sizes: Sequence[ClientSizes], classes: int, *, unseen: int = 0) -> str:
     """The part of `summary` that sizes tell; `unseen` of the clients are that."""
-    train, val, test, own = (np.array(column) for column in list(zip(*sizes, strict=True))[1:])
+    train, val, test, own = np.array([(s.train, s.val, s.test, s.classes) for s in sizes]).T
     return (
         f"{len(sizes) - unseen} clients, {unseen} unseen; "
         f"{train.sum():,} train, {val.sum():,} val, {test.sum():,} test rows; "

@@ -33,7 +33,7 @@ def write_bundle(
         run: its name, under which sites keep what is theirs.
         out: the run folder on the server, an absolute path.
         sites: how many the server waits for, at least 1.
-        patience: seconds it waits for answers; 0: for ever.
+        patience: seconds it waits for them; 0: for ever.
         force: whether the server replaces an earlier run's folder.
     """
     nowhere = config.data.model_copy(update={"path": None})

@@ -10,7 +10,7 @@ from fedms import build, data
 from fedms.config import Config
 from fedms.core.algorithm import FederatedAlgorithm
 from fedms.core.errors import UserError
-from fedms.core.rows import ClientData
+from fedms.core.rows import ClientData, ClientSizes
 from fedms.machine import computes
 from fedms.models import ModelLearner
 
@@ -22,7 +22,7 @@ class SiteParts:
     learner: ModelLearner
     algorithm: FederatedAlgorithm
     client: ClientData
-    sizes: data.ClientSizes
+    sizes: ClientSizes
 
 
 def build_site(config: Config, client: str, scratch: Path | None = None) -> SiteParts:
@@ -60,7 +60,7 @@ def build_site(config: Config, client: str, scratch: Path | None = None) -> Site
     )
 
 
-def build_server(config: Config, sizes: Sequence[data.ClientSizes]) -> build.Experiment:
+def build_server(config: Config, sizes: Sequence[ClientSizes]) -> build.Experiment:
     """What a server without rows needs, for clients of these sizes.
 
     Raises:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedms.config import validate
-from fedms.data import ClientSizes
 from fedms.deploy.parts import build_server
 from fedms.deploy.terms import terms
 from fedms.progress import Progress
@@ -28,22 +26,23 @@ def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
     Args:
         grid: Flower's.
         words: `configuration`, TOML; `run`, a name; `folder`, of the run, here; `sites`, how many
-            to wait for; `patience`, seconds, 0 for ever; `force`, whether an earlier run's folder
-            is replaced.
+            to wait for; `patience`, for how many seconds, 0: for ever; `force`, whether an earlier
+            run's folder is replaced.
     """
     folder, force = Path(str(words["folder"])), bool(words["force"])
     RunFolder.check(folder, force=force)
     config = validate(tomllib.loads(str(words["configuration"])))
+    rules, patience = config.rounds, float(words["patience"]) or None
     sites = Sites(
         grid,
         str(words["run"]),
         terms(config),
-        patience=float(words["patience"]) or None,
+        deadline=rules.deadline or None,
+        spare=rules.spare,
         tell=_say,
     )
-    met = sites.meet(int(words["sites"]))
-    sizes = [ClientSizes(name, *astuple(each.sizes)) for name, each in met.items()]
-    experiment = build_server(config, sizes)
+    sites.meet(int(words["sites"]), patience)
+    experiment = build_server(config, sites.sizes)
     serve(config, experiment, sites, folder, force=force, watch=Progress(config))
 
 

@@ -19,7 +19,7 @@ from fedms.core.algorithm import (
     View,
 )
 from fedms.core.costs import Costs
-from fedms.core.errors import DivergenceError
+from fedms.core.errors import DivergenceError, UserError
 from fedms.core.rows import Split
 from fedms.core.screening import reason_to_reject
 from fedms.core.seeds import draw_cohort
@@ -47,6 +47,26 @@ class Absent:
     reason: str
 
 
+@dataclass(frozen=True)
+class Late:
+    """A client that answered an earlier question after it was no longer waited for."""
+
+    client: str
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """When a round counts.
+
+    Args:
+        updates: the fewest that a round needs, at least 1; of a smaller cohort, all.
+        attempts: cohorts that are tried before the run stops, at least 1.
+    """
+
+    updates: int = 1
+    attempts: int = 3
+
+
 class Clients(Protocol):
     """The clients of a federation, in this process or elsewhere."""
 
@@ -55,7 +75,7 @@ class Clients(Protocol):
 
     def train(
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
-    ) -> Iterator[Answer | Absent]:
+    ) -> Iterator[Answer | Absent | Late]:
         """Have every client of the cohort perform the round; answers come in cohort order.
 
         `tensors` are the server's; the plan names those that are sent.
@@ -79,7 +99,11 @@ class ScoredClients(Clients, Protocol):
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round, for records. `validation` is None where no client has validation rows."""
+    """One round, for records. `validation` is None where no client has validation rows.
+
+    `cohort` are those that were asked, `rejected` those of them without a usable update; `late`
+    clients' answers to earlier questions arrived.
+    """
 
     round: int
     stage: int
@@ -87,6 +111,7 @@ class RoundRecord:
     client_depths: tuple[int, ...]
     cohort: tuple[str, ...]
     rejected: Mapping[str, str]
+    late: tuple[str, ...]
     validation: float | None
     upload_bytes: int
     download_bytes: int
@@ -96,47 +121,71 @@ class RoundRecord:
 
 
 def run_rounds(
-    algorithm: FederatedAlgorithm, clients: Clients, state: ServerState
+    algorithm: FederatedAlgorithm,
+    clients: Clients,
+    state: ServerState,
+    quorum: Quorum = Quorum(),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Perform rounds until the algorithm has no more, from any state.
 
-    Updates are screened, then averaged in client order.
+    Updates are screened, then averaged in client order. A round of too few is tried again with
+    another cohort; what that costs counts.
 
     Yields:
         the state after every round, with its record.
 
     Raises:
-        DivergenceError: if every update of a round is rejected.
+        DivergenceError: if a round has no usable update, and all that there are diverged.
+        UserError: if it has too few, for other reasons.
     """
-    names = sorted(clients.declared)
     while (plan := algorithm.plan(state)) is not None:
-        began = time.perf_counter()
-        cohort = draw_cohort(names, plan.cohort, plan.seed, plan.round)
-        intake = _Intake(algorithm, plan, clients.declared)
-        for answer in clients.train(plan, state.tensors, cohort):
-            intake.add(answer)
-        state, aggregate = intake.close(state)
-        yield state, intake.record(cohort, aggregate, time.perf_counter() - began)
+        intake = _Intake(algorithm, plan)
+        for attempt in range(quorum.attempts):
+            declared = clients.declared  # who is there may change between rounds
+            drawn = draw_cohort(sorted(declared), plan.cohort, plan.seed, plan.round, attempt)
+            intake.open(drawn, declared)
+            for answer in clients.train(plan, state.tensors, drawn):
+                intake.add(answer)
+            if intake.suffices(quorum) or intake.is_final(declared):
+                break
+        state, record = intake.close(state, quorum)
+        yield state, record
 
 
 class _Intake:
     """The answers of one round: screened, averaged, and what they cost."""
 
-    def __init__(
-        self, algorithm: FederatedAlgorithm, plan: RoundPlan, declared: Mapping[str, ClientInfo]
-    ) -> None:
-        self._algorithm, self._plan, self._declared = algorithm, plan, declared
-        self._averager = Averager()
-        self._rejected: dict[str, str] = {}
-        self._up = self._down = self._trained = 0
+    def __init__(self, algorithm: FederatedAlgorithm, plan: RoundPlan) -> None:
+        self._algorithm, self._plan = algorithm, plan
+        self._began = time.perf_counter()
+        self._asked: set[str] = set()
+        self._absent: dict[str, str] = {}
+        self._late: list[str] = []
+        self._up = self._down = 0
         self._costs = Costs()
 
-    def add(self, answer: Answer | Absent) -> None:
-        if isinstance(answer, Absent):
-            self._rejected[answer.client] = answer.reason
-            return
+    def open(self, drawn: Sequence[str], declared: Mapping[str, ClientInfo]) -> None:
+        """Begin with a cohort; of an earlier one only costs are left."""
+        self._drawn, self._declared = drawn, declared
+        self._averager = Averager()
+        self._trained = 0
+        self._rejected: dict[str, str] = {}
+
+    def add(self, answer: Answer | Absent | Late) -> None:
+        match answer:
+            case Late():
+                self._late.append(answer.client)
+            case Absent():
+                self._asked.add(answer.client)
+                self._absent[answer.client] = answer.reason
+            case Answer():
+                self._add(answer)
+
+    def _add(self, answer: Answer) -> None:
         began = time.perf_counter()
         update = answer.update
+        self._asked.add(update.client)
+        self._absent.pop(update.client, None)  # it was in another cohort
         self._up, self._down = self._up + answer.upload_bytes, self._down + answer.download_bytes
         info = self._declared[update.client]
         expected = self._algorithm.expects(self._plan, info)
@@ -149,35 +198,62 @@ class _Intake:
             self._trained = max(self._trained, update.trained_parameters)
         self._costs += answer.costs + _aggregation(began)
 
-    def close(self, state: ServerState) -> tuple[ServerState, Aggregate]:
-        """The server's state after the round, and the average behind it."""
+    def suffices(self, quorum: Quorum) -> bool:
+        return self._averager.clients >= min(quorum.updates, len(self._drawn))
+
+    def is_final(self, declared: Mapping[str, ClientInfo]) -> bool:
+        """Whether to ask again would bring the same: all clients answered, for they will again."""
+        return len(self._drawn) == len(declared) and not self._absent
+
+    def close(self, state: ServerState, quorum: Quorum) -> tuple[ServerState, RoundRecord]:
+        """The server's state after the round, and its record.
+
+        Raises:
+            DivergenceError, UserError: see `run_rounds`.
+        """
+        if not self.suffices(quorum):
+            raise self._too_few(quorum)
         began = time.perf_counter()
         aggregate = self._averager.result()
-        if not aggregate.clients:
-            client, reason = next(iter(self._rejected.items()))
-            raise DivergenceError(
-                f"got no usable update in round {self._plan.round + 1}; all {len(self._rejected)} "
-                f"were rejected (client {client}: {reason}); try a lower training.learning_rate"
-            )
         state = self._algorithm.server_update(state, self._plan, aggregate)
         self._costs += _aggregation(began)
-        return state, aggregate
+        return state, self._record(aggregate)
 
-    def record(self, cohort: tuple[str, ...], aggregate: Aggregate, seconds: float) -> RoundRecord:
+    def _too_few(self, quorum: Quorum) -> UserError:
+        bad = {**self._absent, **self._rejected}
+        client, reason = next(iter(bad.items()))
+        if not self._absent:
+            return DivergenceError(
+                f"got {_few(self._averager.clients)} in round {self._plan.round + 1}; "
+                f"{len(bad)} were rejected (client {client}: {reason}); "
+                "try a lower training.learning_rate"
+            )
+        return UserError(
+            f"got {_few(self._averager.clients)} in round {self._plan.round + 1}; expected at "
+            f"least {min(quorum.updates, len(self._drawn))} (client {client}: {reason}); try again "
+            "when more clients are there, or a longer rounds.deadline"
+        )
+
+    def _record(self, aggregate: Aggregate) -> RoundRecord:
         return RoundRecord(
             round=self._plan.round,
             stage=self._plan.stage,
             depth=self._plan.depth,
             client_depths=aggregate.depths,
-            cohort=cohort,
-            rejected=self._rejected,
+            cohort=tuple(sorted(self._asked)),
+            rejected={**self._absent, **self._rejected},
+            late=tuple(self._late),
             validation=aggregate.score.accuracy,
             upload_bytes=self._up,
             download_bytes=self._down,
             trainable_parameters=self._trained,
             costs=self._costs,
-            seconds=seconds,
+            seconds=time.perf_counter() - self._began,
         )
+
+
+def _few(count: int) -> str:
+    return "1 usable update" if count == 1 else f"{count or 'no'} usable updates"
 
 
 def _aggregation(began: float) -> Costs:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 
 from fedms.core.algorithm import ClientInfo, FederatedAlgorithm, Learner, RoundPlan
 from fedms.core.errors import UserError
-from fedms.core.rows import ClientData
+from fedms.core.rows import ClientData, ClientSizes
 from fedms.core.tensors import Tensors, deserialise, pick, serialise
 from fedms.runtimes.messages import Message, MessageError, decode, encode, write
 from fedms.runtimes.service import Service
@@ -28,16 +27,6 @@ from fedms.store.states import ClientStates
 
 _LONGEST_RUN = _LONGEST_NAME = 200
 _MOST_ROWS = 10**9
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Rows of a site by split, and the number of classes among its training rows."""
-
-    train: int
-    val: int
-    test: int
-    classes: int
 
 
 class Site:
@@ -56,7 +45,7 @@ class Site:
         algorithm: FederatedAlgorithm,
         learner: Learner,
         data: ClientData,
-        sizes: Sizes,
+        sizes: ClientSizes,
         terms: Mapping[str, str],
         folder: Path,
     ) -> None:
@@ -137,7 +126,7 @@ def read_refusal(message: Message) -> str:
     return str(message.fact("reason", str))[:500]
 
 
-def read_hello(message: Message) -> tuple[ClientInfo, Sizes]:
+def read_hello(message: Message) -> tuple[ClientInfo, ClientSizes]:
     """What a site says of itself.
 
     Raises:
@@ -145,14 +134,14 @@ def read_hello(message: Message) -> tuple[ClientInfo, Sizes]:
     """
     if message.kind != "hello":
         raise MessageError(f"got a message {message.kind!r}; expected 'hello'")
-    info, sizes = message.fact("client", ClientInfo), message.fact("sizes", Sizes)
+    info, sizes = message.fact("client", ClientInfo), message.fact("sizes", ClientSizes)
     counts = (info.rows - 1, sizes.val, sizes.test, sizes.classes - 1)
     limits = [limit for limit in (info.cap, info.rank) if limit is not None]
     if not (
         0 < len(info.id) <= _LONGEST_NAME
         and all(0 <= count < _MOST_ROWS for count in counts)
         and all(0 < limit < _MOST_ROWS for limit in limits)
-        and info.rows == sizes.train
+        and (info.id, info.rows) == (sizes.id, sizes.train)
     ):
         raise MessageError(f"got a site that cannot be: {str(info)[:200]}, {sizes}")
     return info, sizes

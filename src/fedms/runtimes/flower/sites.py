@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from flwr.serverapp import Grid, ServerApp
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
-from fedms.core.rows import Split
+from fedms.core.rows import ClientSizes, Split
+from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.core.tensors import Tensors, pick, wire_bytes
 from fedms.runtimes import service, site
 from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
 from fedms.runtimes.messages import Message, MessageError, decode, encode
-from fedms.runtimes.rounds import Absent, Answer
+from fedms.runtimes.rounds import Absent, Answer, Late
 from fedms.runtimes.simulator import SCORED, Scores, Sent, send
-from fedms.runtimes.site import Sizes
 
 _LONGEST = 300
 """Characters of a reason that comes from elsewhere."""
@@ -78,17 +78,23 @@ class Met:
 
     node: int
     info: ClientInfo
-    sizes: Sizes
+    sizes: ClientSizes
 
 
 class Sites:
     """Implements `rounds.Clients` as `Simulator` does, over Flower's grid.
 
+    Sites may come at any time: one that is met takes part from the next round on, and one that
+    comes back, at whatever node, goes on as the client that it was. One that is still at work on
+    what it was asked before is not asked again until it has answered; that answer counts as late.
+
     Args:
         grid: Flower's.
         run: the name under which sites keep what is of this run.
         terms: what must be the same everywhere, by name.
-        patience: seconds after which a site that has not answered is left out; None: for ever.
+        deadline: seconds after which a site that has not answered is left out; None: for ever.
+        spare: clients asked beyond a cohort, as a share of it; as many answers as the cohort has
+            clients suffice, the first ones.
         tell: is told of sites that are refused, and why.
     """
 
@@ -98,81 +104,117 @@ class Sites:
         run: str,
         terms: Mapping[str, str],
         *,
-        patience: float | None = None,
+        deadline: float | None = None,
+        spare: float = 0.0,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._grid, self._run, self._terms = grid, run, terms
-        self._patience, self._tell = patience, tell
+        self._deadline, self._spare, self._tell = deadline, spare, tell
         self._met: dict[str, Met] = {}
-        self._asked: set[int] = set()
+        self._known: set[int] = set()
+        self._hellos: dict[str, int] = {}
+        self._open: dict[str, str] = {}
+        self._late: list[str] = []
         self._failed: dict[int, Failure] = {}
         self._held: dict[str, frozenset[str]] = {}
         self._spent = Costs()
 
-    def meet(self, least: int) -> Mapping[str, Met]:
-        """Wait for so many sites of the federation, and ask new ones what they are.
+    def meet(self, least: int, patience: float | None = None) -> None:
+        """Wait for so many sites of the federation, for so many seconds at most.
 
         Raises:
             UserError: if they are not there in time.
         """
         began, pause = time.monotonic(), _POLL[0]
         while True:
-            self._ask_new()
+            self._greet()
             if len(self._met) >= least:
-                return dict(sorted(self._met.items()))
-            if self._patience is not None and time.monotonic() - began > self._patience:
+                return
+            if patience is not None and time.monotonic() - began > patience:
                 raise UserError(
-                    f"got {len(self._met)} of {least} sites after {self._patience:g} s; expected "
-                    "all of them; try to start those that lack, or a longer deadline"
+                    f"got {len(self._met)} of {least} sites after {patience:g} s; expected "
+                    "all of them; try to start those that lack, or to wait longer"
                 )
             time.sleep(pause)
             pause = min(2 * pause, _POLL[1])
-
-    def _ask_new(self) -> None:
-        new = sorted(set(self._grid.get_node_ids()) - self._asked)
-        hello = site.ask_hello(self._run, self._terms)
-        for node, said in self._exchange(dict.fromkeys(new, hello), MessageType.QUERY):
-            if isinstance(said, Failure):
-                if said.final:
-                    self._asked.add(node)
-                if said != self._failed.get(node):  # it is asked again, and told of once
-                    self._tell(f"a site (node {node}) was left out: {said.reason}")
-                self._failed[node] = said
-                continue
-            self._asked.add(node)
-            try:
-                info, sizes = site.read_hello(said)
-            except MessageError as error:
-                self._tell(f"a site (node {node}) was left out: {str(error)[:_LONGEST]}")
-                continue
-            there = self._met.get(info.id)
-            if there is not None and there.node in set(self._grid.get_node_ids()):
-                self._tell(f"a second site {info.id!r} (node {node}) was left out")
-                continue
-            self._met[info.id] = Met(node, info, sizes)
-            self._held.pop(info.id, None)
 
     @property
     def declared(self) -> Mapping[str, ClientInfo]:
         return {client: met.info for client, met in sorted(self._met.items())}
 
+    @property
+    def sizes(self) -> list[ClientSizes]:
+        """Of all sites that were met so far, by their names."""
+        return [met.sizes for _, met in sorted(self._met.items())]
+
+    def _greet(self) -> None:
+        """Ask new nodes what they are, and hear those that answered; waits for nobody."""
+        asked = self._known | {*self._hellos.values()}
+        new = sorted({*self._grid.get_node_ids()} - asked)
+        hello = site.ask_hello(self._run, self._terms)
+        self._hellos |= self._push(dict.fromkeys(new, hello), MessageType.QUERY)
+        self._look({})
+
+    def _hear(self, node: int, said: Message | Failure) -> None:
+        """What a node says when it is asked what it is."""
+        if isinstance(said, Failure):
+            if said.final:
+                self._known.add(node)
+            if said != self._failed.get(node):  # it is asked again, and told of once
+                self._tell(f"a site (node {node}) was left out: {said.reason}")
+            self._failed[node] = said
+            return
+        self._known.add(node)
+        try:
+            info, sizes = site.read_hello(said)
+        except MessageError as error:
+            self._tell(f"a site (node {node}) was left out: {str(error)[:_LONGEST]}")
+            return
+        there = self._met.get(info.id)
+        if there is not None and there.node in {*self._grid.get_node_ids()}:
+            self._tell(f"a second site {info.id!r} (node {node}) was left out")
+            return
+        self._met[info.id] = Met(node, info, sizes)
+        self._held.pop(info.id, None)
+        self._open = {name: client for name, client in self._open.items() if client != info.id}
+
     def train(
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
-    ) -> Iterator[Answer | Absent]:
+    ) -> Iterator[Answer | Absent | Late]:
         """What every site of the cohort answers, in cohort order, as soon as it can be told."""
-        whole, waiting = send(plan, tensors), list(cohort)
+        self._greet()
+        whole = send(plan, tensors)
+        waiting = [*cohort, *self._spares(plan, cohort)]
         arrived: dict[str, Answer | Absent] = {}
-        asked, lacking = list(cohort), list[str]()
-        while asked:
-            for client, said in self._ask({client: self._part(whole, client) for client in asked}):
-                if isinstance(said, Message) and said.kind == "lacks" and client not in lacking:
-                    lacking.append(client)  # its disk is new, or lost
-                    self._held.pop(client, None)
-                    continue
-                arrived[client] = self._answer(whole, client, said)
-                while waiting and waiting[0] in arrived:
-                    yield arrived.pop(waiting.pop(0))
-            asked = [client for client in waiting if client not in arrived]
+        lacking: set[str] = set()
+        answers = 0
+
+        def again(client: str, said: Message) -> Message | None:
+            if said.kind != "lacks" or client in lacking:
+                return None
+            lacking.add(client)  # its disk is new, or lost
+            self._held.pop(client, None)
+            return self._part(whole, client)
+
+        replies = self._ask({client: self._part(whole, client) for client in waiting}, again)
+        for client, said in replies:
+            arrived[client] = self._answer(whole, client, said)
+            answers += isinstance(arrived[client], Answer)
+            while waiting and waiting[0] in arrived:
+                yield arrived.pop(waiting.pop(0))
+            if answers == len(cohort):
+                replies.close()
+        for client in waiting:
+            yield arrived.get(client, Absent(client, "was not waited for: others were earlier"))
+        yield from map(Late, self._late)
+        self._late = []
+
+    def _spares(self, plan: RoundPlan, cohort: Sequence[str]) -> Sequence[str]:
+        """Clients beyond the cohort, drawn as it was."""
+        rest = sorted(self._met.keys() - {*cohort})
+        count = min(len(rest), math.ceil(self._spare * len(cohort)))
+        seed = derive_seed(plan.seed, "spare")
+        return draw_cohort(rest, count, seed, plan.round) if count else ()
 
     def _part(self, whole: Sent, client: str) -> Message:
         """What one site is sent: of what stands still, what it does not have yet."""
@@ -215,6 +257,7 @@ class Sites:
 
     def _scores(self, asked: Message) -> dict[Split, Scores]:
         """Scores of all sites that answer, each of itself alone."""
+        self._greet()
         found: dict[Split, Scores] = {split: {} for split in SCORED}
         for client, said in sorted(self._ask(dict.fromkeys(self._met, asked)), key=lambda p: p[0]):
             if isinstance(said, Failure):
@@ -238,20 +281,50 @@ class Sites:
                     found[split].setdefault(role, {})[client] = score
         return found
 
-    def _ask(self, asked: Mapping[str, Message]) -> Iterator[tuple[str, Message | Failure]]:
-        """What sites answer, or why they do not, as it arrives."""
+    def _ask(
+        self,
+        asked: Mapping[str, Message],
+        again: Callable[[str, Message], Message | None] = lambda client, said: None,
+    ) -> Generator[tuple[str, Message | Failure]]:
+        """What sites answer, as it arrives, then why others do not.
+
+        `again` is asked of every answer whether there is another question first. Who has not
+        answered when the generator is closed, or at the deadline, is not waited for.
+        """
         at = {self._met[client].node: client for client in asked}
+        busy = {*self._open.values()}
+        for client in sorted(busy & asked.keys()):
+            yield client, Failure("is still at work on what it was asked before")
         ours: dict[int, Message] = {}  # what all are asked is one message
         for message in asked.values():
             ours.setdefault(id(message), site.of_run(self._run, message))
-        questions = {node: ours[id(asked[client])] for node, client in sorted(at.items())}
-        for node, said in self._exchange(questions, MessageType.TRAIN):
-            yield at[node], said
+        questions = {n: ours[id(asked[c])] for n, c in sorted(at.items()) if c not in busy}
+        ids = {name: at[n] for name, n in self._push(questions, MessageType.TRAIN).items()}
+        for client in sorted(asked.keys() - busy - {*ids.values()}):
+            yield client, Failure("could not be asked: it is gone, or the message too large")
+        began, pause = time.monotonic(), _POLL[0]
+        try:
+            while ids:
+                late = self._deadline is not None and time.monotonic() - began > self._deadline
+                for name, said in self._look(ids):
+                    client, pause = ids.pop(name), _POLL[0]
+                    more = again(client, said) if isinstance(said, Message) else None
+                    if more is None:
+                        yield client, said
+                        continue
+                    asked_more = {self._met[client].node: site.of_run(self._run, more)}
+                    ids |= dict.fromkeys(self._push(asked_more, MessageType.TRAIN), client)
+                if late:
+                    break
+                time.sleep(pause if ids else 0)
+                pause = min(2 * pause, _POLL[1])
+            for client in ids.values():
+                yield client, Failure(f"gave no answer in {self._deadline:g} s")
+        finally:
+            self._open |= ids
 
-    def _exchange(
-        self, asked: Mapping[int, Message], kind: str
-    ) -> Iterator[tuple[int, Message | Failure]]:
-        """Every node's reply, or why there is none: as they arrive, then those that did not."""
+    def _push(self, asked: Mapping[int, Message], kind: str) -> dict[str, int]:
+        """Send nodes questions; the names under which answers arrive, of those that were sent."""
         contents: dict[int, RecordDict] = {}
         for message in asked.values():  # what all are sent is packed once
             contents.setdefault(id(message), pack(message))
@@ -259,27 +332,22 @@ class Sites:
             Envelope(contents[id(message)], dst_node_id=node, message_type=kind)
             for node, message in asked.items()
         ]
-        ids: dict[str, int] = {}
-        pushed = list(self._grid.push_messages(envelopes)) or [""] * len(asked)
-        for name, node in zip(pushed, asked, strict=True):  # nothing: all were too large
-            if name:
-                ids[name] = node
-            else:
-                yield node, Failure("could not be asked: it is gone, or the message too large")
-        began, pause = time.monotonic(), _POLL[0]
-        while ids:
-            late = self._patience is not None and time.monotonic() - began > self._patience
-            for envelope in self._grid.pull_messages(list(ids)):
-                name = str(envelope.metadata.reply_to_message_id)
-                if name in ids:
-                    yield ids.pop(name), _read(envelope)
-                    pause = _POLL[0]
-            if late or not ids:
-                break
-            time.sleep(pause)
-            pause = min(2 * pause, _POLL[1])
-        for node in ids.values():
-            yield node, Failure(f"gave no answer in {self._patience:g} s")
+        names = list(self._grid.push_messages(envelopes)) if envelopes else []
+        return {name: node for name, node in zip(names, asked, strict=False) if name}
+
+    def _look(self, ids: Mapping[str, str]) -> list[tuple[str, Message | Failure]]:
+        """Answers that have arrived to some questions; others are heard, or counted as late."""
+        found: list[tuple[str, Message | Failure]] = []
+        wanted = [*ids, *self._hellos, *self._open]
+        for envelope in self._grid.pull_messages(wanted) if wanted else ():
+            name, said = str(envelope.metadata.reply_to_message_id), _read(envelope)
+            if name in ids:
+                found.append((name, said))
+            elif name in self._hellos:
+                self._hear(self._hellos.pop(name), said)
+            elif name in self._open:
+                self._late.append(self._open.pop(name))
+        return found
 
 
 def _plausible(score: Score, rows: int) -> bool:
