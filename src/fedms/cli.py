@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -173,6 +175,145 @@ def bench(
         typer.echo(json.dumps([{**asdict(row), "machine": machine} for row in rows], indent=2))
     else:
         bench_table(rows, machine)
+
+
+@app.command()
+def deploy(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="A TOML file, and settings that override it; with data.classes.",
+        ),
+    ] = None,
+    sites: Annotated[str, typer.Option(help="Names of the sites, by commas.")] = "",
+    to: Annotated[Path, typer.Option(help="Folder to write.")] = Path("deployment"),
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT by which sites reach the server.")
+    ] = "127.0.0.1:9443",
+    listen: Annotated[
+        str | None,
+        typer.Option(help="The server's own address to listen on [all; of loopback, itself]."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS and keys: for a try on one machine.")
+    ] = False,
+) -> None:
+    """Write what a server and sites on other machines need, with certificates and keys.
+
+    Written again, it keeps authority, keys and sites: to add sites, or for other settings.
+
+    Example: fedms deploy clinics.toml --sites north,south --address fl.example.org:9443
+    """
+    from fedms.deploy.folders import write_deployment
+
+    names = _list(sites, str, "--sites")
+    config = _config(words or [])
+    made = write_deployment(to, config, names, address=address, listen=listen, secure=not insecure)
+    typer.echo(f"on this machine:  fedms server {made.path}")
+    for path in made.site_folders:
+        typer.echo(f"hand over {path}, there:  fedms site {path.name} data.path=FILE")
+    typer.echo(f"then, on this machine:  fedms submit {made.path}")
+
+
+@app.command()
+def server(
+    folder: Annotated[Path, typer.Argument(help="The server's folder of a deployment.")],
+) -> None:
+    """Let sites in and perform what is submitted, until interrupted.
+
+    Example: fedms server deployment/server
+    """
+    from fedms.deploy.folders import read_server
+    from fedms.deploy.server import serve
+
+    with _until_told("server ended"):
+        serve(read_server(folder), typer.echo)
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(help="The site's folder of a deployment.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The site's own settings, as data.path."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Where what is private is kept [FOLDER/state].")
+    ] = None,
+) -> None:
+    """Take part with rows that stay here, until interrupted.
+
+    Example: fedms site north data.path=/data/letters.csv
+    """
+    from fedms.deploy.folders import read_site, site_config
+    from fedms.deploy.site import attend
+
+    found = read_site(folder)
+    with _until_told("site ended"):
+        attend(found, site_config(found, words or []), typer.echo, state)
+
+
+@app.command()
+def submit(
+    folder: Annotated[Path, typer.Argument(help="The server's folder of a deployment.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of this run."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [runs/NAME-METHOD-seedN].")] = None,
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Sites to wait for [all of the deployment].")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for them; 0: for ever.")
+    ] = 0.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON at the end.")
+    ] = False,
+) -> None:
+    """Perform a run with the sites of a deployment, and show it until it ends.
+
+    Example: fedms submit deployment/server stage2.rounds=5 --out runs/first
+    """
+    from fedms.config import load_config
+    from fedms.deploy.folders import read_server
+    from fedms.deploy.submit import submit as perform
+    from fedms.run import default_folder
+
+    found = read_server(folder)
+    config = load_config(found.path / "config.toml", words or [])
+    path = out or default_folder(config)
+    say = _say_aside if as_json else typer.echo
+    wanted = sites or len(found.sites)
+    try:
+        perform(found, config, path, sites=wanted, patience=patience, force=force, say=say)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; the run was stopped, and what was done so far is in {path}")
+    if as_json:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        typer.echo(json.dumps({"folder": str(path), **summary}, indent=2))
+
+
+def _say_aside(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def _until_told(said: str) -> Iterator[None]:
+    """Ctrl-C, and the signal by which systems end programs, are how it should end."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(said, err=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _config(words: list[str]) -> Any:

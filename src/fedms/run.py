@@ -18,14 +18,13 @@ from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
-from fedms.core.tensors import part
 from fedms.identity import identity
-from fedms.models import save_expert, save_gate, save_means, save_prior, save_statistics
 from fedms.models.resident import FROZEN
+from fedms.outcome import Outcome
 from fedms.runtimes.rounds import Quorum, RoundRecord, ScoredClients, run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.runtimes.workers import Workers, on_threads
-from fedms.store.files import whole_folder, write_json
+from fedms.store.files import write_json
 from fedms.store.run_folder import RunFolder
 from fedms.store.states import save_state
 
@@ -68,10 +67,16 @@ class Finished:
 
 
 class ClientsElsewhere(ScoredClients, Protocol):
-    """Clients that come and go: `sizes` are those of all that were there so far."""
+    """Clients that come and go, and keep what is theirs."""
 
     @property
-    def sizes(self) -> Sequence[ClientSizes]: ...
+    def sizes(self) -> Sequence[ClientSizes]:
+        """Of all that were there so far."""
+        ...
+
+    def finish(self, state: ServerState) -> None:
+        """Have them keep their models of the run, which ends with this state."""
+        ...
 
 
 Scores = Mapping[Split, Mapping[str, Mapping[str, Score]]]
@@ -164,8 +169,7 @@ def serve(
             computes={**experiment.computes, "identity": identity(config)},
             force=force,
         )
-        run = _Run(config, experiment, folder, watch, clients, lambda: clients.sizes)
-        return run.perform()
+        return _Run(config, experiment, folder, watch, clients, clients).perform()
 
 
 def _simulator(
@@ -193,14 +197,14 @@ class _Run:
         folder: RunFolder,
         watch: Callable[[Event], None],
         simulator: ScoredClients,
-        sizes: Callable[[], Sequence[ClientSizes]] | None = None,
+        elsewhere: ClientsElsewhere | None = None,
     ) -> None:
         self._config, self._experiment, self._folder = config, experiment, folder
         self._watch, self._simulator = watch, simulator
         self._began = time.perf_counter()
         self._records: list[RoundRecord] = []
         self._rounds = experiment.algorithm.rounds
-        self._sizes = sizes or (lambda: experiment.partition)  # of clients elsewhere, more may come
+        self._elsewhere = elsewhere
 
     def perform(self) -> dict[str, Any]:
         """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
@@ -221,11 +225,15 @@ class _Run:
             scores = self._evaluate(state, record) if due else {}
             costs = record.costs + self._simulator.spent()
             self._record(replace(record, costs=costs), scores)
-        self._save_adapters(state)
+        self._save_models(state)
         summary = self._summary(zero_shot, scores, self._unseen(before, state))
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
         return summary
+
+    def _sizes(self) -> Sequence[ClientSizes]:
+        """Of all clients; of those elsewhere, of all that came so far."""
+        return self._elsewhere.sizes if self._elsewhere else self._experiment.partition
 
     def _clients(self) -> Sequence[ClientSizes]:
         """Of those that train."""
@@ -296,32 +304,17 @@ class _Run:
             )
         return scores
 
-    def _save_adapters(self, state: ServerState) -> None:
-        """Global expert, gate, and every client's own, each folder put in place as a whole."""
-        learner, base = self._experiment.learner, self._config.model.name
-        write_json(self._folder.path / "adapters" / "head.json", self._experiment.head)
-        shared = self._experiment.algorithm.view(state, None, "global")
-        if shared is not None:
-            with whole_folder(self._folder.global_adapter()) as folder:
-                save_expert(folder, learner, shared.expert, base)
-            save_statistics(
-                self._folder.path / "adapters" / "statistics.safetensors", learner, shared
-            )
-        gate = part("gate", state.tensors)
-        if gate:
-            with whole_folder(self._folder.gate()) as folder:
-                save_gate(folder, learner, gate)
-        for client in self._experiment.clients:
-            own = self._folder.client_states.load(client.id, state.round)
-            view = self._experiment.algorithm.view(state, own, "personal") if own else None
-            if view is None:
-                continue
-            with whole_folder(self._folder.client_adapters(client.id)) as folder:
-                save_expert(folder / "local", learner, view.expert, base)
-                save_prior(folder / "prior.json", learner, view, client)
-                save_means(folder / "means.safetensors", learner, view, client)
-                if view.gate is not None:
-                    save_gate(folder / "gate", learner, view.gate)
+    def _save_models(self, state: ServerState) -> None:
+        """Adapters of the global expert and gate, and of every client that is here."""
+        experiment, folder = self._experiment, self._folder
+        base = self._config.model.name
+        outcome = Outcome(experiment.algorithm, experiment.learner, base, experiment.head)
+        outcome.save_shared(folder.adapters, state)
+        for client in experiment.clients:
+            own = folder.client_states.load(client.id, state.round)
+            outcome.save_own(folder.client_adapters(client.id), state, own, client)
+        if self._elsewhere is not None:
+            self._elsewhere.finish(state)
 
     def _summary(
         self, zero_shot: Scores, scores: Scores, unseen: Mapping[str, Mapping[str, Score]]

@@ -148,7 +148,8 @@ def node(answer):
 def started(tables, folder, site, *words):
     """A site as it starts."""
     made = build_site(configured(tables, site, *words), site)
-    return Site(made.algorithm, made.learner, made.client, made.sizes, TERMS, folder / site)
+    what = (made.algorithm, made.learner, made.client, made.sizes)
+    return Site(*what, TERMS, folder / site, made.keep)
 
 
 def configured(tables, file, *words):
@@ -199,6 +200,19 @@ def test_a_run_over_the_grid_is_the_simulators(tables, tmp_path):
         ]
         for path in kept.iterdir():
             assert path.read_bytes() == (simulated / path.name).read_bytes()
+        adapters = tmp_path / site / "one" / "adapters"
+        expected_files = tmp_path / "simulated" / "adapters"
+        here = {p.relative_to(adapters) for p in adapters.rglob("*") if p.is_file()}
+        assert {p.parts[1] for p in here if p.parts[0] == "clients"} == {site}
+        for path in here:
+            assert (adapters / path).read_bytes() == (expected_files / path).read_bytes()
+        scores = [line for line in lines(tmp_path / "simulated", "clients") if line["id"] == site]
+        kept_scores = lines(tmp_path / site / "one", "scores")
+        assert [line["round"] for line in scores] == [line["round"] for line in kept_scores]
+        for there, own in zip(scores, kept_scores, strict=True):
+            for role, accuracy in there["test"].items():
+                score = own["test"][role][site]
+                assert score["correct"] / score["rows"] == accuracy
     assert not (tmp_path / "served" / "adapters" / "clients").exists()
     assert not (tmp_path / "served" / "checkpoints" / "clients").exists()
 
@@ -369,11 +383,8 @@ def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
         }
         served(tables, tmp_path / name / "run", {**others, 7: node(south)})
     kept = sorted((tmp_path / "whole" / "south" / "one").rglob("*.safetensors"))
-    assert [p.name for p in kept] == [
-        "000003.safetensors",
-        "000004.safetensors",
-        "constants.safetensors",
-    ]
+    names = {path.name for path in kept}
+    assert names > {"000003.safetensors", "000004.safetensors", "constants.safetensors"}
     for path in kept:
         again = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == again.read_bytes()

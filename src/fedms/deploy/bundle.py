@@ -29,16 +29,15 @@ def write_bundle(
 
     Args:
         folder: where.
-        config: of the run.
+        config: of the run, as `folders` writes it: without what is private to a machine.
         run: its name, under which sites keep what is theirs.
         out: the run folder on the server, an absolute path.
         sites: how many the server waits for, at least 1.
         patience: seconds it waits for them; 0: for ever.
         force: whether the server replaces an earlier run's folder.
     """
-    nowhere = config.data.model_copy(update={"path": None})
     words: dict[str, str | int | float | bool] = {
-        "configuration": dump_config(config.model_copy(update={"data": nowhere})),
+        "configuration": dump_config(config),
         "run": run,
         "folder": str(out),
         "sites": sites,
@@ -70,7 +69,7 @@ def _project(words: Mapping[str, str | int | float | bool]) -> dict[str, Any]:
                     "flwr-version-target": flower,
                     "fab-include": ["LICENSE"],
                     "components": {
-                        "serverapp": "fedms.deploy.server:app",
+                        "serverapp": "fedms.deploy.app:app",
                         "clientapp": "fedms.runtimes.flower.relay:app",
                     },
                     "config": dict(words),

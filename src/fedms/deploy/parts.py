@@ -8,11 +8,13 @@ from pathlib import Path
 
 from fedms import build, data
 from fedms.config import Config
-from fedms.core.algorithm import FederatedAlgorithm
+from fedms.core.algorithm import ClientState, FederatedAlgorithm, ServerState
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, ClientSizes
 from fedms.machine import computes
 from fedms.models import ModelLearner
+from fedms.outcome import Outcome
+from fedms.store.files import safe_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,13 @@ class SiteParts:
     algorithm: FederatedAlgorithm
     client: ClientData
     sizes: ClientSizes
+    outcome: Outcome
+
+    def keep(self, adapters: Path, state: ServerState, own: ClientState | None) -> None:
+        """Write its models: what all have, and beside it its own, as in a run folder."""
+        self.outcome.save_shared(adapters, state)
+        own_folder = adapters / "clients" / safe_name(self.client.id)
+        self.outcome.save_own(own_folder, state, own, self.client)
 
 
 def build_site(config: Config, client: str, scratch: Path | None = None) -> SiteParts:
@@ -46,17 +55,19 @@ def build_site(config: Config, client: str, scratch: Path | None = None) -> Site
         val_fraction=dealt.val_fraction,
         seed=config.seed,
     )
-    learner, _ = build.make_learner(
+    learner, head = build.make_learner(
         config, table.kind, classes, scratch, device=config.runtime.device
     )
     columns = build.encode(learner.backbone, table)
     labels = build.class_indices(table, classes)
     (sizes,) = data.describe(data.Federation(classes, (rows,)), table.labels)
+    algorithm = build.make_algorithm(config, learner.layout)
     return SiteParts(
         learner,
-        build.make_algorithm(config, learner.layout),
+        algorithm,
         build.client_data(rows, columns, labels, *build.limits(config, learner.layout, client)),
         sizes,
+        Outcome(algorithm, learner, config.model.name, head),
     )
 
 

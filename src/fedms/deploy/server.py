@@ -1,54 +1,136 @@
-"""The server's app: meets its sites, and performs the run with them."""
+"""`fedms server`: Flower's SuperLink, what runs apps for it, and the proxy before it."""
 
 from __future__ import annotations
 
-import sys
-import tomllib
-from collections.abc import Mapping
+import json
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fedms.config import validate
-from fedms.deploy.parts import build_server
-from fedms.deploy.terms import terms
-from fedms.progress import Progress
-from fedms.run import serve
-from fedms.runtimes.flower.sites import Sites, serving
-from fedms.store.run_folder import RunFolder
+from fedms.core.errors import UserError
+from fedms.deploy import engine
+from fedms.deploy.folders import ServerFolder
+from fedms.store.files import write_json
 
-if TYPE_CHECKING:
-    from flwr.serverapp import Grid
+_START = 120.0
+"""Seconds in which the SuperLink must be there."""
 
 
-def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
-    """Perform the run that was submitted, as `bundle` writes it down.
+def serve(server: ServerFolder, say: Callable[[str], None]) -> None:
+    """Run until interrupted.
 
-    Args:
-        grid: Flower's.
-        words: `configuration`, TOML; `run`, a name; `folder`, of the run, here; `sites`, how many
-            to wait for; `patience`, for how many seconds, 0: for ever; `force`, whether an earlier
-            run's folder is replaced.
+    Raises:
+        UserError: if a program is missing, cannot start, or ends.
     """
-    folder, force = Path(str(words["folder"])), bool(words["force"])
-    RunFolder.check(folder, force=force)
-    config = validate(tomllib.loads(str(words["configuration"])))
-    rules, patience = config.rounds, float(words["patience"]) or None
-    sites = Sites(
-        grid,
-        str(words["run"]),
-        terms(config),
-        deadline=rules.deadline or None,
-        spare=rules.spare,
-        tell=_say,
-    )
-    sites.meet(int(words["sites"]), patience)
-    experiment = build_server(config, sites.sizes)
-    serve(config, experiment, sites, folder, force=force, watch=Progress(config))
+    flower, inner = home(server), server.address.inner_port
+    engine.connect(flower, inner, server.path / "ca.crt" if server.secure else None)
+    for name in ("nginx",) if server.secure else ():
+        engine.program(name)
+    for port in {server.address.port, inner}:
+        _check_free(server, port)
+    with engine.Processes(flower, server.path / "logs") as processes:
+        processes.start("superlink", _superlink(server))
+        _wait(processes, inner)
+        if server.secure:
+            register(server, say)
+        processes.start("superexec", _superexec(server))
+        if server.secure:
+            (server.path / "nginx").mkdir(exist_ok=True)
+            words = ["-p", f"{server.path}/", "-c", "nginx.conf", "-g", "daemon off;"]
+            processes.start("nginx", [engine.program("nginx"), *words])
+            _wait(processes, server.address.port, server.address.listen)
+        else:
+            say(
+                f"INSECURE: without TLS and keys. Whoever reaches {server.address.listens} can "
+                "read what is sent, and run code at every site"
+            )
+        say(
+            f"server {server.name}: sites come to {server.address}; logs are in {processes.log('')}"
+        )
+        processes.wait()
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")  # which Flower keeps
-    sys.stderr.flush()
+def home(server: ServerFolder) -> Path:
+    """Where Flower keeps what it needs to find this server."""
+    return server.path / "flower"
 
 
-app = serving(main)
+def register(server: ServerFolder, say: Callable[[str], None]) -> None:
+    """Let in whose keys are in `nodes`, and nobody else."""
+    known = server.path / "flower" / "registered.json"
+    before: dict[str, list[str]] = json.loads(known.read_text()) if known.exists() else {}
+    keys = {path.stem: path for path in sorted((server.path / "nodes").glob("*.pub"))}
+    now = dict(before)
+    for name, (key, node) in before.items():
+        if name not in keys or keys[name].read_text() != key:
+            engine.ask(home(server), "supernode", "unregister", node, engine.CONNECTION)
+            say(f"site {name} is not let in any more")
+            del now[name]
+            write_json(known, now)
+    for name, path in keys.items():
+        if name not in now:
+            words = ("supernode", "register", str(path), engine.CONNECTION)
+            node = str(engine.ask(home(server), *words)["node-id"])
+            now[name] = [path.read_text(), node]
+            write_json(known, now)
+    if not now:
+        say(f"no site is let in: no key is in {server.path / 'nodes'}")
+
+
+def _superlink(server: ServerFolder) -> list[str]:
+    if server.secure:
+        safety = [
+            *("--ssl-ca-certfile", str(server.path / "ca.crt")),
+            *("--ssl-certfile", str(server.path / "server.crt")),
+            *("--ssl-keyfile", str(server.path / "server.key")),
+            "--enable-supernode-auth",
+        ]
+    else:
+        safety = ["--insecure"]
+    host = "127.0.0.1" if server.secure else server.address.listen
+    return [
+        engine.program("flower-superlink"),
+        *("--host", host, "--port", str(server.address.inner_port)),
+        *("--database", str(server.path / "flower" / "state.db"), "--isolation", "process"),
+        *("--superexec-auth-secret-file", str(server.path / "superexec.secret")),
+        "--disable-runtime-dependency-installation",
+        *safety,
+    ]
+
+
+def _superexec(server: ServerFolder) -> list[str]:
+    authority = ["--root-certificates", str(server.path / "ca.crt")]
+    return [
+        engine.program("flower-superexec"),
+        *("--runtime-api-address", f"127.0.0.1:{server.address.inner_port}"),
+        *("--superexec-auth-secret-file", str(server.path / "superexec.secret")),
+        *(authority if server.secure else ["--insecure"]),
+    ]
+
+
+def _check_free(server: ServerFolder, port: int) -> None:
+    if _is_open(port, "127.0.0.1"):
+        raise UserError(
+            f"got port {port} for {server.path}, where something listens already; try to end it, "
+            "or fedms deploy --address HOST:OTHER"
+        )
+
+
+def _wait(processes: engine.Processes, port: int, host: str = "127.0.0.1") -> None:
+    """Until something listens."""
+    near = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+    ends = time.monotonic() + _START
+    while not _is_open(port, near):
+        processes.check()
+        if time.monotonic() > ends:
+            raise UserError(f"nothing listens at {near}:{port} after {_START:g} s")
+        time.sleep(0.2)
+
+
+def _is_open(port: int, host: str) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False

@@ -76,6 +76,11 @@ def ask_newcomers(plan: RoundPlan, state: ServerState, rounds: int, rows: int) -
     return Message("newcomers", facts, state.tensors)
 
 
+def ask_finish(state: ServerState) -> Message:
+    """Have a site keep its models of the run, which ends with this state."""
+    return Message("finish", _facts(state), state.tensors)
+
+
 def ask_score_all(view: View) -> Message:
     """See `Simulator.score_all`, under the role ""; for one expert without partner."""
     return Message("score_all", {"prior": view.expert.prior}, view.expert.tensors)

@@ -8,25 +8,33 @@ sent once: a site that was started anew goes on from there.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Listener
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fedms.core.algorithm import ClientInfo, FederatedAlgorithm, Learner, RoundPlan
+from fedms.core.algorithm import (
+    ClientInfo,
+    ClientState,
+    FederatedAlgorithm,
+    Learner,
+    RoundPlan,
+    ServerState,
+)
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, ClientSizes
 from fedms.core.tensors import Tensors, deserialise, pick, serialise
+from fedms.runtimes import service
 from fedms.runtimes.messages import Message, MessageError, decode, encode, write
-from fedms.runtimes.service import Service
 from fedms.runtimes.simulator import Simulator, declare
-from fedms.store.files import safe_name, write_bytes
+from fedms.store.files import append_json, safe_name, write_bytes
 from fedms.store.states import ClientStates
 
 _LONGEST_RUN = _LONGEST_NAME = 200
 _MOST_ROWS = 10**9
+Keep = Callable[[Path, ServerState, ClientState | None], None]
 
 
 class Site:
@@ -37,7 +45,8 @@ class Site:
         data: its rows.
         sizes: of them, as it tells the server.
         terms: what must be the same at the server and at every site, by name.
-        folder: where its states are kept, one folder a run.
+        folder: where its states and scores are kept, one folder a run.
+        keep: writes its models into a folder, of the server's last state and its own.
     """
 
     def __init__(
@@ -48,9 +57,10 @@ class Site:
         sizes: ClientSizes,
         terms: Mapping[str, str],
         folder: Path,
+        keep: Keep = lambda folder, state, own: None,
     ) -> None:
         self._algorithm, self._learner, self._data = algorithm, learner, data
-        self._sizes, self._terms, self._folder = sizes, terms, folder
+        self._sizes, self._terms, self._folder, self._keep = sizes, terms, folder, keep
         self._run = ""
 
     def answer(self, asked: Message) -> Message:
@@ -72,7 +82,15 @@ class Site:
             asked = Message(asked.kind, asked.facts, self._with_constants(plan, asked.tensors))
             if lacking := sorted((plan.broadcast | plan.constant) - asked.tensors.keys()):
                 return Message("lacks", {"names": lacking})
+        if asked.kind == "finish":
+            state = service.read_state(asked)
+            own = self._states.load(self._data.id, state.round)
+            self._keep(self._here / "adapters", state, own)
+            return Message("finished")
         (answer,) = self._service.answers(asked)
+        if asked.kind == "evaluate":
+            scores = {"round": asked.facts["round"], **answer.facts["scores"]}
+            append_json(self._here / "scores.jsonl", scores)
         return answer
 
     def _hello(self, asked: Message) -> Message:
@@ -93,10 +111,12 @@ class Site:
             return
         if not 0 < len(run) <= _LONGEST_RUN:
             raise MessageError(f"got a run of {len(run)} characters; expected 1 to {_LONGEST_RUN}")
-        folder = self._folder / safe_name(run)
-        states = ClientStates(folder / "clients")
-        self._service = Service(Simulator(self._algorithm, self._learner, [self._data], states))
-        self._kept = folder / "constants.safetensors"
+        self._here = self._folder / safe_name(run)
+        self._here.mkdir(parents=True, exist_ok=True)
+        self._states = ClientStates(self._here / "clients")
+        simulator = Simulator(self._algorithm, self._learner, [self._data], self._states)
+        self._service = service.Service(simulator)
+        self._kept = self._here / "constants.safetensors"
         self._constants = self._read()
         self._run = run
 
@@ -181,10 +201,10 @@ def listening(address: Path) -> Iterator[Listener]:
         yield line
 
 
-def answer_all(site: Site, line: Listener) -> Iterator[str]:
-    """Answer whoever asks, one after the other, for ever; yields what was asked, once answered."""
+def answer_all(site: Site, line: Listener) -> Iterator[tuple[Message, Message]]:
+    """Answer whoever asks, one after the other, for ever; yields questions with their answers."""
     while True:
-        asked = Message("nothing")
+        asked = said = Message("nothing")
         with suppress(EOFError, OSError), line.accept() as asking:  # or it went away
             data = asking.recv_bytes()
             try:
@@ -194,4 +214,4 @@ def answer_all(site: Site, line: Listener) -> Iterator[str]:
             else:
                 said = site.answer(asked)
             asking.send_bytes(encode(said))
-        yield asked.kind
+        yield asked, said

@@ -81,15 +81,14 @@ class RunFolder:
     def server_state(self) -> Path:
         return self.path / "checkpoints" / "server.safetensors"
 
-    def global_adapter(self) -> Path:
-        return self.path / "adapters" / "global"
-
-    def gate(self) -> Path:
-        return self.path / "adapters" / "gate"
+    @property
+    def adapters(self) -> Path:
+        """Where `global/` and `gate/` are, which all clients have."""
+        return self.path / "adapters"
 
     def client_adapters(self, client: str) -> Path:
         """Where a client's `local/` and `gate/` are. Ids are percent-encoded as file names."""
-        return self.path / "adapters" / "clients" / safe_name(client)
+        return self.adapters / "clients" / safe_name(client)
 
     def add_round(self, record: Mapping[str, Any]) -> None:
         append_json(self.path / "rounds.jsonl", record)

@@ -241,6 +241,15 @@ class Sites:
         """See `Simulator.evaluate`."""
         return self._scores(service.ask_evaluate(state))
 
+    def finish(self, state: ServerState) -> None:
+        """Have every site keep its models."""
+        self._greet()
+        for client, said in self._ask(dict.fromkeys(self._met, service.ask_finish(state))):
+            if isinstance(said, Message) and said.kind == "finished":
+                continue
+            reason = said.reason if isinstance(said, Failure) else f"it answered {said.kind[:99]!r}"
+            self._tell(f"site {client!r} did not keep its models: {reason}")
+
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """None: every site that is there trains."""
         return {}

@@ -1,0 +1,127 @@
+"""`fedms site`: a client where its rows are, and Flower's SuperNode that asks it.
+
+The process that has rows and foundation model stays; the SuperNode starts a small one for every
+message, which finds it by a socket (`runtimes/flower/relay.py`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+from fedms.config import Config
+from fedms.core.errors import UserError
+from fedms.deploy import engine
+from fedms.deploy.folders import SiteFolder
+from fedms.deploy.parts import build_site
+from fedms.deploy.terms import terms
+from fedms.runtimes.flower.relay import SOCKET
+from fedms.runtimes.messages import Message
+from fedms.runtimes.site import Site, answer_all, listening, read_refusal
+from fedms.runtimes.workers import on_threads
+
+
+def attend(
+    folder: SiteFolder, config: Config, say: Callable[[str], None], state: Path | None = None
+) -> None:
+    """Answer the server until interrupted.
+
+    Args:
+        folder: of the site.
+        config: with the site's own data.
+        say: is told what happens.
+        state: where the client's private states are kept; None for `state` in the folder.
+
+    Raises:
+        UserError: if data and configuration do not fit, or the SuperNode ends.
+    """
+    state = (state or folder.path / "state").resolve()
+    with _alone(state), on_threads(config.runtime.threads):
+        parts = build_site(config, folder.client, state / "scratch")
+        sizes = parts.sizes
+        say(
+            f"site {folder.client}: {sizes.train:,} train, {sizes.val:,} val, {sizes.test:,} test "
+            f"rows of {sizes.classes} of {len(config.data.classes)} classes"
+        )
+        what = (parts.algorithm, parts.learner, parts.client, sizes)
+        site = Site(*what, terms(config), state, parts.keep)
+        with (
+            tempfile.TemporaryDirectory(prefix="fedms-") as place,
+            listening(Path(place) / "socket") as line,
+            engine.Processes(state / "flower", state / "logs") as processes,
+        ):
+            if not folder.secure:
+                say(f"INSECURE: without TLS and keys; what is sent to {folder.server} can be read")
+            processes.start("supernode", _supernode(folder, Path(place) / "socket"))
+            say(f"waiting for {folder.server}; logs are in {state / 'logs'}")
+            threading.Thread(target=_answer, args=(site, line, say), daemon=True).start()
+            processes.wait()
+
+
+def _answer(site: Site, line: Listener, say: Callable[[str], None]) -> None:
+    for asked, said in answer_all(site, line):
+        if text := tell(asked, said):
+            say(text)
+
+
+def tell(asked: Message, said: Message) -> str | None:
+    """A line about a question and its answer; None for what is of no interest."""
+    if said.kind == "refused":
+        return f"refused: {read_refusal(said)}"
+    if said.kind == "hello":
+        return f"run {asked.facts['run']}: taking part"
+    if said.kind == "finished":
+        return f"run {asked.facts['run']}: complete, its models are kept"
+    if said.kind == "update":
+        plan, rows = asked.facts["plan"], said.facts["rows"]
+        stage = f"stage {plan['stage']}" if plan["stage"] else "class statistics"
+        return f"round {plan['round'] + 1}: {stage}, {rows:,} rows, depth {said.facts['depth']}"
+    if asked.kind == "evaluate":
+        return f"scored after round {asked.facts['round']}"
+    return None
+
+
+def _supernode(folder: SiteFolder, socket_path: Path) -> list[str]:
+    if folder.secure:
+        safety = [
+            *("--root-certificates", str(folder.path / "ca.crt")),
+            *("--auth-supernode-private-key", str(folder.path / "node.key")),
+        ]
+    else:
+        safety = ["--insecure"]
+    return [
+        engine.program("flower-supernode"),
+        *("--superlink", folder.server, "--host", "127.0.0.1", "--port", str(_free_port())),
+        *("--node-config", engine.quoted({SOCKET: str(socket_path)})),
+        *safety,
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Keep others from the same states: two would write over each other's."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (state / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"got state folder {state}, which another process uses; try --state OTHER, or "
+                    "to end that one"
+                ) from None
+            yield
+    except OSError as error:
+        raise UserError(f"got state folder {state}, which cannot be used: {error}") from error

@@ -1,0 +1,64 @@
+"""The models that a run leaves: adapters in PEFT's layout, each folder put in place as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedms.core.algorithm import ClientState, FederatedAlgorithm, ServerState
+from fedms.core.rows import ClientData
+from fedms.core.tensors import part
+from fedms.models import (
+    ModelLearner,
+    save_expert,
+    save_gate,
+    save_means,
+    save_prior,
+    save_statistics,
+)
+from fedms.store.files import whole_folder, write_json
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Writes models.
+
+    Args:
+        algorithm, learner: of the run.
+        base: name of the foundation model.
+        head: what is told of its head, for later use.
+    """
+
+    algorithm: FederatedAlgorithm
+    learner: ModelLearner
+    base: str
+    head: Mapping[str, Any]
+
+    def save_shared(self, adapters: Path, state: ServerState) -> None:
+        """What all clients have, into a folder that is made if needed."""
+        write_json(adapters / "head.json", self.head)
+        shared = self.algorithm.view(state, None, "global")
+        if shared is not None:
+            with whole_folder(adapters / "global") as folder:
+                save_expert(folder, self.learner, shared.expert, self.base)
+            save_statistics(adapters / "statistics.safetensors", self.learner, shared)
+        gate = part("gate", state.tensors)
+        if gate:
+            with whole_folder(adapters / "gate") as folder:
+                save_gate(folder, self.learner, gate)
+
+    def save_own(
+        self, path: Path, state: ServerState, own: ClientState | None, client: ClientData
+    ) -> None:
+        """What one client has; nothing if it has nothing of its own."""
+        view = self.algorithm.view(state, own, "personal") if own else None
+        if view is None:
+            return
+        with whole_folder(path) as folder:
+            save_expert(folder / "local", self.learner, view.expert, self.base)
+            save_prior(folder / "prior.json", self.learner, view, client)
+            save_means(folder / "means.safetensors", self.learner, view, client)
+            if view.gate is not None:
+                save_gate(folder / "gate", self.learner, view.gate)
