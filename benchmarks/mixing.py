@@ -33,7 +33,6 @@ from fedms.models import ModelLearner
 from fedms.models.mixture import evidence
 from fedms.run import run
 from fedms.store.run_folder import RunFolder
-from fedms.store.states import load_server_state
 
 UNCALIBRATED = ("gate.calibration=false", "evaluate_every=0", "stage2.checkpoint=last")
 CALIBRATION = "shared: all six, no opinion's weight negative (as `core.calibration`)"
@@ -111,7 +110,7 @@ def gather(words: Sequence[str]) -> list[Known]:
         path = Path(scratch) / "run"
         run(config, path)
         experiment, folder = build(config), RunFolder(path)
-        server = load_server_state(folder.server_state)
+        server = folder.server_states.load()[0]
         learner, known = experiment.learner, []
         discriminant = gathered(learner, experiment.clients)
         for client in experiment.clients:

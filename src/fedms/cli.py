@@ -68,13 +68,43 @@ def run(
         summary = perform(config, folder, force=force, watch=watch)
     except KeyboardInterrupt:
         kept = (
-            f"what was done so far is in {folder}"
+            f"to go on: fedms resume {folder}"
             if (folder / "config.toml").exists()
             else "nothing was written"
         )
         _fail(f"interrupted; {kept}")
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **summary}, indent=2))
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that ended early.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON only.")
+    ] = False,
+) -> None:
+    """Go on with a run from its last checkpoint; it ends as if nothing had happened.
+
+    Example: fedms resume runs/digits-fedms-seed0
+    """
+    from fedms.config import load_config
+    from fedms.progress import Progress
+    from fedms.run import resume as perform
+    from fedms.store.run_folder import RunFolder
+
+    found = RunFolder.open(folder)
+    complete = found.summary() is not None
+    config = load_config(found.config)
+    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    try:
+        summary = perform(folder, watch=watch, tell=_say_aside)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; try again: fedms resume {folder}")
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **summary}, indent=2))
+    elif complete:
+        typer.echo(f"{folder} is complete; nothing was done")
 
 
 @app.command()

@@ -318,6 +318,9 @@ class Config(Section):
     evaluate_every: int = Field(
         5, ge=0, description="rounds between test scores; 0: stage ends only"
     )
+    checkpoint_every: int = Field(
+        1, ge=1, description="rounds between checkpoints, from which a run that ended goes on"
+    )
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
     partition: Partition = Field(default_factory=Partition)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedms import checkpoints
 from fedms.build import Experiment, WorkerParts, build
 from fedms.build import check as check_build
-from fedms.config import Config, dump_config
+from fedms.checkpoints import Checkpoint
+from fedms.config import Config, dump_config, load_config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
@@ -21,12 +23,11 @@ from fedms.core.rows import ClientSizes, Split
 from fedms.identity import identity
 from fedms.models.resident import FROZEN
 from fedms.outcome import Outcome
-from fedms.runtimes.rounds import Quorum, RoundRecord, ScoredClients, run_rounds
+from fedms.runtimes.rounds import Held, Quorum, RoundRecord, ScoredClients, run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.runtimes.workers import Workers, on_threads
-from fedms.store.files import write_json
+from fedms.store.files import locked, write_json
 from fedms.store.run_folder import RunFolder
-from fedms.store.states import save_state
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Finished:
 
 class ClientsElsewhere(ScoredClients, Protocol):
     """Clients that come and go, and keep what is theirs."""
+
+    held: Held
+    """What they have of what stands still."""
 
     @property
     def sizes(self) -> Sequence[ClientSizes]:
@@ -124,18 +128,89 @@ def run(
         )
     path = out or default_folder(config)
     RunFolder.check(path, force=force)
-    with on_threads(config.runtime.threads), ExitStack() as resources:
+    with on_threads(config.runtime.threads):
         known = identity(config)
         experiment = build(config, path)
-        folder = RunFolder.create(
-            path,
-            dump_config(config),
-            seed=config.seed,
-            computes={**experiment.computes, "identity": known},
-            force=force,
-        )
+        computes = {**experiment.computes, "identity": known}
+        folder = _create(path, config, computes, force=force)
+        return _simulate(config, experiment, folder, watch)
+
+
+def resume(
+    path: Path,
+    *,
+    watch: Callable[[Event], None] = lambda event: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Go on with a run that ended early, from its last checkpoint, and return its summary.
+
+    It ends as it would have without the interruption, to the bit but for times and for what was
+    computed twice. A complete run is left as it is.
+
+    Args:
+        path: the run folder.
+        watch: is called with every event as it happens.
+        tell: is told of files that are damaged, and not used.
+
+    Raises:
+        UserError: if it is no run folder, another process is at work in it, no checkpoint is
+            whole, or data, model or machine are not those of its beginning.
+    """
+    config, folder, facts = _reopen(path)
+    if (summary := folder.summary()) is not None:
+        return summary
+    if "sites" in facts:
+        raise UserError(f"got {path}, a run with sites elsewhere; try fedms submit --resume {path}")
+    with on_threads(config.runtime.threads):
+        experiment = build(config, path)
+        clients = [client.id for client in experiment.trained]
+        with _held_alone(folder):
+            begin = checkpoints.latest(folder, clients, tell)
+        return _simulate(config, experiment, folder, watch, begin)
+
+
+def _reopen(path: Path) -> tuple[Config, RunFolder, dict[str, Any]]:
+    """A run that is there, if it can go on here."""
+    found = RunFolder.open(path)
+    config, facts = load_config(found.config), found.facts()
+    folder = RunFolder.open(path, config.checkpoint_every)
+    now = identity(config)
+    for name, then in dict(facts.get("identity", {})).items():
+        if now.get(name) != then:
+            raise UserError(
+                f"got {path}, whose {name} was {then} and is {now.get(name)} now; expected as then"
+            )
+    return config, folder, facts
+
+
+def _create(path: Path, config: Config, computes: Mapping[str, Any], *, force: bool) -> RunFolder:
+    every, text = config.checkpoint_every, dump_config(config)
+    return RunFolder.create(
+        path, text, seed=config.seed, computes=computes, every=every, force=force
+    )
+
+
+@contextmanager
+def _held_alone(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from the folder of a run."""
+    try:
+        with locked(folder.config):
+            yield
+    except BlockingIOError:
+        raise UserError(f"got {folder.path}, where another process is at work") from None
+
+
+def _simulate(
+    config: Config,
+    experiment: Experiment,
+    folder: RunFolder,
+    watch: Callable[[Event], None],
+    begin: Checkpoint | None = None,
+) -> dict[str, Any]:
+    with ExitStack() as resources:
+        resources.enter_context(_held_alone(folder))
         simulator = _simulator(config, experiment, folder, resources)
-        return _Run(config, experiment, folder, watch, simulator).perform()
+        return _Run(config, experiment, folder, watch, simulator).perform(begin)
 
 
 def serve(
@@ -144,8 +219,11 @@ def serve(
     clients: ClientsElsewhere,
     out: Path | None = None,
     *,
+    name: str = "",
     force: bool = False,
+    again: bool = False,
     watch: Callable[[Event], None] = lambda event: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Perform a whole run with clients elsewhere; what is private stays with them.
 
@@ -154,22 +232,25 @@ def serve(
         experiment: without rows, as `deploy.parts.build_server` makes it.
         clients: those who are there.
         out: as for `run`.
-        force: likewise.
-        watch: likewise.
+        name: under which clients keep what is of this run.
+        force: as for `run`.
+        again: go on with the run in `out`, as `resume` does.
+        watch: as for `run`.
+        tell: as for `resume`.
 
     Raises:
         UserError: if the run folder does not fit, or clients fail.
     """
     path = out or default_folder(config)
     with on_threads(config.runtime.threads):
-        folder = RunFolder.create(
-            path,
-            dump_config(config),
-            seed=config.seed,
-            computes={**experiment.computes, "identity": identity(config)},
-            force=force,
-        )
-        return _Run(config, experiment, folder, watch, clients, clients).perform()
+        computes = {**experiment.computes, "identity": identity(config), "sites": name}
+        if again:
+            folder = RunFolder.open(path, config.checkpoint_every)
+        else:
+            folder = _create(path, config, computes, force=force)
+        with _held_alone(folder):
+            begin = checkpoints.latest(folder, (), tell) if again else None
+            return _Run(config, experiment, folder, watch, clients, clients).perform(begin)
 
 
 def _simulator(
@@ -206,27 +287,37 @@ class _Run:
         self._rounds = experiment.algorithm.rounds
         self._elsewhere = elsewhere
 
-    def perform(self) -> dict[str, Any]:
+    def perform(self, begin: Checkpoint | None = None) -> dict[str, Any]:
         """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
         self._write_partition()
         zero_shot = self._zero_shot()
-        state = algorithm.init(self._experiment.learner, self._config.seed)
         scores: Scores = {}
-        before = state
-        rules = self._config.rounds
+        if begin is None:
+            state = algorithm.init(self._experiment.learner, self._config.seed)
+            held: Held = {}
+        else:
+            state, held, self._records = begin.state, begin.held, begin.records
+            self._simulator.spent()  # zero-shot scores were counted before
+        if self._elsewhere is not None:
+            self._elsewhere.held.update(held)
+            held = self._elsewhere.held
+        rules, every = self._config.rounds, self._config.checkpoint_every
         quorum = Quorum(rules.min_updates, rules.attempts)
-        for after, record in run_rounds(algorithm, self._simulator, state, quorum):
+        for after, record in run_rounds(algorithm, self._simulator, state, quorum, held):
             stage_ended = after.stage != state.stage
-            before, state = state, after
-            save_state(self._folder.server_state, state)
+            state = after
             due = stage_ended or self._is_due(state.round)
             scores = self._evaluate(state, record) if due else {}
             costs = record.costs + self._simulator.spent()
             self._record(replace(record, costs=costs), scores)
+            if state.round % every == 0 or state.round == self._rounds:
+                checkpoints.write(self._folder, state, held)
+        if not scores:  # the run ended after its last round, before it was complete
+            scores = self._simulator.evaluate(state)
         self._save_models(state)
-        summary = self._summary(zero_shot, scores, self._unseen(before, state))
+        summary = self._summary(zero_shot, scores, self._unseen(state))
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
         return summary
@@ -244,9 +335,10 @@ class _Run:
         partition = [asdict(sizes) for sizes in self._sizes()]
         write_json(self._folder.path / "partition.json", partition)
 
-    def _unseen(self, before: ServerState, state: ServerState) -> Mapping[str, Mapping[str, Score]]:
+    def _unseen(self, state: ServerState) -> Mapping[str, Mapping[str, Score]]:
         """Scores of newcomers: they do as in the last round, with what the server has after it."""
-        again = replace(state, round=before.round, stage=before.stage)
+        last = self._records[-1]
+        again = replace(state, round=last.round, stage=last.stage)
         plan, deal = self._experiment.algorithm.plan(again), self._config.partition
         assert plan is not None
         plan = replace(plan, rate=1.0)

@@ -13,7 +13,7 @@ import torch
 from fedms.build import build
 from fedms.config import load_config
 from fedms.run import run
-from fedms.store.states import ClientStates, load_server_state
+from fedms.store.states import ClientStates, ServerStates
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 needs_data = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def test_banking77_personal_models_beat_the_foundation_model(recipe, tmp_path):
     assert len(summary["test"]["personal"]["per_client"]) == 4
     experiment = build(recipe("banking77", *BANKING77, "runtime.precision=float32"))
     states = ClientStates(tmp_path / "run" / "checkpoints" / "clients")
-    server = load_server_state(tmp_path / "run" / "checkpoints" / "server.safetensors")
+    server = ServerStates(tmp_path / "run" / "checkpoints" / "server").load()[0]
     for client in experiment.clients[:2]:
         view = experiment.algorithm.view(server, states.load(client.id), "local")
         rows = client.test.take(torch.arange(min(8, len(client.test))).numpy())

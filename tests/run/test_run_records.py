@@ -35,7 +35,8 @@ def test_folder_has_exactly_these_files(done):
     expert = ("adapter_config.json", "adapter_model.safetensors")
     gate = ("gate.json", "gate.safetensors")
     expected = {"config.toml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"}
-    expected |= {"checkpoints/server.safetensors", "adapters/head.json", "partition.json"}
+    expected |= {"adapters/head.json", "partition.json"}
+    expected |= {f"checkpoints/server/{n:06}.safetensors" for n in (3, 4)}
     expected |= {f"adapters/global/{n}" for n in expert} | {f"adapters/gate/{n}" for n in gate}
     for client in "012":
         expected |= {f"checkpoints/clients/{client}/{n:06}.safetensors" for n in (2, 3)}
@@ -62,7 +63,7 @@ def test_own_config_gives_the_same_run(done, tmp_path):
     again = type(first)(tmp_path / "again", {})
     for folder in ("adapters", "checkpoints"):
         assert again.bytes(folder) == first.bytes(folder)
-    assert len(first.bytes("checkpoints")) == 7  # the server's, two of every client
+    assert len(first.bytes("checkpoints")) == 8  # two of the server and of every client
     assert again.lines("clients") == first.lines("clients")
     without = [{**r.summary, "cost": _without_seconds(r.summary["cost"])} for r in (first, again)]
     assert without[0] == without[1]

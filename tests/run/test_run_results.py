@@ -17,7 +17,7 @@ from fedms.core.rows import Rows
 from fedms.models.names import EMBEDDED
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
-from fedms.store.states import ClientStates, load_server_state
+from fedms.store.states import ClientStates, ServerStates
 
 _SHARED = ({"zero_shot", "global", "personal"}, True, True, False)
 _BOTH = ({"zero_shot", "global", "local", "personal"}, True, True, True)
@@ -152,7 +152,7 @@ def test_results_do_not_depend_on_the_order_of_clients(done, small, tmp_path):
     rounds = list(run_rounds(experiment.algorithm, simulator, start))
     assert [record.cohort for _, record in rounds] == [("0", "1", "2")] * 4
     state = rounds[-1][0]
-    expected = load_server_state(done().path / "checkpoints" / "server.safetensors")
+    expected = ServerStates(done().path / "checkpoints" / "server").load()[0]
     assert expected.tensors.keys() == state.tensors.keys()
     assert all(torch.equal(t, state.tensors[n]) for n, t in expected.tensors.items())
     for client in "012":
@@ -172,7 +172,7 @@ LOADED = [
 def test_plain_peft_loads_every_local_expert(done, small, overrides):
     finished, experiment = done(*overrides), build(small(*overrides))
     states = ClientStates(finished.path / "checkpoints" / "clients")
-    server = load_server_state(finished.path / "checkpoints" / "server.safetensors")
+    server = ServerStates(finished.path / "checkpoints" / "server").load()[0]
     for client in experiment.clients:
         view = experiment.algorithm.view(server, states.load(client.id), "local")
         plain = dataclasses.replace(view, calibration=None)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 
 from fedms.build import build
 from fedms.core import discriminant
-from fedms.store.states import ClientStates, load_server_state
+from fedms.store.states import ClientStates, ServerStates
 
 PERSONAL = ("gate.statistics=personal",)
 WIDTH, CLASSES = 128, 10
@@ -77,7 +77,7 @@ def test_scores_can_be_computed_from_files(done, small):
     finished, experiment = done(*PERSONAL), build(small(*PERSONAL))
     shared = load_file(finished.path / "adapters" / "statistics.safetensors")
     states = ClientStates(finished.path / "checkpoints" / "clients")
-    server = load_server_state(finished.path / "checkpoints" / "server.safetensors")
+    server = ServerStates(finished.path / "checkpoints" / "server").load()[0]
     for client in experiment.clients:
         view = experiment.algorithm.view(server, states.load(client.id), "personal")
         frozen = experiment.learner.frozen
@@ -99,7 +99,7 @@ def test_class_vectors_can_be_read_from_files(done, small):
         finished, experiment = done(*PERSONAL, *words), build(small(*PERSONAL, *words))
         shared = load_file(finished.path / "adapters" / "statistics.safetensors")
         assert ("vectors" in shared) == there
-        server = load_server_state(finished.path / "checkpoints" / "server.safetensors")
+        server = ServerStates(finished.path / "checkpoints" / "server").load()[0]
         view = experiment.algorithm.view(server, None, "global")
         learner, client = experiment.learner, experiment.clients[0]
         features = learner.features(view.expert, client.test).numpy()

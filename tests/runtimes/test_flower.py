@@ -184,7 +184,7 @@ def test_a_run_over_the_grid_is_the_simulators(tables, tmp_path):
             del summary["cost"][name]  # every site counts shapes of its own, and has a cache
     assert got == expected
     for name in (
-        "checkpoints/server.safetensors",
+        "checkpoints/server/000005.safetensors",
         "adapters/global/adapter_model.safetensors",
         "adapters/gate/gate.safetensors",
         "partition.json",
@@ -302,7 +302,7 @@ def test_a_site_that_comes_back_elsewhere_goes_on_as_who_it_was(tables, tmp_path
     apps = {**two(tables, tmp_path / "w"), 7: node(started(tables, tmp_path / "w", "south").answer)}
     served(tables, tmp_path / "stayed", apps)
     assert rejected(tmp_path / "moved") == [{}] * 5
-    state = "checkpoints/server.safetensors"
+    state = "checkpoints/server/000005.safetensors"
     moved, stayed = (tmp_path / name / state for name in ("moved", "stayed"))
     assert moved.read_bytes() == stayed.read_bytes()
 
@@ -389,7 +389,7 @@ def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
         again = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == again.read_bytes()
     states = [
-        tmp_path / n / "run" / "checkpoints" / "server.safetensors" for n in ("killed", "whole")
+        tmp_path / n / "run/checkpoints/server/000005.safetensors" for n in ("killed", "whole")
     ]
     assert states[0].read_bytes() == states[1].read_bytes()
 

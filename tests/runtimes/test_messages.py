@@ -62,13 +62,13 @@ def equal(a, b):
     return repr(a) == repr(b)  # NaN is NaN
 
 
-@given(plans, tensors, numbers, st.lists(words, max_size=3))
+@given(plans, tensors, st.lists(words, max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_a_round_arrives_as_it_was_sent(plan, sent, size, clients):
-    asked = over_the_wire(service.ask_train(Sent(plan, sent, size), clients))
+def test_a_round_arrives_as_it_was_sent(plan, sent, clients):
+    asked = over_the_wire(service.ask_train(Sent(plan, sent), clients))
     assert asked.fact("plan", RoundPlan) == plan
     assert type(asked.fact("plan", RoundPlan).cohort) is type(plan.cohort)
-    assert (asked.fact("bytes", int), asked.fact("clients", list[str])) == (size, clients)
+    assert asked.fact("clients", list[str]) == clients
     same(asked.tensors, sent)
 
 
@@ -77,13 +77,12 @@ def test_a_round_arrives_as_it_was_sent(plan, sent, size, clients):
 def test_an_update_arrives_as_it_was_sent(client, counts, score, sent, cost):
     round_, rows, depth, trained = counts
     update = ClientUpdate(client, round_, rows, sent, score, depth, trained)
-    answer = Answer(update, 5, 7, cost)
+    answer = Answer(update, cost)
     got = service.read_answer(over_the_wire(service.of_answer(answer)))
     same(got.update.tensors, sent)
     facts = ("client", "round", "rows", "score", "depth", "trained_parameters", "state")
     for name in facts:
         assert equal(getattr(got.update, name), getattr(update, name))
-    assert (got.download_bytes, got.upload_bytes) == (5, 7)
     assert equal(got.costs, cost)
 
 
@@ -101,7 +100,7 @@ def test_private_state_is_not_sent():
     """Even if a runtime forgot to take it out."""
     secret = ServerState(0, 0, 0, 0, {"local/secret": torch.ones(1)})
     update = ClientUpdate("a", 0, 1, {}, Score(), 1, 1, state=secret)
-    assert b"secret" not in encode(service.of_answer(Answer(update, 0, 0, Costs())))
+    assert b"secret" not in encode(service.of_answer(Answer(update, Costs())))
 
 
 GOOD = encode(Message("update", {"client": "a"}, {"x": torch.arange(3.0)}))
@@ -159,7 +158,7 @@ def test_another_schema_is_refused():
     ],
 )
 def test_facts_of_another_type_are_named(change, what):
-    good = service.of_answer(Answer(ClientUpdate("a", 0, 1, {}, Score(), 1, 1), 0, 0, Costs()))
+    good = service.of_answer(Answer(ClientUpdate("a", 0, 1, {}, Score(), 1, 1), Costs()))
     bad = over_the_wire(Message("update", {**good.facts, **change}))
     if what is None:
         service.read_answer(bad)
@@ -181,7 +180,7 @@ def test_missing_facts_and_wrong_kinds_are_named():
 
 def test_a_loss_that_is_no_number_arrives_so_that_screening_sees_it():
     update = ClientUpdate("a", 0, 1, {}, Score(0, 1, math.nan), 1, 1)
-    got = service.read_answer(over_the_wire(service.of_answer(Answer(update, 0, 0, Costs()))))
+    got = service.read_answer(over_the_wire(service.of_answer(Answer(update, Costs()))))
     assert math.isnan(got.update.score.loss)
 
 

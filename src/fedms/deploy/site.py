@@ -6,7 +6,6 @@ message, which finds it by a socket (`runtimes/flower/relay.py`).
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from fedms.runtimes.flower.relay import SOCKET
 from fedms.runtimes.messages import Message
 from fedms.runtimes.site import Site, answer_all, listening, read_refusal
 from fedms.runtimes.workers import on_threads
+from fedms.store.files import locked
 
 
 def attend(
@@ -50,7 +50,8 @@ def attend(
             f"rows of {sizes.classes} of {len(config.data.classes)} classes"
         )
         what = (parts.algorithm, parts.learner, parts.client, sizes)
-        site = Site(*what, terms(config), state, parts.keep)
+        every = config.checkpoint_every
+        site = Site(*what, terms(config), state, parts.keep, every=every)
         with (
             tempfile.TemporaryDirectory(prefix="fedms-") as place,
             listening(Path(place) / "socket") as line,
@@ -114,14 +115,13 @@ def _alone(state: Path) -> Iterator[None]:
     """Keep others from the same states: two would write over each other's."""
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (state / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"got state folder {state}, which another process uses; try --state OTHER, or "
-                    "to end that one"
-                ) from None
+        (state / "lock").touch(mode=0o600)
+        with locked(state / "lock"):
             yield
+    except BlockingIOError:
+        raise UserError(
+            f"got state folder {state}, which another process uses; try --state OTHER, or to end "
+            "that one"
+        ) from None
     except OSError as error:
         raise UserError(f"got state folder {state}, which cannot be used: {error}") from error

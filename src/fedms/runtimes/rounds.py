@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
 
 from fedms.core.aggregation import Averager
 from fedms.core.algorithm import (
@@ -23,19 +23,20 @@ from fedms.core.errors import DivergenceError, UserError
 from fedms.core.rows import Split
 from fedms.core.screening import reason_to_reject
 from fedms.core.seeds import draw_cohort
-from fedms.core.tensors import Tensors
+from fedms.core.tensors import Tensors, pick, wire_bytes
+
+Held = dict[str, frozenset[str]]
+"""Names of what stands still, by client that has it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A client's update without its private state, the bytes both ways, and what it cost.
+    """A client's update without its private state, and what it cost.
 
     Of clients that were trained together one has the costs of all.
     """
 
     update: ClientUpdate
-    download_bytes: int
-    upload_bytes: int
     costs: Costs
 
 
@@ -125,11 +126,19 @@ def run_rounds(
     clients: Clients,
     state: ServerState,
     quorum: Quorum = Quorum(),
+    held: Held | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Perform rounds until the algorithm has no more, from any state.
 
     Updates are screened, then averaged in client order. A round of too few is tried again with
     another cohort; what that costs counts.
+
+    Args:
+        algorithm: what is performed.
+        clients: with whom.
+        state: from where.
+        quorum: when a round counts.
+        held: what clients have of what stands still, which is sent once; kept up to date.
 
     Yields:
         the state after every round, with its record.
@@ -138,8 +147,9 @@ def run_rounds(
         DivergenceError: if a round has no usable update, and all that there are diverged.
         UserError: if it has too few, for other reasons.
     """
+    held = {} if held is None else held
     while (plan := algorithm.plan(state)) is not None:
-        intake = _Intake(algorithm, plan)
+        intake = _Intake(algorithm, plan, state.tensors, held)
         for attempt in range(quorum.attempts):
             declared = clients.declared  # who is there may change between rounds
             drawn = draw_cohort(sorted(declared), plan.cohort, plan.seed, plan.round, attempt)
@@ -152,11 +162,21 @@ def run_rounds(
         yield state, record
 
 
+def read_record(facts: Mapping[str, Any]) -> RoundRecord:
+    """Of what `asdict` made of it, with whatever is beside it."""
+    known = {field.name: facts[field.name] for field in fields(RoundRecord)}
+    lists = {name: tuple(known[name]) for name in ("client_depths", "cohort", "late")}
+    return RoundRecord(**{**known, **lists, "costs": Costs(**facts["costs"])})
+
+
 class _Intake:
     """The answers of one round: screened, averaged, and what they cost."""
 
-    def __init__(self, algorithm: FederatedAlgorithm, plan: RoundPlan) -> None:
-        self._algorithm, self._plan = algorithm, plan
+    def __init__(
+        self, algorithm: FederatedAlgorithm, plan: RoundPlan, tensors: Tensors, held: Held
+    ) -> None:
+        self._algorithm, self._plan, self._held = algorithm, plan, held
+        self._tensors, self._each_time = tensors, wire_bytes(pick(tensors, plan.broadcast))
         self._began = time.perf_counter()
         self._asked: set[str] = set()
         self._absent: dict[str, str] = {}
@@ -186,7 +206,10 @@ class _Intake:
         update = answer.update
         self._asked.add(update.client)
         self._absent.pop(update.client, None)  # it was in another cohort
-        self._up, self._down = self._up + answer.upload_bytes, self._down + answer.download_bytes
+        new = self._plan.constant - self._held.get(update.client, frozenset())
+        self._held[update.client] = self._plan.constant
+        self._down += self._each_time + wire_bytes(pick(self._tensors, new))
+        self._up += wire_bytes(update.tensors)
         info = self._declared[update.client]
         expected = self._algorithm.expects(self._plan, info)
         reason = reason_to_reject(update, self._plan, expected, info.rows)

@@ -16,7 +16,6 @@ from fedms.runtimes.rounds import Answer
 from fedms.runtimes.simulator import Scores, Sent, Simulator
 
 _UPDATE = {"client": str, "round": int, "rows": int, "depth": int, "trained_parameters": int}
-_ANSWER = {"download_bytes": int, "upload_bytes": int, "costs": Costs}
 _STATE = {"seed": int, "round": int, "stage": int, "depth": int, "queue": tuple[float, ...]}
 
 
@@ -34,7 +33,7 @@ class Service:
         """
         if asked.kind == "train":
             plan = asked.fact("plan", RoundPlan)
-            sent = Sent(plan, asked.tensors, asked.fact("bytes", int))
+            sent = Sent(plan, asked.tensors)
             for answer in self._simulator.answers(sent, asked.fact("clients", list[str])):
                 yield of_answer(answer)
             return
@@ -61,7 +60,7 @@ class Service:
 
 def ask_train(sent: Sent, clients: Sequence[str]) -> Message:
     """Have clients perform a round; each answers as `read_answer` reads it."""
-    facts = {"plan": write(sent.plan), "bytes": sent.bytes, "clients": list(clients)}
+    facts = {"plan": write(sent.plan), "clients": list(clients)}
     return Message("train", facts, sent.tensors)
 
 
@@ -91,7 +90,7 @@ def of_answer(answer: Answer) -> Message:
     update = answer.update
     facts = {
         **{name: write(getattr(update, name)) for name in (*_UPDATE, "score")},
-        **{name: write(getattr(answer, name)) for name in _ANSWER},
+        "costs": write(answer.costs),
     }
     return Message("update", facts, update.tensors)
 
@@ -105,7 +104,7 @@ def read_answer(message: Message) -> Answer:
     _need(message, "update")
     known = {name: message.fact(name, kind) for name, kind in _UPDATE.items()}
     update = ClientUpdate(**known, score=message.fact("score", Score), tensors=message.tensors)
-    return Answer(update, **{name: message.fact(name, kind) for name, kind in _ANSWER.items()})
+    return Answer(update, message.fact("costs", Costs))
 
 
 def read_scores(message: Message) -> tuple[dict[Split, Scores], Costs]:

@@ -26,7 +26,7 @@ from fedms.core.algorithm import (
 from fedms.core.costs import Costs
 from fedms.core.rows import ClientData, Split
 from fedms.core.seeds import derive_seed
-from fedms.core.tensors import Tensors, pick, wire_bytes
+from fedms.core.tensors import Tensors, pick
 from fedms.runtimes.rounds import Answer
 from fedms.store.states import ClientStates
 
@@ -40,11 +40,10 @@ SCORED: tuple[Split, ...] = ("val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """What goes to every client of a round; `bytes` are those of what is sent every time."""
+    """What goes to every client of a round."""
 
     plan: RoundPlan
     tensors: Tensors
-    bytes: int
 
 
 class Simulator:
@@ -78,7 +77,6 @@ class Simulator:
         self._scored = tuple(clients if scored is None else scored)
         self._unseen, self._stack = tuple(unseen), stack
         self.declared = declare(clients)
-        self._constant_at: dict[str, frozenset[str]] = {}
 
     def train(self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]) -> Iterator[Answer]:
         yield from self.answers(send(plan, tensors), cohort)
@@ -112,13 +110,9 @@ class Simulator:
 
     def _answer(self, sent: Sent, client: str, update: ClientUpdate, costs: Costs) -> Answer:
         """What leaves a client; its private state is kept here."""
-        known = self._constant_at.get(client, frozenset())
-        new = pick(sent.tensors, sent.plan.constant - known)
-        self._constant_at[client] = sent.plan.constant
         if update.state is not None:
             self._states.save(client, update.state, sent.plan.round)
-        down = sent.bytes + wire_bytes(new)
-        return Answer(replace(update, state=None), down, wire_bytes(update.tensors), costs)
+        return Answer(replace(update, state=None), costs)
 
     def evaluate(self, state: ServerState) -> dict[Split, Scores]:
         """Scores by role of the clients. A role that the method does not have is missing.
@@ -210,5 +204,4 @@ def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:
 
 def send(plan: RoundPlan, tensors: Tensors) -> Sent:
     """What the plan sends, of the server's tensors."""
-    broadcast, constant = pick(tensors, plan.broadcast), pick(tensors, plan.constant)
-    return Sent(plan, {**broadcast, **constant}, wire_bytes(broadcast))
+    return Sent(plan, pick(tensors, plan.broadcast | plan.constant))

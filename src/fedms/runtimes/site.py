@@ -47,6 +47,7 @@ class Site:
         terms: what must be the same at the server and at every site, by name.
         folder: where its states and scores are kept, one folder a run.
         keep: writes its models into a folder, of the server's last state and its own.
+        every: rounds between the server's checkpoints.
     """
 
     def __init__(
@@ -58,9 +59,12 @@ class Site:
         terms: Mapping[str, str],
         folder: Path,
         keep: Keep = lambda folder, state, own: None,
+        *,
+        every: int = 1,
     ) -> None:
         self._algorithm, self._learner, self._data = algorithm, learner, data
         self._sizes, self._terms, self._folder, self._keep = sizes, terms, folder, keep
+        self._every = every
         self._run = ""
 
     def answer(self, asked: Message) -> Message:
@@ -113,7 +117,7 @@ class Site:
             raise MessageError(f"got a run of {len(run)} characters; expected 1 to {_LONGEST_RUN}")
         self._here = self._folder / safe_name(run)
         self._here.mkdir(parents=True, exist_ok=True)
-        self._states = ClientStates(self._here / "clients")
+        self._states = ClientStates(self._here / "clients", self._every)
         simulator = Simulator(self._algorithm, self._learner, [self._data], self._states)
         self._service = service.Service(simulator)
         self._kept = self._here / "constants.safetensors"

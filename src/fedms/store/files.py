@@ -7,12 +7,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+try:
+    import fcntl
+except ImportError:  # no Unix: there are no locks
+    fcntl = None  # type: ignore[assignment]
 
 _LONGEST_NAME = 200
 
@@ -45,12 +50,44 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_json(path: Path, value: Mapping[str, Any]) -> None:
     """Add one line to a JSON-lines file, in one write; after one that was cut short, a new line."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    line = _line(value)
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else f"\n{line}"
         file.write(line.encode("utf-8"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a JSON-lines file those that are whole; none where there is no file."""
+    lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file atomically, as `append_json` writes its lines."""
+    write_text(path, "".join(_line(value) for value in values))
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; it is free again when the process ends, however that ends.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    with path.open("rb") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextmanager

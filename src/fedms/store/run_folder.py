@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -13,19 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.errors import UserError
-from fedms.store.files import append_json, safe_name, whole_folder, write_json, write_text
-from fedms.store.states import ClientStates
+from fedms.store.files import (
+    append_json,
+    read_lines,
+    safe_name,
+    whole_folder,
+    write_json,
+    write_lines,
+    write_text,
+)
+from fedms.store.states import ClientStates, ServerStates
 
-_MARK = "config.toml"
+_MARK, _ENVIRONMENT = "config.toml", "environment.json"
 _PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
 
 
 class RunFolder:
-    """Paths and writers of one run folder. `create` makes it."""
+    """Paths and writers of one run folder. `create` makes it, `open` finds one.
 
-    def __init__(self, path: Path) -> None:
+    `every` is the number of rounds between checkpoints.
+    """
+
+    def __init__(self, path: Path, every: int = 1) -> None:
         self.path = path
-        self.client_states = ClientStates(path / "checkpoints" / "clients")
+        self.server_states = ServerStates(path / "checkpoints" / "server")
+        self.client_states = ClientStates(path / "checkpoints" / "clients", every)
 
     @classmethod
     def create(
@@ -35,6 +48,7 @@ class RunFolder:
         *,
         seed: int,
         computes: Mapping[str, Any] | None = None,
+        every: int = 1,
         force: bool = False,
     ) -> RunFolder:
         """Make a run folder with its configuration and environment, as a whole or not at all.
@@ -44,6 +58,7 @@ class RunFolder:
             config_toml: the resolved configuration.
             seed: the run's seed.
             computes: device, precision and the like, as resolved on this machine.
+            every: rounds between checkpoints.
             force: replace an earlier run's folder.
 
         Raises:
@@ -54,12 +69,23 @@ class RunFolder:
         try:
             with whole_folder(path) as folder:
                 write_text(folder / _MARK, config_toml)
-                write_json(folder / "environment.json", {**environment(seed), **(computes or {})})
+                write_json(folder / _ENVIRONMENT, {**environment(seed), **(computes or {})})
                 for name in ("rounds.jsonl", "clients.jsonl"):
                     write_text(folder / name, "")
         except OSError as error:
             raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
-        return cls(path)
+        return cls(path, every)
+
+    @classmethod
+    def open(cls, path: Path, every: int = 1) -> RunFolder:
+        """One that is there.
+
+        Raises:
+            UserError: if it is no run folder.
+        """
+        if not all((path / name).is_file() for name in (_MARK, _ENVIRONMENT)):
+            raise UserError(f"got {path}, which is no run folder; expected one that fedms run made")
+        return cls(path, every)
 
     @staticmethod
     def check(path: Path, *, force: bool) -> None:
@@ -74,12 +100,8 @@ class RunFolder:
             raise UserError(
                 f"got run folder {path}, which exists; try --out OTHER, or --force to replace it"
             )
-        if not all((path / name).is_file() for name in (_MARK, "environment.json")):
+        if not all((path / name).is_file() for name in (_MARK, _ENVIRONMENT)):
             raise UserError(f"got --force for {path}, which is no run folder; it was left alone")
-
-    @property
-    def server_state(self) -> Path:
-        return self.path / "checkpoints" / "server.safetensors"
 
     @property
     def adapters(self) -> Path:
@@ -89,6 +111,49 @@ class RunFolder:
     def client_adapters(self, client: str) -> Path:
         """Where a client's `local/` and `gate/` are. Ids are percent-encoded as file names."""
         return self.adapters / "clients" / safe_name(client)
+
+    @property
+    def config(self) -> Path:
+        """The file with the resolved configuration; whoever is at work here holds its lock."""
+        return self.path / _MARK
+
+    def facts(self) -> dict[str, Any]:
+        """What `create` wrote of machine and code.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        return self._json(_ENVIRONMENT)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Of a complete run, else None.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        return self._json("summary.json") if (self.path / "summary.json").exists() else None
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"got {self.path / name}, which cannot be read: {error}") from None
+
+    def rewind(self, rounds: int) -> list[dict[str, Any]]:
+        """Take away what is of later rounds; the lines of so many rounds are left, and returned.
+
+        Raises:
+            UserError: if they are not all there.
+        """
+        kept = [line for line in read_lines(self.path / "rounds.jsonl") if line["round"] < rounds]
+        if [line["round"] for line in kept] != list(range(rounds)):
+            raise UserError(
+                f"got {self.path / 'rounds.jsonl'}, which lacks some of {rounds} rounds"
+            )
+        scored = read_lines(self.path / "clients.jsonl")
+        write_lines(self.path / "rounds.jsonl", kept)
+        write_lines(self.path / "clients.jsonl", [s for s in scored if s["round"] <= rounds])
+        return kept
 
     def add_round(self, record: Mapping[str, Any]) -> None:
         append_json(self.path / "rounds.jsonl", record)

@@ -3,52 +3,121 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from fedms.core.algorithm import ClientState, ServerState
-from fedms.core.tensors import serialise
+from fedms.core.tensors import Tensors, fingerprint, serialise
 from fedms.store.files import safe_name, write_bytes
 
+_STATE, _HASH, _SAID, _BESIDE = "fedms", "hash", "said", "beside"
 
-def save_state(path: Path, state: ServerState | ClientState) -> None:
-    """Write a state atomically; the same state gives the same bytes."""
+
+class DamagedError(ValueError):
+    """A file that holds no state, or not the one that was written."""
+
+
+def save_state(path: Path, state: ServerState | ClientState, beside: Any = None) -> None:
+    """Write a state atomically, with its hash; the same state gives the same bytes.
+
+    Args:
+        path: where.
+        state: what.
+        beside: more, as JSON values.
+    """
     names = [f.name for f in dataclasses.fields(state) if f.name != "tensors"]
-    facts = {name: getattr(state, name) for name in names}
-    metadata = {type(state).__name__: json.dumps(facts, allow_nan=False)}
-    write_bytes(path, serialise(state.tensors, metadata))
+    facts = {type(state).__name__: {name: getattr(state, name) for name in names}}
+    said = json.dumps({**facts, _BESIDE: beside}, allow_nan=False)
+    # in one text, for safetensors writes several in any order
+    whole = json.dumps({_HASH: _hash(said, state.tensors), _SAID: said})
+    write_bytes(path, serialise(state.tensors, {_STATE: whole}))
 
 
-def load_server_state(path: Path) -> ServerState:
-    """Read what `save_state` wrote.
+def load_server_state(path: Path) -> tuple[ServerState, Any]:
+    """Read what `save_state` wrote: a state, and what is beside it.
 
     Raises:
-        ValueError: if the file holds no server state.
+        DamagedError: if the file holds no server state, or not what was written.
     """
-    tensors, facts = _load(path, "ServerState")
-    return ServerState(**{**facts, "queue": tuple(facts["queue"])}, tensors=tensors)
+    tensors, said = _load(path, "ServerState")
+    facts = said["ServerState"]
+    state = ServerState(**{**facts, "queue": tuple(facts["queue"])}, tensors=tensors)
+    return state, said[_BESIDE]
 
 
 def load_client_state(path: Path) -> ClientState:
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: if the file holds no client state.
+        DamagedError: if the file holds no client state, or not what was written.
     """
-    tensors, facts = _load(path, "ClientState")
+    tensors, said = _load(path, "ClientState")
+    facts = said["ClientState"]
     kept = tuple(facts["kept"]) if facts["kept"] is not None else None
     return ClientState(**{**facts, "queue": tuple(facts["queue"]), "kept": kept}, tensors=tensors)
 
 
 def _load(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        facts = (file.metadata() or {}).get(kind)
-        if facts is None:
-            raise ValueError(f"got {path}, which holds no {kind}")
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(facts)  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            whole = json.loads((file.metadata() or {}).get(_STATE, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DamagedError(f"got {path}, which is damaged: {error}") from None
+    said = whole.get(_SAID, "{}")
+    if whole and whole.get(_HASH) != _hash(said, tensors):
+        raise DamagedError(f"got {path}, which is damaged: its hash is another")
+    facts: dict[str, Any] = json.loads(said)
+    if kind not in facts:
+        raise DamagedError(f"got {path}, which holds no {kind}")
+    return tensors, facts
+
+
+def _hash(said: str, tensors: Tensors) -> str:
+    return hashlib.blake2b((said + fingerprint(tensors)).encode(), digest_size=16).hexdigest()
+
+
+class ServerStates:
+    """The server's states in a folder: the newest two, each under the rounds that led to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, state: ServerState, beside: Any = None) -> None:
+        """Keep a state, more JSON values beside it, and the newest state before it.
+
+        Those of later rounds are void.
+        """
+        save_state(self.path(state.round), state, beside)
+        rounds = set(self.rounds())
+        before = max((r for r in rounds if r < state.round), default=state.round)
+        for other in rounds - {state.round, before}:
+            self.path(other).unlink()
+
+    def load(self, rounds: int | None = None) -> tuple[ServerState, Any]:
+        """The state after so many rounds (None: the newest), and what was kept beside it.
+
+        Raises:
+            DamagedError: if it is not as it was written.
+        """
+        return load_server_state(self.path(max(self.rounds()) if rounds is None else rounds))
+
+    def rounds(self) -> list[int]:
+        """Of states that are there, in order."""
+        return _rounds(self._folder)
+
+    def path(self, rounds: int) -> Path:
+        return self._folder / f"{rounds:06}.safetensors"
+
+
+def _rounds(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.safetensors"))
 
 
 class ClientStates:
@@ -56,28 +125,38 @@ class ClientStates:
 
     Of every client the newest states are kept, each under the round that it is of. If a round has
     to be done again, because the server or the client ended before both knew that it was done, the
-    client goes on from the state before that round.
+    client goes on from the state before that round; so too if the server goes back to either of
+    its checkpoints.
+
+    Args:
+        folder: where.
+        every: rounds between the server's checkpoints, at least 1.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, every: int = 1) -> None:
+        self._folder, self._every = folder, every
 
     def load(self, client: str, before: int | None = None) -> ClientState | None:
-        """The client's newest state, or its newest of rounds before one."""
+        """The client's newest state, or its newest of rounds before one.
+
+        Raises:
+            DamagedError: if it is not as it was written.
+        """
         rounds = [r for r in self._rounds(client) if before is None or r < before]
         return load_client_state(self._path(client, max(rounds))) if rounds else None
 
     def save(self, client: str, state: ClientState, round: int) -> None:
-        """Keep what `round` left, and the newest before it. States of later rounds are void."""
+        """Keep what `round` left, and what may be gone on from. States of later rounds are void."""
         save_state(self._path(client, round), state)
-        rounds = set(self._rounds(client))
-        before = max((r for r in rounds if r < round), default=round)
-        for other in rounds - {round, before}:
-            self._path(client, other).unlink()
+        rounds = self._rounds(client)
+        back = (round // self._every - 1) * self._every  # the server's last checkpoint but one
+        before = max((r for r in rounds if r < back), default=back)
+        for other in rounds:
+            if other < before or other > round:
+                self._path(client, other).unlink()
 
     def _rounds(self, client: str) -> list[int]:
-        folder = self._folder / safe_name(client)
-        return [int(p.stem) for p in folder.glob("[0-9]*.safetensors")] if folder.is_dir() else []
+        return _rounds(self._folder / safe_name(client))
 
     def _path(self, client: str, round: int) -> Path:
         return self._folder / safe_name(client) / f"{round:06}.safetensors"

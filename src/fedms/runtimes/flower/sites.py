@@ -17,11 +17,11 @@ from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientSizes, Split
 from fedms.core.seeds import derive_seed, draw_cohort
-from fedms.core.tensors import Tensors, pick, wire_bytes
+from fedms.core.tensors import Tensors, pick
 from fedms.runtimes import service, site
 from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
 from fedms.runtimes.messages import Message, MessageError, decode, encode
-from fedms.runtimes.rounds import Absent, Answer, Late
+from fedms.runtimes.rounds import Absent, Answer, Held, Late
 from fedms.runtimes.simulator import SCORED, Scores, Sent, send
 
 _LONGEST = 300
@@ -116,7 +116,7 @@ class Sites:
         self._open: dict[str, str] = {}
         self._late: list[str] = []
         self._failed: dict[int, Failure] = {}
-        self._held: dict[str, frozenset[str]] = {}
+        self.held: Held = {}
         self._spent = Costs()
 
     def meet(self, least: int, patience: float | None = None) -> None:
@@ -175,7 +175,7 @@ class Sites:
             self._tell(f"a second site {info.id!r} (node {node}) was left out")
             return
         self._met[info.id] = Met(node, info, sizes)
-        self._held.pop(info.id, None)
+        self.held.pop(info.id, None)
         self._open = {name: client for name, client in self._open.items() if client != info.id}
 
     def train(
@@ -193,7 +193,7 @@ class Sites:
             if said.kind != "lacks" or client in lacking:
                 return None
             lacking.add(client)  # its disk is new, or lost
-            self._held.pop(client, None)
+            self.held.pop(client, None)
             return self._part(whole, client)
 
         replies = self._ask({client: self._part(whole, client) for client in waiting}, again)
@@ -218,11 +218,11 @@ class Sites:
 
     def _part(self, whole: Sent, client: str) -> Message:
         """What one site is sent: of what stands still, what it does not have yet."""
-        names = whole.plan.broadcast | (whole.plan.constant - self._held.get(client, frozenset()))
+        names = whole.plan.broadcast | (whole.plan.constant - self.held.get(client, frozenset()))
         return service.ask_train(replace(whole, tensors=pick(whole.tensors, names)), [client])
 
     def _answer(self, whole: Sent, client: str, said: Message | Failure) -> Answer | Absent:
-        """What a site says, with bytes as they are counted here."""
+        """What a site says, or why that is nothing."""
         if isinstance(said, Failure):
             return Absent(client, said.reason)
         try:
@@ -232,10 +232,7 @@ class Sites:
             return Absent(client, str(error)[:_LONGEST])
         if answer.update.client != client:
             return Absent(client, f"answers as client {answer.update.client[:100]!r}")
-        new = whole.plan.constant - self._held.get(client, frozenset())
-        self._held[client] = whole.plan.constant
-        down = whole.bytes + wire_bytes(pick(whole.tensors, new))
-        return replace(answer, download_bytes=down, upload_bytes=wire_bytes(answer.update.tensors))
+        return answer
 
     def evaluate(self, state: ServerState) -> dict[Split, Scores]:
         """See `Simulator.evaluate`."""

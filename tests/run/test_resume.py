@@ -1,0 +1,168 @@
+"""A run that ended early goes on from its last checkpoint, and ends as it would have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from fedms.core.errors import UserError
+from fedms.run import Evaluated, RoundDone, Started, resume, run
+from fedms.store.files import locked
+
+TIMES = ("train_seconds", "phase_seconds", "wall_seconds")
+TWICE = ("train_flops", "cache_bytes")
+"""What is computed again to fill the cache anew."""
+
+
+class EndError(Exception):
+    """The process ends here."""
+
+
+def ended(config, path, *, after):
+    """A run that ends after so many events."""
+    left = iter(range(after))
+
+    def watch(event):
+        if next(left, None) is None:
+            raise EndError
+
+    with pytest.raises(EndError):
+        run(config, path, watch=watch)
+
+
+def facts(path):
+    """All that a run leaves, but for times and what was computed twice."""
+    lines = {}
+    for name in ("rounds", "clients"):
+        lines[name] = [json.loads(s) for s in (path / f"{name}.jsonl").read_text().splitlines()]
+    for line in lines["rounds"]:
+        del line["seconds"]
+        for word in ("seconds", "flops", "cache_bytes"):
+            del line["costs"][word]
+    summary = json.loads((path / "summary.json").read_text())
+    for name in (*TIMES, *TWICE):
+        del summary["cost"][name]
+    return lines, summary
+
+
+def files(path):
+    return {
+        p.relative_to(path): p.read_bytes()
+        for folder in ("adapters", "checkpoints")
+        for p in (path / folder).rglob("*")
+        if p.is_file()
+    }
+
+
+EVENTS = 7
+"""Started, then of four rounds each that it is done, and at its end or the stage's its scores."""
+
+
+@pytest.mark.parametrize("after", range(EVENTS + 1))
+def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after):
+    config = small("partition.unseen_clients=1")
+    ended(config, tmp_path / "run", after=after)
+    summary = resume(tmp_path / "run")
+    expected = done("partition.unseen_clients=1").path
+    assert files(tmp_path / "run") == files(expected)
+    assert facts(tmp_path / "run") == facts(expected)
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+def test_so_many_events_there_are(tmp_path, small):
+    seen = []
+    run(small("partition.unseen_clients=1"), tmp_path / "run", watch=seen.append)
+    assert len(seen) == EVENTS + 1  # the last says that it is complete
+    assert [type(e) for e in seen[:2]] == [Started, RoundDone]
+    assert sum(isinstance(e, Evaluated) for e in seen) == 2
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path, done):
+    shutil.copytree(done().path, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert resume(tmp_path / "run") == json.loads((tmp_path / "run/summary.json").read_text())
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def server(path):
+    return sorted((path / "checkpoints" / "server").iterdir())
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def alter(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut, alter])
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(
+    tmp_path, small, done, damage, which
+):
+    path, told = tmp_path / "run", []
+    ended(small(), path, after=6)
+    assert [p.name for p in server(path)] == ["000002.safetensors", "000003.safetensors"]
+    clients = path / "checkpoints" / "clients"
+    bad = server(path)[-1] if which == "server" else clients / "1" / "000002.safetensors"
+    damage(bad)
+    resume(path, tell=told.append)
+    assert len(told) == 1
+    assert told[0].startswith(f"got {bad}, which is damaged: ")
+    assert files(path) == files(done().path)
+    assert facts(path) == facts(done().path)
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path, small):
+    ended(small(), tmp_path / "run", after=6)
+    for state in server(tmp_path / "run"):
+        cut(state)
+    with pytest.raises(UserError, match="no checkpoint of which is whole"):
+        resume(tmp_path / "run")
+
+
+def test_records_that_are_lost_are_missed(tmp_path, small):
+    ended(small(), tmp_path / "run", after=6)
+    (tmp_path / "run" / "rounds.jsonl").write_text("")
+    with pytest.raises(UserError, match="which lacks some of 3 rounds"):
+        resume(tmp_path / "run")
+
+
+def test_checkpoints_may_be_rare(tmp_path, small, done):
+    """Clients keep what they need to go back that far."""
+    rare = "checkpoint_every=2"
+    for after in (5, 6):  # 2 and 3 rounds are done
+        path = tmp_path / str(after)
+        ended(small(rare), path, after=after)
+        assert [p.name for p in server(path)] == ["000002.safetensors"]
+        resume(path)
+        assert files(path) == files(done(rare).path)
+        assert facts(path) == facts(done(rare).path)
+
+
+def test_a_run_goes_on_with_what_it_began_with_or_not_at_all(tmp_path, small, monkeypatch):
+    ended(small(), tmp_path / "run", after=4)
+    known = json.loads((tmp_path / "run/environment.json").read_text())
+    known["identity"]["weights"] = "others"
+    (tmp_path / "run/environment.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match="whose weights was others and is"):
+        resume(tmp_path / "run")
+
+
+def test_two_processes_do_not_share_a_run(tmp_path, small):
+    ended(small(), tmp_path / "run", after=4)
+    with (
+        locked(tmp_path / "run" / "config.toml"),
+        pytest.raises(UserError, match="where another process is at work"),
+    ):
+        resume(tmp_path / "run")
+
+
+def test_what_is_no_run_folder_is_not_resumed(tmp_path):
+    with pytest.raises(UserError, match="which is no run folder"):
+        resume(tmp_path)
