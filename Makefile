@@ -9,7 +9,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-peers check lint types results bench performance glyphclip clean
+.PHONY: help install demo test e2e test-peers check lint types results bench performance glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+e2e: $(STAMP)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m e2e -s tests/deploy
 
 test-peers: $(BENCH) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks/test_peers.py

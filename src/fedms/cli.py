@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -249,6 +249,9 @@ def deploy(
 @app.command()
 def server(
     folder: Annotated[Path, typer.Argument(help="The server's folder of a deployment.")],
+    proxy: Annotated[
+        str, typer.Option(help="nginx, or none where another one publishes /v1/fleet/.")
+    ] = "nginx",
 ) -> None:
     """Let sites in and perform what is submitted, until interrupted.
 
@@ -258,7 +261,7 @@ def server(
     from fedms.deploy.server import serve
 
     with _until_told("server ended"):
-        serve(read_server(folder), typer.echo)
+        serve(read_server(folder), typer.echo, proxy=proxy)
 
 
 @app.command()
@@ -271,6 +274,9 @@ def site(
     state: Annotated[
         Path | None, typer.Option(help="Where what is private is kept [FOLDER/state].")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the server, if it is not as it was written.")
+    ] = None,
 ) -> None:
     """Take part with rows that stay here, until interrupted.
 
@@ -280,6 +286,7 @@ def site(
     from fedms.deploy.site import attend
 
     found = read_site(folder)
+    found = replace(found, server=server) if server else found
     with _until_told("site ended"):
         attend(found, site_config(found, words or []), typer.echo, state)
 
@@ -299,6 +306,9 @@ def submit(
         float, typer.Option(min=0, help="Seconds to wait for them; 0: for ever.")
     ] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder, which ended early.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON at the end.")
     ] = False,
@@ -308,19 +318,24 @@ def submit(
     Example: fedms submit deployment/server stage2.rounds=5 --out runs/first
     """
     from fedms.config import load_config
+    from fedms.deploy import submit as submitting
     from fedms.deploy.folders import read_server
-    from fedms.deploy.submit import submit as perform
     from fedms.run import default_folder
 
     found = read_server(folder)
     config = load_config(found.path / "config.toml", words or [])
-    path = out or default_folder(config)
+    path = resume or out or default_folder(config)
     say = _say_aside if as_json else typer.echo
-    wanted = sites or len(found.sites)
+    how = submitting.Waiting(sites or len(found.sites), patience)
+    if resume and (words or out or force):
+        _fail("got --resume with settings, --out or --force; expected --resume alone")
     try:
-        perform(found, config, path, sites=wanted, patience=patience, force=force, say=say)
+        if resume:
+            submitting.resume(found, path, how, say=say)
+        else:
+            submitting.submit(found, config, path, how, force=force, say=say)
     except KeyboardInterrupt:
-        _fail(f"interrupted; the run was stopped, and what was done so far is in {path}")
+        _fail(f"interrupted; the run was stopped; to go on: fedms submit {folder} --resume {path}")
     if as_json:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         typer.echo(json.dumps({"folder": str(path), **summary}, indent=2))

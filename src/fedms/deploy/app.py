@@ -27,15 +27,17 @@ def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
         grid: Flower's.
         words: `configuration`, TOML; `run`, a name; `folder`, of the run, here; `sites`, how many
             to wait for; `patience`, for how many seconds, 0: for ever; `force`, whether an earlier
-            run's folder is replaced.
+            run's folder is replaced; `again`, whether the run that is there is gone on with.
     """
-    folder, force = Path(str(words["folder"])), bool(words["force"])
-    RunFolder.check(folder, force=force)
+    folder, name = Path(str(words["folder"])), str(words["run"])
+    force, again = bool(words["force"]), bool(words["again"])
+    if not again:
+        RunFolder.check(folder, force=force)
     config = validate(tomllib.loads(str(words["configuration"])))
     rules, patience = config.rounds, float(words["patience"]) or None
     sites = Sites(
         grid,
-        str(words["run"]),
+        name,
         terms(config),
         deadline=rules.deadline or None,
         spare=rules.spare,
@@ -43,7 +45,17 @@ def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
     )
     sites.meet(int(words["sites"]), patience)
     experiment = build_server(config, sites.sizes)
-    serve(config, experiment, sites, folder, force=force, watch=Progress(config))
+    serve(
+        config,
+        experiment,
+        sites,
+        folder,
+        name=name,
+        force=force,
+        again=again,
+        watch=Progress(config),
+        tell=_say,
+    )
 
 
 def _say(text: str) -> None:

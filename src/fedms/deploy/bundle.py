@@ -24,6 +24,7 @@ def write_bundle(
     sites: int,
     patience: float = 0.0,
     force: bool = False,
+    again: bool = False,
 ) -> None:
     """Write the app of a run, in place of what is there, as a whole.
 
@@ -35,6 +36,7 @@ def write_bundle(
         sites: how many the server waits for, at least 1.
         patience: seconds it waits for them; 0: for ever.
         force: whether the server replaces an earlier run's folder.
+        again: whether it goes on with the run that is there.
     """
     words: dict[str, str | int | float | bool] = {
         "configuration": dump_config(config),
@@ -43,6 +45,7 @@ def write_bundle(
         "sites": sites,
         "patience": float(patience),
         "force": force,
+        "again": again,
     }
     with whole_folder(folder) as new:
         write_text(new / "pyproject.toml", tomli_w.dumps(_project(words)))

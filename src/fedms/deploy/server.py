@@ -17,17 +17,26 @@ _START = 120.0
 """Seconds in which the SuperLink must be there."""
 
 
-def serve(server: ServerFolder, say: Callable[[str], None]) -> None:
+def serve(server: ServerFolder, say: Callable[[str], None], *, proxy: str = "nginx") -> None:
     """Run until interrupted.
+
+    Args:
+        server: its folder.
+        say: is told what happens.
+        proxy: `nginx`; or `none`: then only this machine reaches the SuperLink, unless something
+            else hands on what `nginx.conf` does.
 
     Raises:
         UserError: if a program is missing, cannot start, or ends.
     """
     flower, inner = home(server), server.address.inner_port
     engine.connect(flower, inner, server.path / "ca.crt" if server.secure else None)
-    for name in ("nginx",) if server.secure else ():
-        engine.program(name)
-    for port in {server.address.port, inner}:
+    if proxy not in ("nginx", "none"):
+        raise UserError(f"got --proxy {proxy}; expected nginx or none")
+    published = server.secure and proxy == "nginx"
+    if published:
+        engine.program("nginx")
+    for port in {server.address.port, inner} if published else {inner}:
         _check_free(server, port)
     with engine.Processes(flower, server.path / "logs") as processes:
         processes.start("superlink", _superlink(server))
@@ -35,19 +44,17 @@ def serve(server: ServerFolder, say: Callable[[str], None]) -> None:
         if server.secure:
             register(server, say)
         processes.start("superexec", _superexec(server))
-        if server.secure:
+        if published:
             (server.path / "nginx").mkdir(exist_ok=True)
             words = ["-p", f"{server.path}/", "-c", "nginx.conf", "-g", "daemon off;"]
             processes.start("nginx", [engine.program("nginx"), *words])
             _wait(processes, server.address.port, server.address.listen)
-        else:
+        if not server.secure:
             say(
                 f"INSECURE: without TLS and keys. Whoever reaches {server.address.listens} can "
                 "read what is sent, and run code at every site"
             )
-        say(
-            f"server {server.name}: sites come to {server.address}; logs are in {processes.log('')}"
-        )
+        say(f"sites come to {server.address}; logs are in {server.path / 'logs'}")
         processes.wait()
 
 

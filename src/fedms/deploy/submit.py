@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedms.config import Config
+from fedms.config import Config, load_config
 from fedms.core.errors import UserError
 from fedms.deploy import engine
 from fedms.deploy.bundle import write_bundle
@@ -18,13 +20,20 @@ from fedms.store.run_folder import RunFolder
 _DONE = "finished:completed"
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """For so many sites, at least 1, and for so many seconds; 0: for ever."""
+
+    sites: int
+    seconds: float = 0.0
+
+
 def submit(
     server: ServerFolder,
     config: Config,
     out: Path,
+    how: Waiting,
     *,
-    sites: int,
-    patience: float = 0.0,
     force: bool = False,
     say: Callable[[str], None],
 ) -> None:
@@ -34,8 +43,7 @@ def submit(
         server: of a `fedms server` that runs on this machine.
         config: of the run.
         out: the run folder.
-        sites: how many to wait for, at least 1.
-        patience: seconds to wait for them; 0: for ever.
+        how: sites are waited for.
         force: replace an earlier run's folder.
         say: is told what happens.
 
@@ -45,8 +53,55 @@ def submit(
     """
     out = out.resolve()
     RunFolder.check(out, force=force)
+    name = f"{out.name}-{secrets.token_hex(4)}"  # of its own at sites, whatever the folder's is
+    _perform(server, config, out, name, how, force=force, say=say)
+
+
+def resume(server: ServerFolder, out: Path, how: Waiting, *, say: Callable[[str], None]) -> None:
+    """Have a run gone on with that ended early, from its last checkpoint.
+
+    Args:
+        server: as for `submit`.
+        out: the run folder.
+        how: as for `submit`.
+        say: likewise.
+
+    Raises:
+        UserError: if it is no run with sites, or as `submit`.
+        KeyboardInterrupt: once the run is stopped.
+    """
+    folder = RunFolder.open(out.resolve())
+    if folder.summary() is not None:
+        say(f"{out} is complete; nothing was done")
+        return
+    name = folder.facts().get("sites")
+    if not name:
+        raise UserError(f"got {out}, a run on one machine; try fedms resume {out}")
+    _perform(server, load_config(folder.config), folder.path, name, how, again=True, say=say)
+
+
+def _perform(
+    server: ServerFolder,
+    config: Config,
+    out: Path,
+    name: str,
+    how: Waiting,
+    *,
+    force: bool = False,
+    again: bool = False,
+    say: Callable[[str], None],
+) -> None:
     app = server.path / "app"
-    write_bundle(app, config, run=out.name, out=out, sites=sites, patience=patience, force=force)
+    write_bundle(
+        app,
+        config,
+        run=name,
+        out=out,
+        sites=how.sites,
+        patience=how.seconds,
+        force=force,
+        again=again,
+    )
     number = str(engine.ask(home(server), "run", str(app), engine.CONNECTION)["run-id"])
     say(f"run {number} is submitted; its folder is {out}")
     try:

@@ -1,0 +1,186 @@
+"""A deployment on this machine: real SuperLink, SuperNodes and, where there is one, nginx."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pandas
+import pytest
+from PIL import Image
+
+from fedms.build import build, load_table
+from fedms.config import load_config
+
+SITES = ("north", "south", "west")
+SETTINGS = """\
+name = "clinics"
+evaluate_every = 0
+[data]
+source = "parquet"
+path = "{path}"
+input = "image"
+split = "split"
+classes = {classes}
+[partition]
+by = "column"
+column = "site"
+[stage1]
+rounds = {rounds}
+[stage2]
+rounds = {rounds}
+[training]
+learning_rate = 3e-3
+[runtime]
+threads = 1
+"""
+
+
+def tables(folder: Path, rounds: int) -> Path:
+    """Digits of three sites, each in its own file, all in one, and a configuration for them."""
+    small = load_config(None, ["data.max_rows=150", "partition.clients=3"])
+    experiment, table, rows = build(small), load_table(small), []
+    for site, who in zip(SITES, experiment.federation.clients, strict=True):
+        for split in ("train", "val", "test"):
+            for i in getattr(who, split):
+                out = io.BytesIO()
+                Image.fromarray(table.inputs[i]).save(out, "PNG")
+                rows.append((out.getvalue(), table.labels[i], split, site))
+    every = pandas.DataFrame(rows, columns=["image", "label", "split", "site"])
+    every.to_parquet(folder / "all.parquet")
+    for site in SITES:
+        every[every.site == site].drop(columns="site").to_parquet(folder / f"{site}.parquet")
+    classes = json.dumps(list(experiment.federation.classes))
+    text = SETTINGS.format(path=folder / "all.parquet", classes=classes, rounds=rounds)
+    (folder / "clinics.toml").write_text(text)
+    return folder / "clinics.toml"
+
+
+def free_port() -> int:
+    """Of two that follow each other."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            with suppress(OSError):
+                two.bind(("127.0.0.1", port + 1))
+                return port
+
+
+class Loopback:
+    """Programs of a deployment, by name; `with` ends all of them."""
+
+    sites = SITES
+
+    def __init__(self, folder: Path, *, rounds: int = 1, nginx: bool | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self.config = tables(folder, rounds)
+        self.nginx = shutil.which("nginx") is not None if nginx is None else nginx
+        self.there = folder / "deployment"
+        self.running: dict[str, subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> Loopback:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in list(self.running):
+            self.end(name)
+
+    def fedms(self, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """A command of ours, to its end."""
+        return subprocess.run(
+            self.words(*words), capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def words(self, *words: object) -> list[str]:
+        return [sys.executable, "-m", "fedms.cli", *map(str, words)]
+
+    def start(self, name: str, *words: object) -> None:
+        with (self.folder / f"{name}.log").open("a") as log:
+            self.running[name] = subprocess.Popen(
+                self.words(*words), stdout=log, stderr=log, text=True, start_new_session=True
+            )
+
+    def end(self, name: str, number: int = signal.SIGTERM) -> int:
+        """End one by a signal to it alone, as a person or a crash would."""
+        process = self.running.pop(name)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        return process.wait(30)
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def wait(self, name: str, text: str, timeout: float = 120) -> None:
+        """Until a program says something."""
+        ends = time.monotonic() + timeout
+        while text not in self.said(name):
+            assert self.running[name].poll() is None, self.said(name)
+            assert time.monotonic() < ends, self.said(name)
+            time.sleep(0.2)
+
+    def deploy(self) -> None:
+        done = self.fedms(
+            *("deploy", self.config, "--sites", ",".join(SITES), "--to", self.there),
+            *("--address", f"127.0.0.1:{self.port}"),
+        )
+        assert done.returncode == 0, done.stderr
+
+    def serve(self) -> None:
+        proxy = "nginx" if self.nginx else "none"
+        before = self.said("server").count("sites come to") if "server" in self.running else 0
+        with suppress(FileNotFoundError):
+            before = self.said("server").count("sites come to")
+        self.start("server", "server", self.there, "--proxy", proxy)
+        ends = time.monotonic() + 120
+        while self.said("server").count("sites come to") == before:
+            assert self.running["server"].poll() is None, self.said("server")
+            assert time.monotonic() < ends, self.said("server")
+            time.sleep(0.2)
+
+    def attend(self, site: str) -> None:
+        port = self.port if self.nginx else self.port + 1
+        self.start(
+            *(site, "site", self.there / "sites" / site),
+            *(f"data.path={self.folder / site}.parquet", "--server", f"127.0.0.1:{port}"),
+        )
+
+    def everyone(self) -> None:
+        """Server and sites, as they start."""
+        self.deploy()
+        self.serve()
+        for site in SITES:
+            self.attend(site)
+
+    def submit(self, *words: object) -> None:
+        self.start("submit", "submit", self.there, *words)
+
+    def ended(self, timeout: float = 300) -> int:
+        """The exit code of what was submitted."""
+        return self.running.pop("submit").wait(timeout)
+
+
+@pytest.fixture
+def loopback(tmp_path) -> Iterator[Callable[..., Loopback]]:
+    """`loopback(rounds=1)` is a deployment below `tmp_path`, ended with the test."""
+    with ExitStack() as all_of_them:
+        yield lambda **words: all_of_them.enter_context(Loopback(tmp_path, **words))
+
+
+@pytest.fixture
+def states() -> Callable[[Path], dict[str, bytes]]:
+    """All tensors below a folder that a run leaves, by path."""
+    return lambda folder: {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*.safetensors"))
+    }

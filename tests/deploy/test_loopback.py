@@ -1,0 +1,45 @@
+"""A run of three sites over Flower's own programs, with TLS and keys, is the simulator's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedms.config import load_config
+from fedms.run import run
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedms[flower]'")
+
+TIMES = ("train_seconds", "phase_seconds", "wall_seconds")
+OWN = ("train_flops", "peak_activation_bytes", "cache_bytes")
+"""Each site has shapes and a cache of its own."""
+
+
+def test_a_deployment_gives_what_the_simulator_gives(loopback, states, tmp_path):
+    """Server state, adapters, sites' private states and scores, to the bit."""
+    here = loopback()
+    here.everyone()
+    here.submit("--out", tmp_path / "served", "--json")
+    run(load_config(here.config), tmp_path / "simulated")  # meanwhile
+    assert here.ended() == 0, here.said("submit")
+    for site in here.sites:
+        here.end(site)
+    shown = json.loads(here.said("submit")[here.said("submit").index('{\n  "folder"') :])
+    expected = json.loads((tmp_path / "simulated" / "summary.json").read_text())
+    for summary in (shown, expected):
+        for name in (*TIMES, *OWN):
+            del summary["cost"][name]
+    assert {**expected, "folder": str(tmp_path / "served")} == shown
+    served, simulated = (states(tmp_path / name) for name in ("served", "simulated"))
+    assert served == {k: v for k, v in simulated.items() if "/clients/" not in k}
+    for site in here.sites:
+        (own,) = (here.there / "sites" / site / "state").glob("served-*")
+        kept = states(own)
+        del kept["constants.safetensors"]
+        for path, data in kept.items():
+            there = path.replace("clients/", "checkpoints/clients/", 1)
+            assert simulated[path if path.startswith("adapters/") else there] == data
+        assert f"adapters/clients/{site}/local/adapter_model.safetensors" in kept
+        assert "its models are kept" in here.said(site)
+        assert here.said(site).endswith("site ended\n")
