@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import json
 import os
 import re
 import subprocess
@@ -10,9 +12,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer.main
 
-from fedms.cli import main
-from fedms.config import Method, load_config
+from fedms.cli import app, main
+from fedms.config import Method, Rounds, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,3 +103,51 @@ def test_the_file_map_is_true():
         if found:
             name = found.group(1)
             assert (ROOT / name).exists() or (ROOT / "src/fedms" / name).exists(), name
+
+
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+
+
+def mentioned() -> list[str]:
+    """Commands of ours in a block, or between backticks with words behind them."""
+    blocks = re.findall(r"^ {4}(fedms .*)$", DEPLOYMENT, re.MULTILINE)
+    inline = re.findall(r"`(fedms (?:deploy|server|site|submit|resume) [^`]+)`", DEPLOYMENT)
+    units = re.findall(r"^ExecStart=\S+/(fedms .*)$", DEPLOYMENT, re.MULTILINE)
+    return [*blocks, *inline, *units]
+
+
+@pytest.mark.parametrize("command", mentioned())
+def test_commands_across_machines_are_understood(command):
+    """`tests/deploy` performs them."""
+    _, name, *words = command.split("#")[0].split()
+    group = typer.main.get_command(app)
+    group.commands[name].make_context(name, list(words))
+
+
+def test_there_are_commands_across_machines():
+    assert {c.split()[1] for c in mentioned()} == {"deploy", "server", "site", "submit"}
+
+
+def test_units_and_container_file_are_well_formed():
+    units = re.findall(r"```ini\n(.*?)```", DEPLOYMENT, re.DOTALL)
+    assert len(units) == 2
+    for unit in units:
+        parser = configparser.ConfigParser(strict=True)
+        parser.optionxform = str
+        parser.read_string(unit)
+        assert parser.sections() == ["Unit", "Service", "Install"]
+        assert parser["Service"]["ExecStart"].startswith("/")
+        writable = parser["Service"]["ReadWritePaths"]
+        assert writable in parser["Service"]["ExecStart"]
+    (container,) = re.findall(r"```dockerfile\n(.*?)```", DEPLOYMENT, re.DOTALL)
+    known = {"FROM", "RUN", "USER", "WORKDIR", "VOLUME", "ENTRYPOINT", "CMD"}
+    for line in container.splitlines():
+        instruction, rest = line.split(" ", 1)
+        assert instruction in known
+        if instruction in ("VOLUME", "ENTRYPOINT", "CMD"):
+            assert all(isinstance(word, str) for word in json.loads(rest))
+
+
+def test_rules_for_rounds_are_told_of():
+    for name in Rounds.model_fields:
+        assert f"`rounds.{name}" in DEPLOYMENT, name

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedms.core import calibration, discriminant
 from fedms.core.algorithm import ClientUpdate, RoundPlan, Score
 from fedms.core.screening import reason_to_reject
 
@@ -78,3 +79,71 @@ def test_rejected_with_the_reason(bad, says):
 def test_a_score_of_no_whole_number_of_rows_is_rejected(value):
     """Scores are summed over clients and steer the capability queue: inf / inf is NaN for all."""
     assert reason(replace(GOOD, score=Score(value, value))) is not None
+
+
+def gathered(rows=30, classes=4, width=5, seed=0):
+    """Class statistics as a client sends them."""
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, width, generator=random) + 1
+    labels = torch.randint(0, classes, (rows,), generator=random)
+    sums = discriminant.sums(features, labels, classes)
+    return {name: (t / rows).float() for name, t in sums.items()}
+
+
+def fitted(rows=30, classes=4, trained=100, scale=1.0, seed=0):
+    """Sums for calibration as a client sends them."""
+    random = torch.Generator().manual_seed(seed)
+    evidence = scale * torch.randn(rows, classes, 6, generator=random)
+    labels = torch.randint(0, classes, (rows,), generator=random)
+    found = calibration.derivatives(evidence, labels, calibration.initial())
+    return {name: (t / trained).float() for name, t in found.items()}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30, 1000])
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_of_rows_are_plausible(rows, seed):
+    assert discriminant.implausible(gathered(rows, seed=seed)) is None
+    for scale in (0.0, 1e-3, 1.0, 1e3):
+        assert calibration.implausible(fitted(rows, scale=scale, seed=seed)) is None
+    nothing = {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
+    assert calibration.implausible(nothing) is None  # no validation rows
+
+
+COUNTS, SUMS, MOMENT = discriminant.COUNTS, discriminant.SUMS, discriminant.MOMENT
+CURVATURE, SPREAD = "calibration/curvature", "calibration/spread"
+
+
+def odd(tensors, name, change):
+    return {**tensors, name: change(tensors[name].clone())}
+
+
+def entry(tensor, *where, by):
+    tensor[where] += by
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        (odd(gathered(), COUNTS, lambda t: -t), "do not add up to 1"),
+        (odd(gathered(), COUNTS, lambda t: 100 * t), "do not add up to 1"),
+        (odd(gathered(), COUNTS, lambda t: entry(entry(t, 0, by=-2), 1, by=2)), "add up to 1"),
+        (odd(gathered(), SUMS, lambda t: 1e30 * t), "longer than 1"),
+        (odd(gathered(), SUMS, lambda t: entry(t, 0, 0, by=2)), "longer than 1"),
+        (odd(gathered(), MOMENT, lambda t: 1e30 * t), "not those of features of length 1"),
+        (odd(gathered(), MOMENT, lambda t: 0 * t), "not those of features of length 1"),
+        (odd(gathered(), MOMENT, lambda t: entry(t, 1, by=0.9)), "cannot be, with its classes"),
+        (odd(fitted(), "calibration/rows", lambda t: -t), "beyond all measure"),
+        (odd(fitted(), "calibration/gradient", lambda t: 1e30 * t), "beyond all measure"),
+        (odd(fitted(), CURVATURE, lambda t: 1e30 * t), "beyond all measure"),
+        (odd(fitted(), CURVATURE, lambda t: -t), "negative direction"),
+        (odd(fitted(), CURVATURE, lambda t: entry(t, 0, 1, by=9)), "negative direction"),
+        (odd(fitted(), SPREAD, lambda t: -t), "negative direction"),
+    ],
+)
+def test_sums_of_no_rows_are_rejected(tensors, says):
+    expected = {name: tuple(t.shape) for name, t in tensors.items()}
+    update = replace(GOOD, tensors=tensors)
+    found = reason_to_reject(update, PLAN, expected, declared_rows=10)
+    assert found is not None
+    assert says in found

@@ -49,6 +49,7 @@ SHAPES = {
 }
 """What a client sends: sums over its validation rows, divided by its number of training rows, which
 is its weight in the average. (Averages of them, times all training rows, are sums over all.)"""
+_ROUNDING, _MOST = 1e-3, 1e15
 _MEMORY = 0.5
 """What is left of earlier rounds' evidence after one more."""
 FLOOR = 0.1
@@ -103,6 +104,21 @@ def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, 
     spread = torch.einsum("nci,ncj->ij", apart, apart) / x.shape[1]
     rows = torch.tensor([len(labels)]).double()
     return dict(zip(SHAPES, (gradient, curvature, spread, rows), strict=True))
+
+
+def implausible(tensors: Tensors) -> str | None:
+    """Why these cannot be `derivatives` divided by training rows; None if they can.
+
+    Curvature and spread are of quadratic forms without negative directions.
+    """
+    gradient, curvature, spread, rows = (tensors[name].double() for name in SHAPES)
+    if float(rows) < 0 or max(float(t.abs().max()) for t in (gradient, curvature, rows)) > _MOST:
+        return "has sums for calibration that are beyond all measure"
+    for form in (curvature, spread):
+        allowed = _ROUNDING * (form.diagonal().abs().sum() + _ROUNDING)
+        if (form - form.T).abs().max() > allowed or torch.linalg.eigvalsh(form).min() < -allowed:
+            return "has a curvature for calibration with a negative direction"
+    return None
 
 
 def damped(step: Tensor, spread: Tensor) -> Tensor:

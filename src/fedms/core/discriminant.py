@@ -38,6 +38,8 @@ row: of few rows variances are small by chance where they are small. Power and f
 hand, after fixed ridges on validation rows of eleven federations (docs/research-log.md)."""
 _FLOOR = 1e-6
 """No direction has less variance than this; those of features of unit length sum to 1 at most."""
+_ROUNDING = 1e-3
+"""By which sums in float32 may be off, as shares of all rows."""
 _FIRST = 1.0
 """Rows that the expectation of a class's mean counts as in it."""
 _BESIDE = 0.1
@@ -62,6 +64,29 @@ def sums(features: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
     z = F.normalize(features.double(), dim=-1)
     of_class = F.one_hot(labels, classes).double()
     return {COUNTS: of_class.sum(0), SUMS: of_class.T @ z, MOMENT: _pack(z.T @ z)}
+
+
+def implausible(tensors: Tensors) -> str | None:
+    """Why these cannot be `sums` divided by their number of rows; None if they can.
+
+    Of features of unit length: frequencies of classes add up to 1, no class's sum is longer than
+    it has rows, the trace of the second moment is 1, and what it is beyond the classes' means has
+    no negative direction.
+    """
+    counts, by_class = tensors[COUNTS].double(), tensors[SUMS].double()
+    lower = _unpack(tensors[MOMENT].double(), by_class.shape[1])
+    if counts.min() < 0 or abs(counts.sum() - 1) > _ROUNDING:
+        return "has class frequencies that do not add up to 1"
+    if (by_class.norm(dim=1) > counts + _ROUNDING).any():
+        return "has a class whose features are longer than 1"
+    if abs(lower.trace() - 1) > _ROUNDING or lower.abs().max() > 1 + _ROUNDING:
+        return "has second moments that are not those of features of length 1"
+    scaled = by_class / counts.clamp_min(_ROUNDING).sqrt()[:, None]
+    scaled = scaled * (counts > 0)[:, None]
+    within = lower + lower.tril(-1).T - scaled.T @ scaled
+    if torch.linalg.eigvalsh(within).min() < -_ROUNDING:
+        return "has second moments that cannot be, with its classes' sums"
+    return None
 
 
 def discriminant(total: Tensors, *, whole: bool = False) -> dict[str, Tensor]:

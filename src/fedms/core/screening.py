@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fedms.core import calibration, discriminant
 from fedms.core.algorithm import ClientUpdate, RoundPlan
 from fedms.core.layout import Shapes
 from fedms.core.tensors import all_finite
@@ -29,7 +30,8 @@ def reason_to_reject(
         _wrong_score(update),
         _wrong_keys(update, expected),
     )
-    return next((reason for reason in checks if reason), None) or _wrong_values(update, expected)
+    reason = next((reason for reason in checks if reason), None)
+    return reason or _wrong_values(update, expected) or _implausible(update)
 
 
 def _wrong_round(update: ClientUpdate, plan: RoundPlan) -> str | None:
@@ -73,3 +75,12 @@ def _wrong_values(update: ClientUpdate, expected: Shapes) -> str | None:
         if tensor.dtype != torch.float32:
             return f"{name} has type {tensor.dtype}; expected torch.float32"
     return None if all_finite(update.tensors) else "has values that are not finite"
+
+
+def _implausible(update: ClientUpdate) -> str | None:
+    """Sums that cannot be of any rows: they would reach all clients, at once."""
+    if discriminant.MOMENT in update.tensors:
+        return discriminant.implausible(update.tensors)
+    if calibration.SHAPES.keys() <= update.tensors.keys():
+        return calibration.implausible(update.tensors)
+    return None
