@@ -72,7 +72,7 @@ ALLOWED = {
     "algorithms": {"core"},
     "runtimes": {"core", "store"},
     "machine": {"config", "core"},
-    "build": {"config", "core", "data", "machine", "models", "algorithms"},
+    "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "machine", "models", "store"},
     "outcome": {"core", "models", "store"},
     "checkpoints": {"core", "runtimes", "store"},

@@ -16,8 +16,11 @@ from fedms.config import Config
 from fedms.core.algorithm import FederatedAlgorithm
 from fedms.core.errors import UserError
 from fedms.core.layout import Layout
+from fedms.core.robust import Rule
 from fedms.core.rows import ClientData, ClientSizes, Column, Rows, Split, join
+from fedms.core.screening import Screen
 from fedms.machine import DTYPES, computes, pick_device, pick_precision
+from fedms.runtimes.rounds import Rules
 
 _CHUNK = 1024
 CENTRALISED = "centralised"
@@ -297,6 +300,17 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
     )
     method = "fedavg" if config.method == CENTRALISED else config.method
     return replace(algorithms.METHODS[method](layout, options), name=config.method)
+
+
+def make_rules(config: Config) -> Rules:
+    """When a round counts, and how updates become one."""
+    screen, rounds, aggregation = config.screen, config.rounds, config.aggregation
+    return Rules(
+        rounds.min_updates,
+        rounds.attempts,
+        Screen(screen.max_norm_ratio, screen.above == "reject"),
+        Rule(aggregation.rule, aggregation.malicious),
+    )
 
 
 def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:

@@ -194,6 +194,30 @@ class Rounds(Section):
     attempts: int = Field(3, ge=1, description="cohorts tried for a round before the run stops")
 
 
+class Screen(Section):
+    """Which updates are used, of those that can be read."""
+
+    max_norm_ratio: float = Field(
+        0.0,
+        ge=0,
+        description="longest change of parameters, in multiples of its cohort's median; 0: any",
+    )
+    above: Literal["reject", "warn"] = Field(
+        "reject", description="what is done with longer ones; warn: they are used, and told of"
+    )
+
+
+class Aggregation(Section):
+    """How updates become one."""
+
+    rule: Literal["mean", "median", "trimmed", "geometric", "krum", "multikrum", "clip"] = Field(
+        "mean", description="federated averaging, or a rule that bears malicious clients"
+    )
+    malicious: float = Field(
+        0.2, ge=0, lt=0.5, description="share of clients that may be, for trimmed and both krums"
+    )
+
+
 class Gate(Section):
     """How the two experts are joined."""
 
@@ -329,6 +353,8 @@ class Config(Section):
     stage1: Stage1 = Field(default_factory=Stage1)
     stage2: Stage2 = Field(default_factory=Stage2)
     rounds: Rounds = Field(default_factory=Rounds)
+    screen: Screen = Field(default_factory=Screen)
+    aggregation: Aggregation = Field(default_factory=Aggregation)
     gate: Gate = Field(default_factory=Gate)
     baselines: Baselines = Field(default_factory=Baselines)
     training: Training = Field(default_factory=Training)

@@ -95,6 +95,8 @@ class Progress:
                 f"  rejected client {client}: {reason}", style="yellow", markup=False
             )
 
+        for client, reason in record.warned.items():
+            self._console.print(f"  odd client {client}: {reason}", style="yellow", markup=False)
         if record.late:
             self._console.print(
                 f"  late, and not counted: {', '.join(record.late)}", style="yellow", markup=False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedms import checkpoints
-from fedms.build import Experiment, WorkerParts, build
+from fedms.build import Experiment, WorkerParts, build, make_rules
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
 from fedms.config import Config, dump_config, load_config
@@ -23,7 +23,7 @@ from fedms.core.rows import ClientSizes, Split
 from fedms.identity import identity
 from fedms.models.resident import FROZEN
 from fedms.outcome import Outcome
-from fedms.runtimes.rounds import Held, Quorum, RoundRecord, ScoredClients, run_rounds
+from fedms.runtimes.rounds import Held, RoundRecord, ScoredClients, run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.runtimes.workers import Workers, on_threads
 from fedms.store.files import locked, write_json
@@ -303,9 +303,8 @@ class _Run:
         if self._elsewhere is not None:
             self._elsewhere.held.update(held)
             held = self._elsewhere.held
-        rules, every = self._config.rounds, self._config.checkpoint_every
-        quorum = Quorum(rules.min_updates, rules.attempts)
-        for after, record in run_rounds(algorithm, self._simulator, state, quorum, held):
+        rules, every = make_rules(self._config), self._config.checkpoint_every
+        for after, record in run_rounds(algorithm, self._simulator, state, rules, held):
             stage_ended = after.stage != state.stage
             state = after
             due = stage_ended or self._is_due(state.round)

@@ -37,6 +37,7 @@ def record(**changes) -> RoundRecord:
         "client_depths": (2, 4, 3),
         "cohort": ("a", "b", "c"),
         "rejected": {},
+        "warned": {},
         "late": (),
         "validation": 0.5,
         "upload_bytes": 1,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -32,6 +35,30 @@ def reason_to_reject(
     )
     reason = next((reason for reason in checks if reason), None)
     return reason or _wrong_values(update, expected) or _implausible(update)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What is asked of an update beyond that it can be read.
+
+    Args:
+        max_norm_ratio: how many times as long as the cohort's median change it may be; 0: any.
+        reject: whether a longer one is left out, or only told of.
+    """
+
+    max_norm_ratio: float = 0.0
+    reject: bool = True
+
+
+def too_long(changes: Mapping[str, float], ratio: float) -> dict[str, str]:
+    """Clients whose changes are beyond a multiple of the median, with what to say of them."""
+    most = ratio * statistics.median(changes.values()) if changes else 0.0
+    return {
+        client: f"changes parameters by {length:.3g}; expected at most {most:.3g}, {ratio:g} times "
+        "the median of its cohort"
+        for client, length in changes.items()
+        if length > most
+    }
 
 
 def _wrong_round(update: ClientUpdate, plan: RoundPlan) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
-from fedms.core.aggregation import Averager
 from fedms.core.algorithm import (
     Aggregate,
     ClientInfo,
@@ -20,8 +19,9 @@ from fedms.core.algorithm import (
 )
 from fedms.core.costs import Costs
 from fedms.core.errors import DivergenceError, UserError
+from fedms.core.robust import Rule, aggregator, change
 from fedms.core.rows import Split
-from fedms.core.screening import reason_to_reject
+from fedms.core.screening import Screen, reason_to_reject, too_long
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors, pick, wire_bytes
 
@@ -56,16 +56,20 @@ class Late:
 
 
 @dataclass(frozen=True)
-class Quorum:
-    """When a round counts.
+class Rules:
+    """When a round counts, and how updates become one.
 
     Args:
         updates: the fewest that a round needs, at least 1; of a smaller cohort, all.
         attempts: cohorts that are tried before the run stops, at least 1.
+        screen: which updates are accepted.
+        aggregation: what becomes of them.
     """
 
     updates: int = 1
     attempts: int = 3
+    screen: Screen = field(default_factory=Screen)
+    aggregation: Rule = field(default_factory=Rule)
 
 
 class Clients(Protocol):
@@ -102,8 +106,9 @@ class ScoredClients(Clients, Protocol):
 class RoundRecord:
     """One round, for records. `validation` is None where no client has validation rows.
 
-    `cohort` are those that were asked, `rejected` those of them without a usable update; `late`
-    clients' answers to earlier questions arrived.
+    `cohort` are those that were asked, `rejected` those of them without a usable update, `warned`
+    those whose update was used, though it is odd; `late` clients' answers to earlier questions
+    arrived.
     """
 
     round: int
@@ -112,6 +117,7 @@ class RoundRecord:
     client_depths: tuple[int, ...]
     cohort: tuple[str, ...]
     rejected: Mapping[str, str]
+    warned: Mapping[str, str]
     late: tuple[str, ...]
     validation: float | None
     upload_bytes: int
@@ -125,7 +131,7 @@ def run_rounds(
     algorithm: FederatedAlgorithm,
     clients: Clients,
     state: ServerState,
-    quorum: Quorum = Quorum(),
+    rules: Rules = Rules(),
     held: Held | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Perform rounds until the algorithm has no more, from any state.
@@ -137,7 +143,7 @@ def run_rounds(
         algorithm: what is performed.
         clients: with whom.
         state: from where.
-        quorum: when a round counts.
+        rules: when a round counts, and how updates become one.
         held: what clients have of what stands still, which is sent once; kept up to date.
 
     Yields:
@@ -149,16 +155,17 @@ def run_rounds(
     """
     held = {} if held is None else held
     while (plan := algorithm.plan(state)) is not None:
-        intake = _Intake(algorithm, plan, state.tensors, held)
-        for attempt in range(quorum.attempts):
+        intake = _Intake(algorithm, plan, state.tensors, held, rules)
+        for attempt in range(rules.attempts):
             declared = clients.declared  # who is there may change between rounds
             drawn = draw_cohort(sorted(declared), plan.cohort, plan.seed, plan.round, attempt)
             intake.open(drawn, declared)
             for answer in clients.train(plan, state.tensors, drawn):
                 intake.add(answer)
-            if intake.suffices(quorum) or intake.is_final(declared):
+            intake.settle()
+            if intake.suffices() or intake.is_final(declared):
                 break
-        state, record = intake.close(state, quorum)
+        state, record = intake.close(state)
         yield state, record
 
 
@@ -173,9 +180,14 @@ class _Intake:
     """The answers of one round: screened, averaged, and what they cost."""
 
     def __init__(
-        self, algorithm: FederatedAlgorithm, plan: RoundPlan, tensors: Tensors, held: Held
+        self,
+        algorithm: FederatedAlgorithm,
+        plan: RoundPlan,
+        tensors: Tensors,
+        held: Held,
+        rules: Rules,
     ) -> None:
-        self._algorithm, self._plan, self._held = algorithm, plan, held
+        self._algorithm, self._plan, self._held, self._rules = algorithm, plan, held, rules
         self._tensors, self._each_time = tensors, wire_bytes(pick(tensors, plan.broadcast))
         self._began = time.perf_counter()
         self._asked: set[str] = set()
@@ -187,9 +199,12 @@ class _Intake:
     def open(self, drawn: Sequence[str], declared: Mapping[str, ClientInfo]) -> None:
         """Begin with a cohort; of an earlier one only costs are left."""
         self._drawn, self._declared = drawn, declared
-        self._averager = Averager()
+        self._aggregator = aggregator(self._rules.aggregation, self._tensors)
+        self._waiting: list[ClientUpdate] = []
+        self._changes: dict[str, float] = {}
         self._trained = 0
         self._rejected: dict[str, str] = {}
+        self._warned: dict[str, str] = {}
 
     def add(self, answer: Answer | Absent | Late) -> None:
         match answer:
@@ -215,45 +230,69 @@ class _Intake:
         reason = reason_to_reject(update, self._plan, expected, info.rows)
         if reason:
             self._rejected[update.client] = reason
+        elif self._rules.screen.max_norm_ratio:
+            self._waiting.append(update)  # for all others, to be measured by them
+            self._changes[update.client] = change(update, self._tensors)
         else:
-            lifted = self._algorithm.lift(update.tensors)
-            self._averager.add(replace(update, tensors=lifted))
-            self._trained = max(self._trained, update.trained_parameters)
+            self._accept(update)
         self._costs += answer.costs + _aggregation(began)
 
-    def suffices(self, quorum: Quorum) -> bool:
-        return self._averager.clients >= min(quorum.updates, len(self._drawn))
+    def _accept(self, update: ClientUpdate) -> None:
+        lifted = self._algorithm.lift(update.tensors)
+        self._aggregator.add(replace(update, tensors=lifted))
+        self._trained = max(self._trained, update.trained_parameters)
+
+    def settle(self) -> None:
+        """All answers are there: those are accepted that waited for others."""
+        began, screen = time.perf_counter(), self._rules.screen
+        odd = too_long(self._changes, screen.max_norm_ratio)
+        if screen.reject:
+            self._rejected |= odd
+        else:
+            self._warned |= odd
+        for update in self._waiting:
+            if update.client not in self._rejected:
+                self._accept(update)
+        self._waiting = []
+        self._costs += _aggregation(began)
+
+    def suffices(self) -> bool:
+        return self._aggregator.clients >= self._least
+
+    @property
+    def _least(self) -> int:
+        return min(self._rules.updates, len(self._drawn))
 
     def is_final(self, declared: Mapping[str, ClientInfo]) -> bool:
         """Whether to ask again would bring the same: all clients answered, for they will again."""
         return len(self._drawn) == len(declared) and not self._absent
 
-    def close(self, state: ServerState, quorum: Quorum) -> tuple[ServerState, RoundRecord]:
+    def close(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """The server's state after the round, and its record.
 
         Raises:
             DivergenceError, UserError: see `run_rounds`.
         """
-        if not self.suffices(quorum):
-            raise self._too_few(quorum)
+        if not self.suffices():
+            raise self._too_few()
         began = time.perf_counter()
-        aggregate = self._averager.result()
+        aggregate = self._aggregator.result()
         state = self._algorithm.server_update(state, self._plan, aggregate)
         self._costs += _aggregation(began)
         return state, self._record(aggregate)
 
-    def _too_few(self, quorum: Quorum) -> UserError:
+    def _too_few(self) -> UserError:
         bad = {**self._absent, **self._rejected}
         client, reason = next(iter(bad.items()))
         if not self._absent:
             return DivergenceError(
-                f"got {_few(self._averager.clients)} in round {self._plan.round + 1}; "
+                f"got {_few(self._aggregator.clients)} in round {self._plan.round + 1}; "
                 f"{len(bad)} were rejected (client {client}: {reason}); "
                 "try a lower training.learning_rate"
             )
         return UserError(
-            f"got {_few(self._averager.clients)} in round {self._plan.round + 1}; expected at "
-            f"least {min(quorum.updates, len(self._drawn))} (client {client}: {reason}); try again "
+            f"got {_few(self._aggregator.clients)} in round {self._plan.round + 1}; expected at "
+            f"least {self._least} (client {client}: {reason}); try again "
             "when more clients are there, or a longer rounds.deadline"
         )
 
@@ -265,6 +304,7 @@ class _Intake:
             client_depths=aggregate.depths,
             cohort=tuple(sorted(self._asked)),
             rejected={**self._absent, **self._rejected},
+            warned=self._warned,
             late=tuple(self._late),
             validation=aggregate.score.accuracy,
             upload_bytes=self._up,

@@ -1,0 +1,71 @@
+"""Whole runs with malicious clients: what is screened, and what a robust rule bears."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fedms import run as running
+from fedms.runtimes.simulator import Simulator
+
+FIVE = ("partition.clients=5", "data.max_rows=200", "gate.calibration=false", "stage2.rounds=1")
+
+
+@pytest.fixture(scope="module")
+def honest(done):
+    """The same run without malice, performed before there is any."""
+    return done(*FIVE)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Client 0 sends its tensors many times over, with another sign."""
+    answers = Simulator._answer
+
+    def lying(self, sent, client, update, costs):
+        answer = answers(self, sent, client, update, costs)
+        if client != "0":
+            return answer
+        tensors = {name: -1e3 * t for name, t in answer.update.tensors.items()}
+        return replace(answer, update=replace(answer.update, tensors=tensors))
+
+    monkeypatch.setattr(Simulator, "_answer", lying)
+
+
+def accuracy(config, path, role="global"):
+    return running.run(config, path)["test"][role]["mean"]
+
+
+def best(done):
+    return done.summary["test"]["global"]["mean"]
+
+
+def test_a_mean_is_carried_away(honest, poisoned, small, tmp_path):
+    assert accuracy(small(*FIVE), tmp_path / "run") < best(honest) - 0.2
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed", "geometric", "krum", "multikrum"])
+def test_a_robust_rule_is_not(honest, poisoned, small, tmp_path, rule):
+    got = accuracy(small(*FIVE, f"aggregation.rule={rule}"), tmp_path / "run")
+    assert got > best(honest) - 0.05
+
+
+def test_what_changes_too_much_is_left_out_or_told_of(honest, poisoned, small, tmp_path):
+    limit = "screen.max_norm_ratio=10"
+    assert accuracy(small(*FIVE, limit), tmp_path / "left-out") > best(honest) - 0.05
+    accuracy(small(*FIVE, limit, "screen.above=warn"), tmp_path / "told")
+    for name, (told, other) in {
+        "left-out": ("rejected", "warned"),
+        "told": ("warned", "rejected"),
+    }.items():
+        lines = type(honest)(tmp_path / name, {}).lines("rounds")
+        assert [list(line[told]) for line in lines] == [["0"]] * 3
+        assert [line[other] for line in lines] == [{}] * 3
+        assert "10 times the median of its cohort" in lines[0][told]["0"]
+
+
+def test_without_anything_odd_screening_changes_nothing(honest, done):
+    plain, screened = honest, done(*FIVE, "screen.max_norm_ratio=100")
+    assert plain.bytes() == screened.bytes()
+    assert plain.bytes("checkpoints") == screened.bytes("checkpoints")
