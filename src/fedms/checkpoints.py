@@ -64,7 +64,10 @@ def latest(
         except DamagedError as error:
             tell(f"{error}; going back to an earlier checkpoint")
             continue
-        records = [read_record(line) for line in folder.rewind(number)]
+        try:
+            records = [read_record(line) for line in folder.rewind(number)]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"got {folder.path}/rounds.jsonl, which lacks {error}") from None
         return Checkpoint(state, _held(beside), records)
     if rounds:
         raise UserError(f"got {folder.path}, no checkpoint of which is whole; expected one")

@@ -646,3 +646,20 @@ def test_the_relay_hands_on_what_arrives(tmp_path):
 def test_the_relay_needs_no_torch():
     code = "import sys, fedms.runtimes.flower.relay; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_site_that_crashed_at_work_is_asked_again_after_three_deadlines(tables, tmp_path):
+    """Its question stays without an answer for ever, though it is back."""
+    answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
+
+    def crashing(message):
+        return None if message.kind == "train" and next(trained) == 0 else answer(message)
+
+    apps = {**two(tables, tmp_path), 7: node(crashing)}
+    words = ("stage1.rounds=100", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
+    served(tables, tmp_path / "served", apps, *words, deadline=0.2)
+    said = [line.get("south") for line in rejected(tmp_path / "served")]
+    assert said[:2] == ["gave no answer in 0.2 s", BUSY]
+    back = said.index(None)
+    assert set(said[1:back]) == {BUSY}
+    assert set(said[back:]) == {None}

@@ -121,10 +121,13 @@ class Processes:
             _signal(process, signal.SIGTERM)
         ends = time.monotonic() + _GRACE
         for process in self._running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, ends - time.monotonic()))
-            _signal(process, signal.SIGKILL)  # also what it left behind
-            process.wait()
+            _bury(process, ends)
+
+    def end(self, name: str) -> None:
+        """End one, and what it left behind."""
+        process = self._running.pop(name)
+        _signal(process, signal.SIGTERM)
+        _bury(process, time.monotonic() + _GRACE)
 
     def start(self, name: str, words: Sequence[str], cwd: Path | None = None) -> None:
         """Start a program under a name of ours."""
@@ -177,6 +180,14 @@ def last_words(log: Path) -> str:
 def quoted(words: Mapping[str, str]) -> str:
     """Words of a SuperNode's `--node-config`."""
     return " ".join(f'{name}="{value}"' for name, value in words.items())
+
+
+def _bury(process: subprocess.Popen[bytes], ends: float) -> None:
+    """Wait for a program that was told to end, until then, and end what is left of it."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.1, ends - time.monotonic()))
+    _signal(process, signal.SIGKILL)
+    process.wait()
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

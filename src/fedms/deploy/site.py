@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Listener
@@ -59,10 +60,36 @@ def attend(
         ):
             if not folder.secure:
                 say(f"INSECURE: without TLS and keys; what is sent to {folder.server} can be read")
-            processes.start("supernode", _supernode(folder, Path(place) / "socket"))
-            say(f"waiting for {folder.server}; logs are in {state / 'logs'}")
             threading.Thread(target=_answer, args=(site, line, say), daemon=True).start()
+            say(f"waiting for {folder.server}; logs are in {state / 'logs'}")
+            _connect(folder, Path(place) / "socket", processes, say)
+
+
+def _connect(
+    folder: SiteFolder, place: Path, processes: engine.Processes, say: Callable[[str], None]
+) -> None:
+    """Have a SuperNode run, and another one when it ends.
+
+    A server that has not noticed yet that an earlier one is gone lets no other in with its key: for
+    a minute, after a crash.
+
+    Raises:
+        UserError: if none comes to run for a minute in many tries.
+    """
+    tries = 0
+    while True:
+        began = time.monotonic()
+        processes.start("supernode", _supernode(folder, place))
+        try:
             processes.wait()
+        except UserError as error:
+            tries = 0 if time.monotonic() - began > _LIVED else tries + 1
+            if tries == _TRIES:
+                raise
+            if tries <= 1:
+                say(f"{error}; trying again until the server lets it in")
+        processes.end("supernode")
+        time.sleep(_PAUSE)
 
 
 def _answer(site: Site, line: Listener, say: Callable[[str], None]) -> None:
@@ -108,6 +135,10 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+_TRIES, _PAUSE, _LIVED = 20, 10.0, 60.0
+"""Of a SuperNode: starts in a row, seconds between them, and after which one has started well."""
 
 
 @contextmanager

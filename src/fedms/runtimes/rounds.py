@@ -117,14 +117,14 @@ class RoundRecord:
     client_depths: tuple[int, ...]
     cohort: tuple[str, ...]
     rejected: Mapping[str, str]
-    warned: Mapping[str, str]
-    late: tuple[str, ...]
     validation: float | None
     upload_bytes: int
     download_bytes: int
     trainable_parameters: int
     seconds: float
     costs: Costs = field(default_factory=Costs)
+    warned: Mapping[str, str] = field(default_factory=dict)
+    late: tuple[str, ...] = ()
 
 
 def run_rounds(
@@ -170,9 +170,11 @@ def run_rounds(
 
 
 def read_record(facts: Mapping[str, Any]) -> RoundRecord:
-    """Of what `asdict` made of it, with whatever is beside it."""
-    known = {field.name: facts[field.name] for field in fields(RoundRecord)}
-    lists = {name: tuple(known[name]) for name in ("client_depths", "cohort", "late")}
+    """Of what `asdict` made of it, with whatever is beside it; what came later has its default."""
+    names = [field.name for field in fields(RoundRecord)]
+    known = {name: facts[name] for name in names if name in facts}
+    listed = {"client_depths", "cohort", "late"} & known.keys()
+    lists = {name: tuple(known[name]) for name in listed}
     return RoundRecord(**{**known, **lists, "costs": Costs(**facts["costs"])})
 
 

@@ -28,6 +28,8 @@ _LONGEST = 300
 """Characters of a reason that comes from elsewhere."""
 _MOST = 10**24
 _ROLES = ("", "global", "local", "personal", "oracle")
+_GIVE_UP = 3
+"""Deadlines after which a question keeps nobody from another one."""
 _POLL = 0.1, 1.0
 """Seconds between looks for replies: at first, and at most."""
 
@@ -86,7 +88,8 @@ class Sites:
 
     Sites may come at any time: one that is met takes part from the next round on, and one that
     comes back, at whatever node, goes on as the client that it was. One that is still at work on
-    what it was asked before is not asked again until it has answered; that answer counts as late.
+    what it was asked before is not asked again until it has answered, for three deadlines at most
+    (it may have crashed, and be back); that answer counts as late.
 
     Args:
         grid: Flower's.
@@ -113,7 +116,7 @@ class Sites:
         self._met: dict[str, Met] = {}
         self._known: set[int] = set()
         self._hellos: dict[str, int] = {}
-        self._open: dict[str, str] = {}
+        self._open: dict[str, tuple[str, float]] = {}
         self._late: list[str] = []
         self._failed: dict[int, Failure] = {}
         self.held: Held = {}
@@ -176,7 +179,7 @@ class Sites:
             return
         self._met[info.id] = Met(node, info, sizes)
         self.held.pop(info.id, None)
-        self._open = {name: client for name, client in self._open.items() if client != info.id}
+        self._open = {n: (c, since) for n, (c, since) in self._open.items() if c != info.id}
 
     def train(
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
@@ -298,7 +301,8 @@ class Sites:
         answered when the generator is closed, or at the deadline, is not waited for.
         """
         at = {self._met[client].node: client for client in asked}
-        busy = {*self._open.values()}
+        now, most = time.monotonic(), _GIVE_UP * (self._deadline or math.inf)
+        busy = {client for client, since in self._open.values() if now - since < most}
         for client in sorted(busy & asked.keys()):
             yield client, Failure("is still at work on what it was asked before")
         ours: dict[int, Message] = {}  # what all are asked is one message
@@ -327,7 +331,7 @@ class Sites:
             for client in ids.values():
                 yield client, Failure(f"gave no answer in {self._deadline:g} s")
         finally:
-            self._open |= ids
+            self._open |= {name: (client, began) for name, client in ids.items()}
 
     def _push(self, asked: Mapping[int, Message], kind: str) -> dict[str, int]:
         """Send nodes questions; the names under which answers arrive, of those that were sent."""
@@ -352,7 +356,7 @@ class Sites:
             elif name in self._hellos:
                 self._hear(self._hellos.pop(name), said)
             elif name in self._open:
-                self._late.append(self._open.pop(name))
+                self._late.append(self._open.pop(name)[0])
         return found
 
 
