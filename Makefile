@@ -9,7 +9,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test e2e test-peers check lint types results bench performance glyphclip clean
+.PHONY: help install demo test e2e soak test-peers check lint types results bench performance glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test: $(STAMP)  ## Run the tests
 
 e2e: $(STAMP)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m e2e -s tests/deploy
+
+soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 test-peers: $(BENCH) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks/test_peers.py

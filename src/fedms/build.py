@@ -243,6 +243,11 @@ def check(config: Config) -> None:
             f'got lora.ranks with method = "{config.method}", whose clients have one rank; '
             'expected method = "flexlora"'
         )
+    if config.aggregation.rule == "clip" and config.method in ("flora", "fedex", "flexlora"):
+        raise UserError(
+            f'got aggregation.rule = "clip" with method = "{config.method}", which averages '
+            'products, of which no change is known; try aggregation.rule = "geometric"'
+        )
     if any(rank > most for rank in wanted.values()):
         raise UserError(
             f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"

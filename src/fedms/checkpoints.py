@@ -61,13 +61,11 @@ def latest(
             state, beside = folder.server_states.load(number)
             for client in clients:
                 folder.client_states.load(client, number)
-        except DamagedError as error:
+            records = [read_record(line) for line in folder.lines(number)]
+        except (DamagedError, KeyError, TypeError) as error:
             tell(f"{error}; going back to an earlier checkpoint")
             continue
-        try:
-            records = [read_record(line) for line in folder.rewind(number)]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"got {folder.path}/rounds.jsonl, which lacks {error}") from None
+        folder.rewind(number)
         return Checkpoint(state, _held(beside), records)
     if rounds:
         raise UserError(f"got {folder.path}, no checkpoint of which is whole; expected one")

@@ -219,11 +219,14 @@ def deploy(
     sites: Annotated[str, typer.Option(help="Names of the sites, by commas.")] = "",
     to: Annotated[Path, typer.Option(help="Folder to write.")] = Path("deployment"),
     address: Annotated[
-        str, typer.Option(help="HOST:PORT by which sites reach the server.")
-    ] = "127.0.0.1:9443",
+        str | None,
+        typer.Option(
+            help="HOST:PORT by which sites reach the server [as before; first: 127.0.0.1:9443]."
+        ),
+    ] = None,
     listen: Annotated[
         str | None,
-        typer.Option(help="The server's own address to listen on [all; of loopback, itself]."),
+        typer.Option(help="The server's own address [as before; first: all, or that of loopback]."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS and keys: for a try on one machine.")
@@ -315,7 +318,7 @@ def submit(
 ) -> None:
     """Perform a run with the sites of a deployment, and show it until it ends.
 
-    Example: fedms submit deployment/server stage2.rounds=5 --out runs/first
+    Example: fedms submit deployment/server seed=1 rounds.deadline=600 --out runs/first
     """
     from fedms.config import load_config
     from fedms.deploy import submit as submitting

@@ -161,7 +161,11 @@ def resume(
         return summary
     if "sites" in facts:
         raise UserError(f"got {path}, a run with sites elsewhere; try fedms submit --resume {path}")
-    with on_threads(config.runtime.threads):
+    threads = config.runtime.threads or facts.get("threads")  # as it began, for equal sums
+    config = config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"threads": threads})}
+    )
+    with on_threads(threads):
         experiment = build(config, path)
         clients = [client.id for client in experiment.trained]
         with _held_alone(folder):
@@ -243,10 +247,10 @@ def serve(
     """
     path = out or default_folder(config)
     with on_threads(config.runtime.threads):
-        computes = {**experiment.computes, "identity": identity(config), "sites": name}
         if again:
-            folder = RunFolder.open(path, config.checkpoint_every)
+            config, folder, _ = _reopen(path)
         else:
+            computes = {**experiment.computes, "identity": identity(config), "sites": name}
             folder = _create(path, config, computes, force=force)
         with _held_alone(folder):
             begin = checkpoints.latest(folder, (), tell) if again else None

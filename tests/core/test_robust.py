@@ -181,6 +181,12 @@ def test_changes_are_clipped_to_the_median_length():
         assert torch.equal(got.tensors[n], expected.tensors[n])
 
 
+def test_of_a_lower_rank_what_was_received_is_cut_too():
+    received = {"global/a": torch.arange(12.0).reshape(4, 3)}
+    update = ClientUpdate("s", 0, 1, {"global/a": received["global/a"][:2] + 1}, Score(), 1, 1)
+    assert change(update, received) == pytest.approx(6**0.5)
+
+
 def test_changes_that_are_too_long_are_told_of():
     changes = {"a": 1.0, "b": 1.1, "c": 0.9, "d": 30.0, "e": 3.1}
     found = too_long(changes, 3.0)

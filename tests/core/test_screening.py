@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedms.core import calibration, discriminant
-from fedms.core.algorithm import ClientUpdate, RoundPlan, Score
+from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan, Score
 from fedms.core.screening import reason_to_reject
 
 PLAN = RoundPlan(round=2, stage=1, depth=1, seed=0, cohort=1.0, epochs=1)
@@ -23,7 +23,7 @@ def with_tensor(name: str, tensor: torch.Tensor) -> ClientUpdate:
 
 
 def reason(update: ClientUpdate) -> str | None:
-    return reason_to_reject(update, PLAN, EXPECTED, declared_rows=10)
+    return reason_to_reject(update, PLAN, EXPECTED, ClientInfo("c", 10, validation=5))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,10 @@ def test_accepted(good):
         (replace(GOOD, round=1), "answers round 2; expected round 3"),
         (replace(GOOD, round=3), "answers round 4"),
         (replace(GOOD, score=Score(3, 2)), "claims 3 correct of 2"),
+        (replace(GOOD, score=Score(3, 6)), "claims 3 correct of 6 validation rows; declared 5"),
+        (replace(GOOD, depth=-1), "claims depth -1"),
+        (replace(GOOD, depth=True), "claims depth True"),
+        (replace(GOOD, trained_parameters=10**4000), "claims trained_parameters 1000"),
         (replace(GOOD, score=Score(-1, 2)), "claims -1 correct"),
         (replace(GOOD, score=Score(0, -1)), "of -1 validation rows"),
         (replace(GOOD, score=Score(float("nan"), 2)), "claims nan correct"),
@@ -144,6 +148,6 @@ def entry(tensor, *where, by):
 def test_sums_of_no_rows_are_rejected(tensors, says):
     expected = {name: tuple(t.shape) for name, t in tensors.items()}
     update = replace(GOOD, tensors=tensors)
-    found = reason_to_reject(update, PLAN, expected, declared_rows=10)
+    found = reason_to_reject(update, PLAN, expected, ClientInfo("c", 10, validation=5))
     assert found is not None
     assert says in found

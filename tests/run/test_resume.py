@@ -6,9 +6,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from fedms.core.errors import UserError
 from fedms.run import Evaluated, RoundDone, Started, resume, run
+from fedms.store import files as store
+from fedms.store import run_folder, states
 from fedms.store.files import locked
 
 TIMES = ("train_seconds", "phase_seconds", "wall_seconds")
@@ -126,11 +129,21 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path, sma
         resume(tmp_path / "run")
 
 
-def test_records_that_are_lost_are_missed(tmp_path, small):
-    ended(small(), tmp_path / "run", after=6)
-    (tmp_path / "run" / "rounds.jsonl").write_text("")
-    with pytest.raises(UserError, match="which lacks some of 3 rounds"):
-        resume(tmp_path / "run")
+def test_records_that_are_lost_are_missed(tmp_path, small, done):
+    """Of the last round, after a power failure: it is done again. Of all: there is no going on."""
+    path, told = tmp_path / "run", []
+    ended(small(), path, after=6)
+    rounds = (path / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (path / "rounds.jsonl").write_text("".join(rounds[:2]) + rounds[2][:20])
+    resume(path, tell=told.append)
+    assert len(told) == 1
+    assert "which lacks some of 3 rounds; going back to an earlier checkpoint" in told[0]
+    assert files(path) == files(done().path)
+    assert facts(path) == facts(done().path)
+    ended(small(), tmp_path / "other", after=6)
+    (tmp_path / "other" / "rounds.jsonl").write_text("")
+    with pytest.raises(UserError, match="no checkpoint of which is whole"):
+        resume(tmp_path / "other")
 
 
 def test_checkpoints_may_be_rare(tmp_path, small, done):
@@ -161,8 +174,85 @@ def test_two_processes_do_not_share_a_run(tmp_path, small):
         pytest.raises(UserError, match="where another process is at work"),
     ):
         resume(tmp_path / "run")
+    with (
+        locked(tmp_path / "run" / "config.toml"),
+        pytest.raises(UserError, match=r"got --force for .* where another process is at work"),
+    ):
+        run(small(), tmp_path / "run", force=True)
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path, small, monkeypatch):
+    ended(small("runtime.threads="), tmp_path / "run", after=4)
+    known = json.loads((tmp_path / "run/environment.json").read_text())
+    (tmp_path / "run/environment.json").write_text(json.dumps({**known, "threads": 3}))
+    seen = []
+    resume(tmp_path / "run", watch=lambda event: seen.append(torch.get_num_threads()))
+    assert set(seen) == {3}
 
 
 def test_what_is_no_run_folder_is_not_resumed(tmp_path):
     with pytest.raises(UserError, match="which is no run folder"):
         resume(tmp_path)
+
+
+METHODS = ("finetune", "fedadam", "flora", "fedcgs", "ditto", "dual", "promptfl")
+"""Of every kind one; `make soak` does it with all."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_go_on_as_if_nothing_had_happened(tmp_path, small, done, method):
+    """From a moment that differs between methods."""
+    words = (f"method={method}", "partition.unseen_clients=1")
+    expected = done(*words).path
+    rounds = len(facts(expected)[0]["rounds"])
+    ended(small(*words), tmp_path / "run", after=1 + METHODS.index(method) % rounds)
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == files(expected)
+    assert facts(tmp_path / "run") == facts(expected)
+
+
+class Writes:
+    """Ends the process at one of its writes: before it, or in the middle of a line."""
+
+    def __init__(self, monkeypatch, at):
+        self.count, self.at = 0, at
+        for name in ("write_bytes", "append_json"):
+            monkeypatch.setattr(store, name, self.wrap(name, getattr(store, name)))
+        monkeypatch.setattr(states, "write_bytes", store.write_bytes)
+        monkeypatch.setattr(run_folder, "append_json", store.append_json)
+
+    def wrap(self, name, write):
+        def ending(path, value):
+            self.count += 1
+            if self.count == self.at:
+                if name == "append_json":
+                    with path.open("a") as file:
+                        file.write('{"round": 0, "sta')
+                raise EndError
+            write(path, value)
+
+        return ending
+
+
+def writes(config, path, at):
+    """A run that ends at that write, or how many there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        counted = Writes(patch, at)
+        if at:
+            with pytest.raises(EndError):
+                run(config, path)
+        else:
+            run(config, path)
+    return counted.count
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.9, 1.0])
+def test_a_run_may_end_at_any_write(tmp_path, small, done, share):
+    """`make soak` kills whole processes, at any moment."""
+    expected = done().path
+    last = writes(small(), tmp_path / "counted", 0)
+    at = max(5, round(share * last))  # the folder itself is made as a whole, or not at all
+    writes(small(), tmp_path / "run", at)
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == files(expected)
+    assert facts(tmp_path / "run") == facts(expected)

@@ -228,12 +228,15 @@ class ClientState:
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What a client declared at the start: id, training rows, cap on its blocks, and rank."""
+    """What a client declared at the start: id, training rows, cap on its blocks, rank, and
+    validation rows.
+    """
 
     id: str
     rows: int
     cap: int | None = None
     rank: int | None = None
+    validation: int = 0
 
 
 @dataclass(frozen=True)

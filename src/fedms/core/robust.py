@@ -177,10 +177,17 @@ def change(update: ClientUpdate, received: Tensors) -> float:
     squares = 0.0
     for name, tensor in update.tensors.items():
         if not name.startswith(_SUMS):
-            was = received.get(name)
-            moved = tensor.double() if was is None else tensor.double() - was.double()
+            moved = tensor.double() - _before(name, tensor, received)
             squares += float(moved.square().sum())
     return math.sqrt(squares)
+
+
+def _before(name: str, tensor: Tensor, received: Tensors) -> Tensor:
+    """What was received under a name, of a lower rank where that is sent; zeros if nothing was."""
+    was = received.get(name)
+    if was is None:
+        return torch.zeros_like(tensor, dtype=torch.float64)
+    return was[tuple(slice(size) for size in tensor.shape)].double()
 
 
 def clipped(updates: Sequence[ClientUpdate], received: Tensors) -> list[ClientUpdate]:
@@ -197,7 +204,6 @@ def _shortened(update: ClientUpdate, received: Tensors, share: float) -> ClientU
     tensors = dict(update.tensors)
     for name, tensor in update.tensors.items():
         if not name.startswith(_SUMS):
-            was = received.get(name)
-            start = torch.zeros_like(tensor) if was is None else was
-            tensors[name] = (start.double() + share * (tensor.double() - start)).float()
+            start = _before(name, tensor, received)
+            tensors[name] = (start + share * (tensor.double() - start)).float()
     return replace(update, tensors=tensors)

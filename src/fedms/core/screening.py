@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from fedms.core import calibration, discriminant
-from fedms.core.algorithm import ClientUpdate, RoundPlan
+from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan
 from fedms.core.layout import Shapes
 from fedms.core.tensors import all_finite
 
 
 def reason_to_reject(
-    update: ClientUpdate, plan: RoundPlan, expected: Shapes, declared_rows: int
+    update: ClientUpdate, plan: RoundPlan, expected: Shapes, declared: ClientInfo
 ) -> str | None:
     """Why `update` may not be averaged, or None if it may.
 
@@ -24,17 +24,21 @@ def reason_to_reject(
         update: as it arrived.
         plan: the round it must answer.
         expected: exactly the names and shapes this client uploads under the plan.
-        declared_rows: the training examples the client declared at the start; no update may
-            claim more, for that number is its weight.
+        declared: what the client said at the start. No update may claim more training rows, for
+            that number is its weight, nor more validation rows.
     """
     checks = (
         _wrong_round(update, plan),
-        _wrong_rows(update, declared_rows),
-        _wrong_score(update),
+        _wrong_rows(update, declared.rows),
+        _wrong_score(update, declared.validation),
+        _wrong_counts(update),
         _wrong_keys(update, expected),
     )
     reason = next((reason for reason in checks if reason), None)
     return reason or _wrong_values(update, expected) or _implausible(update)
+
+
+_MOST = 10**15
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,20 @@ def _wrong_rows(update: ClientUpdate, declared: int) -> str | None:
     return None
 
 
-def _wrong_score(update: ClientUpdate) -> str | None:
+def _wrong_counts(update: ClientUpdate) -> str | None:
+    for name in ("depth", "trained_parameters"):
+        count = getattr(update, name)
+        if type(count) is not int or not 0 <= count < _MOST:
+            return f"claims {name} {str(count)[:20]}"
+    return None
+
+
+def _wrong_score(update: ClientUpdate, declared: int) -> str | None:
     score = update.score
     whole = type(score.rows) is int and type(score.correct) is int
-    if not whole or not 0 <= score.correct <= score.rows:
-        return f"claims {score.correct} correct of {score.rows} validation rows"
+    if not whole or not 0 <= score.correct <= score.rows <= declared:
+        claimed = f"{str(score.correct)[:20]} correct of {str(score.rows)[:20]}"
+        return f"claims {claimed} validation rows; declared {declared}"
     if not math.isfinite(score.loss):
         return "has a validation loss that is not finite: its training diverged"
     return None

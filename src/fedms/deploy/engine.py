@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -44,16 +44,22 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, **_QUIET, **asked, "FLWR_HOME": str(home), "PATH": beside}
 
 
-def connect(home: Path, port: int, authority: Path | None) -> None:
+def connect(home: Path, host: str, port: int, authority: Path | None) -> None:
     """Write down where `ask` finds the server: on this machine."""
-    facts: dict[str, Any] = {"address": f"127.0.0.1:{port}"}
+    facts: dict[str, Any] = {"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
     facts |= {"root-certificates": str(authority)} if authority else {"insecure": True}
     text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: facts}})
     write_text(home / "config.toml", text)
 
 
-def ask(home: Path, *words: str, timeout: float = 60.0) -> dict[str, Any]:
+def ask(home: Path, *words: str, timeout: float = 60.0, alone: bool = False) -> dict[str, Any]:
     """What `flwr` answers to a command, as JSON.
+
+    Args:
+        home: of the deployment.
+        words: the command.
+        timeout: seconds that it has.
+        alone: whether Ctrl-C is not for it.
 
     Raises:
         UserError: if it fails; with its words.
@@ -67,6 +73,7 @@ def ask(home: Path, *words: str, timeout: float = 60.0) -> dict[str, Any]:
             text=True,
             timeout=timeout,
             check=False,
+            start_new_session=alone,
         )
     except subprocess.TimeoutExpired:
         raise UserError(f"flwr {words[0]} gave no answer in {timeout:g} s") from None
@@ -160,13 +167,13 @@ class Processes:
                     f"{last_words(self.log(name))}; more is in {self.log(name)}"
                 )
 
-    def wait(self) -> None:
-        """Wait until one ends.
+    def wait(self, going: Callable[[], bool] = lambda: True) -> None:
+        """Wait until one ends, or for as long as something else goes on.
 
         Raises:
-            UserError: then.
+            UserError: if one ends.
         """
-        while True:
+        while going():
             self.check()
             time.sleep(0.5)
 

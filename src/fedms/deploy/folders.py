@@ -95,7 +95,7 @@ def write_deployment(
     config: Config,
     sites: Sequence[str],
     *,
-    address: str = "127.0.0.1",
+    address: str | None = None,
     listen: str | None = None,
     secure: bool = True,
 ) -> ServerFolder:
@@ -104,27 +104,28 @@ def write_deployment(
     Args:
         folder: where.
         config: of the runs, with `data.classes`.
-        sites: their names, which are the clients' ids. Sites that are there already stay.
-        address: `HOST` or `HOST:PORT` by which sites reach the server; IPv6 in brackets.
-        listen: the server's own address on which it listens for them; None: all, or for a loopback
-            address that one.
+        sites: their names, which are the clients' ids. Sites that are there already stay, unless
+            their keys were taken away; named again, those get new ones.
+        address: `HOST` or `HOST:PORT` by which sites reach the server; IPv6 in brackets. None: as
+            before, and at first 127.0.0.1.
+        listen: the server's own address on which it listens for them. None: as before, for the same
+            address; else all, or for a loopback address that one.
         secure: whether with TLS and keys of nodes.
 
     Raises:
         UserError: if something does not fit, or cannot be written.
     """
     _check(folder, config, sites)
-    host, port = _parse(address)
-    here = listen or (host if _is_loopback(host) else "0.0.0.0")  # noqa: S104 - who is far comes in
-    place = Address(host, port, here, port + 1 if secure else port)
-    there = read_server(folder).sites if (folder / "server" / _FACTS).exists() else ()
-    everyone = tuple(dict.fromkeys((*there, *sites)))
+    there = read_server(folder) if (folder / "server" / _FACTS).exists() else None
+    place = _place(address, listen, there.address if there else None, secure=secure)
+    stay = [name for name in there.sites if _stays(there, name)] if there else []
+    everyone = tuple(dict.fromkeys((*stay, *sites)))
     server = ServerFolder(folder / "server", config.name, place, secure, everyone)
     where = config.data.model_copy(update={"path": None if _embedded(config) else ELSEWHERE})
     text = dump_config(config.model_copy(update={"data": where}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        authority = _authority(folder, config.name, host) if secure else None
+        authority = _authority(folder, config.name, place.host) if secure else None
         _write_server(server, text, authority)
         for name in everyone:
             _write_site(folder, server, name, text, authority)
@@ -200,6 +201,32 @@ def _embedded(config: Config) -> bool:
     return config.data.source == "digits"
 
 
+def _stays(there: ServerFolder, name: str) -> bool:
+    """Whether a site is still let in."""
+    return not there.secure or _key_of(there.path, name).exists()
+
+
+def _place(
+    address: str | None, listen: str | None, before: Address | None, *, secure: bool
+) -> Address:
+    if address is None and before is not None:
+        host, port = before.host, before.port
+    else:
+        host, port = _parse(address or "127.0.0.1")
+    if listen is not None and not _is_host(listen):
+        raise UserError(f"got --listen {listen}; expected an address of this machine, without port")
+    same = before is not None and (before.host, before.port) == (host, port)
+    if listen is None and before is not None and same:
+        listen = before.listen
+    every = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - who is far comes in
+    here = listen or (host if _is_loopback(host) else every)
+    return Address(host, port, here, port + 1 if secure else port)
+
+
+def _is_host(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9A-Fa-f:]+|[A-Za-z0-9.-]+", text))
+
+
 def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -223,6 +250,11 @@ def _parse(address: str) -> tuple[str, int]:
 def _authority(folder: Path, name: str, host: str) -> tuple[bytes, bytes]:
     """The deployment's authority, made once; and a new certificate of the server's."""
     key, certificate = folder / "ca.key", folder / "server" / "ca.crt"
+    if certificate.exists() and not key.exists():
+        raise UserError(
+            f"got {certificate} without {key}, which signed it; expected both; try to put it back "
+            "for as long as this takes"
+        )
     if not (key.exists() and certificate.exists()):
         made = make_authority(f"fedms {name}")
         _write_secret(key, made[1])
@@ -254,7 +286,7 @@ def _write_site(
     authority: tuple[bytes, bytes] | None,
 ) -> None:
     site = folder / "sites" / safe_name(name)
-    public = server.path / "nodes" / f"{safe_name(name)}.pub"
+    public = _key_of(server.path, name)
     facts = {
         "name": server.name,
         "client": name,
@@ -263,7 +295,7 @@ def _write_site(
     }
     if authority is not None:
         write_bytes(site / "ca.crt", authority[0])
-        if not (public.exists() and (site / "node.key").exists()):
+        if not public.exists():  # else it has its key, wherever that is
             made = make_node_key()
             _write_secret(site / "node.key", made[1])
             write_bytes(public, made[0])
@@ -272,6 +304,7 @@ def _write_site(
 
 
 def _key_of(server: Path, site: str) -> Path:
+    """Of a site that is let in: its public key."""
     return server / "nodes" / f"{safe_name(site)}.pub"
 
 

@@ -7,11 +7,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 from fedms.core.errors import UserError
 from fedms.deploy import engine
 from fedms.deploy.folders import ServerFolder
-from fedms.store.files import write_json
+from fedms.store.files import safe_name, write_json
 
 _START = 120.0
 """Seconds in which the SuperLink must be there."""
@@ -30,7 +32,8 @@ def serve(server: ServerFolder, say: Callable[[str], None], *, proxy: str = "ngi
         UserError: if a program is missing, cannot start, or ends.
     """
     flower, inner = home(server), server.address.inner_port
-    engine.connect(flower, inner, server.path / "ca.crt" if server.secure else None)
+    near = "127.0.0.1" if server.secure else _near(server.address.listen)
+    engine.connect(flower, near, inner, server.path / "ca.crt" if server.secure else None)
     if proxy not in ("nginx", "none"):
         raise UserError(f"got --proxy {proxy}; expected nginx or none")
     published = server.secure and proxy == "nginx"
@@ -40,7 +43,7 @@ def serve(server: ServerFolder, say: Callable[[str], None], *, proxy: str = "ngi
         _check_free(server, port)
     with engine.Processes(flower, server.path / "logs") as processes:
         processes.start("superlink", _superlink(server))
-        _wait(processes, inner)
+        _wait(processes, inner, near)
         if server.secure:
             register(server, say)
         processes.start("superexec", _superexec(server))
@@ -48,7 +51,7 @@ def serve(server: ServerFolder, say: Callable[[str], None], *, proxy: str = "ngi
             (server.path / "nginx").mkdir(exist_ok=True)
             words = ["-p", f"{server.path}/", "-c", "nginx.conf", "-g", "daemon off;"]
             processes.start("nginx", [engine.program("nginx"), *words])
-            _wait(processes, server.address.port, server.address.listen)
+            _wait(processes, server.address.port, _near(server.address.listen))
         if not server.secure:
             say(
                 f"INSECURE: without TLS and keys. Whoever reaches {server.address.listens} can "
@@ -65,24 +68,39 @@ def home(server: ServerFolder) -> Path:
 
 def register(server: ServerFolder, say: Callable[[str], None]) -> None:
     """Let in whose keys are in `nodes`, and nobody else."""
-    known = server.path / "flower" / "registered.json"
-    before: dict[str, list[str]] = json.loads(known.read_text()) if known.exists() else {}
+    known = home(server) / "registered.json"
+    before: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
+    nodes = {str(n["name"]): str(n["node-id"]) for n in _registered(server)}
     keys = {path.stem: path for path in sorted((server.path / "nodes").glob("*.pub"))}
-    now = dict(before)
-    for name, (key, node) in before.items():
-        if name not in keys or keys[name].read_text() != key:
-            engine.ask(home(server), "supernode", "unregister", node, engine.CONNECTION)
-            say(f"site {name} is not let in any more")
-            del now[name]
-            write_json(known, now)
-    for name, path in keys.items():
-        if name not in now:
-            words = ("supernode", "register", str(path), engine.CONNECTION)
-            node = str(engine.ask(home(server), *words)["node-id"])
-            now[name] = [path.read_text(), node]
-            write_json(known, now)
+    names = {safe_name(name): name for name in server.sites}
+    now: dict[str, str] = {}
+    for name, node in nodes.items():
+        path = keys.get(safe_name(name))
+        if path is not None and path.read_text() == before.get(name, path.read_text()):
+            now[name] = path.read_text()
+            continue
+        engine.ask(home(server), "supernode", "unregister", node, engine.CONNECTION)
+        say(f"site {name} is not let in with its key any more")
+    for stem, path in keys.items():
+        name = names.get(stem, unquote(stem))
+        if name in now:
+            continue
+        words = ("supernode", "register", str(path), engine.CONNECTION, "--name", name)
+        try:
+            engine.ask(home(server), *words)
+        except UserError as error:  # one key that is none, or was shut out, keeps nobody else out
+            say(f"site {name} is not let in: {error}; try a new key: fedms deploy --sites {name}")
+        else:
+            now[name] = path.read_text()
+    write_json(known, now)
     if not now:
         say(f"no site is let in: no key is in {server.path / 'nodes'}")
+
+
+def _registered(server: ServerFolder) -> list[dict[str, Any]]:
+    """Nodes that are let in, as Flower knows them."""
+    found = engine.ask(home(server), "supernode", "ls", engine.CONNECTION, "--verbose")["nodes"]
+    return [node for node in found if node["status"] not in ("unregistered", "deleted")]
 
 
 def _superlink(server: ServerFolder) -> list[str]:
@@ -106,14 +124,24 @@ def _superlink(server: ServerFolder) -> list[str]:
     ]
 
 
+def _inner_host(server: ServerFolder) -> str:
+    host = "127.0.0.1" if server.secure else _near(server.address.listen)
+    return f"[{host}]" if ":" in host else host
+
+
 def _superexec(server: ServerFolder) -> list[str]:
     authority = ["--root-certificates", str(server.path / "ca.crt")]
     return [
         engine.program("flower-superexec"),
-        *("--runtime-api-address", f"127.0.0.1:{server.address.inner_port}"),
+        *("--runtime-api-address", f"{_inner_host(server)}:{server.address.inner_port}"),
         *("--superexec-auth-secret-file", str(server.path / "superexec.secret")),
         *(authority if server.secure else ["--insecure"]),
     ]
+
+
+def _near(listen: str) -> str:
+    """An address by which this machine reaches what listens there."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104
 
 
 def _check_free(server: ServerFolder, port: int) -> None:
@@ -124,14 +152,13 @@ def _check_free(server: ServerFolder, port: int) -> None:
         )
 
 
-def _wait(processes: engine.Processes, port: int, host: str = "127.0.0.1") -> None:
+def _wait(processes: engine.Processes, port: int, host: str) -> None:
     """Until something listens."""
-    near = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
     ends = time.monotonic() + _START
-    while not _is_open(port, near):
+    while not _is_open(port, host):
         processes.check()
         if time.monotonic() > ends:
-            raise UserError(f"nothing listens at {near}:{port} after {_START:g} s")
+            raise UserError(f"nothing listens at {host}:{port} after {_START:g} s")
         time.sleep(0.2)
 
 

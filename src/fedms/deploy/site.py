@@ -60,13 +60,18 @@ def attend(
         ):
             if not folder.secure:
                 say(f"INSECURE: without TLS and keys; what is sent to {folder.server} can be read")
-            threading.Thread(target=_answer, args=(site, line, say), daemon=True).start()
             say(f"waiting for {folder.server}; logs are in {state / 'logs'}")
-            _connect(folder, Path(place) / "socket", processes, say)
+            answering = threading.Thread(target=_answer, args=(site, line, say), daemon=True)
+            answering.start()
+            _connect(folder, Path(place) / "socket", processes, answering, say)
 
 
 def _connect(
-    folder: SiteFolder, place: Path, processes: engine.Processes, say: Callable[[str], None]
+    folder: SiteFolder,
+    place: Path,
+    processes: engine.Processes,
+    answering: threading.Thread,
+    say: Callable[[str], None],
 ) -> None:
     """Have a SuperNode run, and another one when it ends.
 
@@ -74,14 +79,15 @@ def _connect(
     a minute, after a crash.
 
     Raises:
-        UserError: if none comes to run for a minute in many tries.
+        UserError: if none comes to run for a minute in many tries, or nobody is left to answer.
     """
     tries = 0
     while True:
         began = time.monotonic()
         processes.start("supernode", _supernode(folder, place))
         try:
-            processes.wait()
+            processes.wait(answering.is_alive)
+            raise SystemExit("fedms: nobody answers any more; what ended that is above")
         except UserError as error:
             tries = 0 if time.monotonic() - began > _LIVED else tries + 1
             if tries == _TRIES:
@@ -145,8 +151,12 @@ _TRIES, _PAUSE, _LIVED = 20, 10.0, 60.0
 def _alone(state: Path) -> Iterator[None]:
     """Keep others from the same states: two would write over each other's."""
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.mkdir(parents=True, exist_ok=True)
+        state.chmod(0o700)  # private states are in it
         (state / "lock").touch(mode=0o600)
+    except OSError as error:
+        raise UserError(f"got state folder {state}, which cannot be used: {error}") from error
+    try:
         with locked(state / "lock"):
             yield
     except BlockingIOError:
@@ -154,5 +164,3 @@ def _alone(state: Path) -> Iterator[None]:
             f"got state folder {state}, which another process uses; try --state OTHER, or to end "
             "that one"
         ) from None
-    except OSError as error:
-        raise UserError(f"got state folder {state}, which cannot be used: {error}") from error

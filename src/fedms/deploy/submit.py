@@ -15,6 +15,7 @@ from fedms.deploy import engine
 from fedms.deploy.bundle import write_bundle
 from fedms.deploy.folders import ServerFolder
 from fedms.deploy.server import home
+from fedms.deploy.terms import differences
 from fedms.store.run_folder import RunFolder
 
 _DONE = "finished:completed"
@@ -53,6 +54,13 @@ def submit(
     """
     out = out.resolve()
     RunFolder.check(out, force=force)
+    handed_over = load_config(server.path / "config.toml")
+    if differing := differences(config, handed_over):
+        raise UserError(
+            f"got {', '.join(differing)} other than sites have; expected as in "
+            f"{server.path / 'config.toml'}; try fedms deploy with these settings, and to hand "
+            "over each site's config.toml anew"
+        )
     name = f"{out.name}-{secrets.token_hex(4)}"  # of its own at sites, whatever the folder's is
     _perform(server, config, out, name, how, force=force, say=say)
 
@@ -102,7 +110,7 @@ def _perform(
         force=force,
         again=again,
     )
-    number = str(engine.ask(home(server), "run", str(app), engine.CONNECTION)["run-id"])
+    number = str(engine.ask(home(server), "run", str(app), engine.CONNECTION, alone=True)["run-id"])
     say(f"run {number} is submitted; its folder is {out}")
     try:
         _follow(server, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from fedms.config import Config
 from fedms.identity import identity
@@ -18,15 +19,33 @@ _OWN_PARTITION = ("test_fraction", "val_fraction")
 
 def terms(config: Config) -> Mapping[str, str]:
     """By names that a person can look for."""
-    facts = config.model_dump(mode="json")
-    shared = {name: value for name, value in facts.items() if name not in _OWN}
-    shared["partition"] = {name: facts["partition"][name] for name in _OWN_PARTITION}
     return {
         "messages": f"of schema {SCHEMA}",
-        "configuration": _hash(shared),
+        "configuration": _hash(_shared(config)),
         "classes": f"{len(config.data.classes)}, {_hash(config.data.classes)}",
         "foundation model": identity(config)["weights"],
     }
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Keys in which two configurations of one run may not differ, and do."""
+    first, second = (_flat(_shared(config)) for config in (one, other))
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    facts = config.model_dump(mode="json")
+    shared = {name: value for name, value in facts.items() if name not in _OWN}
+    shared["partition"] = {name: facts["partition"][name] for name in _OWN_PARTITION}
+    shared["data"] = {"classes": facts["data"]["classes"]}
+    return shared
+
+
+def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{start}{key}.") if isinstance(value, dict) else {start + key: value}
+    return flat
 
 
 def _hash(value: object) -> str:

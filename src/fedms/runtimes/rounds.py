@@ -229,7 +229,7 @@ class _Intake:
         self._up += wire_bytes(update.tensors)
         info = self._declared[update.client]
         expected = self._algorithm.expects(self._plan, info)
-        reason = reason_to_reject(update, self._plan, expected, info.rows)
+        reason = reason_to_reject(update, self._plan, expected, info)
         if reason:
             self._rejected[update.client] = reason
         elif self._rules.screen.max_norm_ratio:

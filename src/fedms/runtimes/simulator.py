@@ -194,7 +194,8 @@ def _some(data: ClientData, rows: int, seed: int) -> ClientData:
 
 
 def _info(client: ClientData) -> ClientInfo:
-    return ClientInfo(client.id, len(client.train), client.cap, client.rank)
+    rows = len(client.train)
+    return ClientInfo(client.id, rows, client.cap, client.rank, len(client.val))
 
 
 def declare(clients: Iterable[ClientData]) -> dict[str, ClientInfo]:

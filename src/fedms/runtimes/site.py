@@ -147,7 +147,12 @@ def refusal(reason: str) -> Message:
 
 def read_refusal(message: Message) -> str:
     """The reason, in one line that names no more than it says."""
-    return str(message.fact("reason", str))[:500]
+    return one_line(message.fact("reason", str))[:500]
+
+
+def one_line(text: str) -> str:
+    """Printable characters only, for words from elsewhere go to terminals and logs."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def read_hello(message: Message) -> tuple[ClientInfo, ClientSizes]:
@@ -159,13 +164,14 @@ def read_hello(message: Message) -> tuple[ClientInfo, ClientSizes]:
     if message.kind != "hello":
         raise MessageError(f"got a message {message.kind!r}; expected 'hello'")
     info, sizes = message.fact("client", ClientInfo), message.fact("sizes", ClientSizes)
-    counts = (info.rows - 1, sizes.val, sizes.test, sizes.classes - 1)
+    counts = (info.rows - 1, info.validation, sizes.val, sizes.test, sizes.classes - 1)
     limits = [limit for limit in (info.cap, info.rank) if limit is not None]
     if not (
         0 < len(info.id) <= _LONGEST_NAME
+        and info.id.isprintable()
         and all(0 <= count < _MOST_ROWS for count in counts)
         and all(0 < limit < _MOST_ROWS for limit in limits)
-        and (info.id, info.rows) == (sizes.id, sizes.train)
+        and (info.id, info.rows, info.validation) == (sizes.id, sizes.train, sizes.val)
     ):
         raise MessageError(f"got a site that cannot be: {str(info)[:200]}, {sizes}")
     return info, sizes

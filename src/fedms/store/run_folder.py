@@ -16,6 +16,7 @@ from typing import Any
 from fedms.core.errors import UserError
 from fedms.store.files import (
     append_json,
+    locked,
     read_lines,
     safe_name,
     whole_folder,
@@ -23,7 +24,7 @@ from fedms.store.files import (
     write_lines,
     write_text,
 )
-from fedms.store.states import ClientStates, ServerStates
+from fedms.store.states import ClientStates, DamagedError, ServerStates
 
 _MARK, _ENVIRONMENT = "config.toml", "environment.json"
 _PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
@@ -102,6 +103,11 @@ class RunFolder:
             )
         if not all((path / name).is_file() for name in (_MARK, _ENVIRONMENT)):
             raise UserError(f"got --force for {path}, which is no run folder; it was left alone")
+        try:
+            with locked(path / _MARK):
+                pass
+        except BlockingIOError:
+            raise UserError(f"got --force for {path}, where another process is at work") from None
 
     @property
     def adapters(self) -> Path:
@@ -139,21 +145,23 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"got {self.path / name}, which cannot be read: {error}") from None
 
-    def rewind(self, rounds: int) -> list[dict[str, Any]]:
-        """Take away what is of later rounds; the lines of so many rounds are left, and returned.
+    def lines(self, rounds: int) -> list[dict[str, Any]]:
+        """What `add_round` wrote of the first rounds.
 
         Raises:
-            UserError: if they are not all there.
+            DamagedError: if not all of it is there.
         """
         kept = [line for line in read_lines(self.path / "rounds.jsonl") if line["round"] < rounds]
         if [line["round"] for line in kept] != list(range(rounds)):
-            raise UserError(
-                f"got {self.path / 'rounds.jsonl'}, which lacks some of {rounds} rounds"
-            )
-        scored = read_lines(self.path / "clients.jsonl")
-        write_lines(self.path / "rounds.jsonl", kept)
-        write_lines(self.path / "clients.jsonl", [s for s in scored if s["round"] <= rounds])
+            where = self.path / "rounds.jsonl"
+            raise DamagedError(f"got {where}, which lacks some of {rounds} rounds")
         return kept
+
+    def rewind(self, rounds: int) -> None:
+        """Take away what is of later rounds."""
+        scored = read_lines(self.path / "clients.jsonl")
+        write_lines(self.path / "rounds.jsonl", self.lines(rounds))
+        write_lines(self.path / "clients.jsonl", [s for s in scored if s["round"] <= rounds])
 
     def add_round(self, record: Mapping[str, Any]) -> None:
         append_json(self.path / "rounds.jsonl", record)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from flwr.app import Context, MessageType, RecordDict
-from flwr.app import Message as Envelope
+from flwr.app import Context, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
@@ -19,36 +17,19 @@ from fedms.core.rows import ClientSizes, Split
 from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.core.tensors import Tensors, pick
 from fedms.runtimes import service, site
-from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
-from fedms.runtimes.messages import Message, MessageError, decode, encode
+from fedms.runtimes.flower.nodes import Failure, Node, Nodes, brief
+from fedms.runtimes.messages import Message, MessageError
 from fedms.runtimes.rounds import Absent, Answer, Held, Late
 from fedms.runtimes.simulator import SCORED, Scores, Sent, send
 
-_LONGEST = 300
-"""Characters of a reason that comes from elsewhere."""
 _MOST = 10**24
 _ROLES = ("", "global", "local", "personal", "oracle")
 _GIVE_UP = 3
 """Deadlines after which a question keeps nobody from another one."""
+_NOTICE = 5.0
+"""Seconds between looks, while answers are waited for, whether a node was started anew."""
 _POLL = 0.1, 1.0
 """Seconds between looks for replies: at first, and at most."""
-
-
-def pack(message: Message) -> RecordDict:
-    """A message as Flower's records."""
-    return to_records(encode(message))
-
-
-def unpack(content: RecordDict) -> Message:
-    """What `pack` made.
-
-    Raises:
-        MessageError: if it is anything else.
-    """
-    try:
-        return decode(to_bytes(content))
-    except RecordError as error:
-        raise MessageError(str(error)) from None
 
 
 Main = Callable[[Grid, Mapping[str, str | int | float | bool]], None]
@@ -64,14 +45,6 @@ def serving(main: Main) -> ServerApp:
         main(grid, context.run_config)
 
     return app
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why there is no answer; `final` where the site itself refused to give one."""
-
-    reason: str
-    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,12 +84,14 @@ class Sites:
         spare: float = 0.0,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._grid, self._run, self._terms = grid, run, terms
+        self._nodes, self._run, self._terms = Nodes(grid), run, terms
         self._deadline, self._spare, self._tell = deadline, spare, tell
         self._met: dict[str, Met] = {}
+        self._there: dict[int, Node] = {}
         self._known: set[int] = set()
         self._hellos: dict[str, int] = {}
         self._open: dict[str, tuple[str, float]] = {}
+        self._round = -1
         self._late: list[str] = []
         self._failed: dict[int, Failure] = {}
         self.held: Held = {}
@@ -152,11 +127,27 @@ class Sites:
 
     def _greet(self) -> None:
         """Ask new nodes what they are, and hear those that answered; waits for nobody."""
-        asked = self._known | {*self._hellos.values()}
-        new = sorted({*self._grid.get_node_ids()} - asked)
+        self._notice()
+        new = sorted(self._there.keys() - self._known - {*self._hellos.values()})
         hello = site.ask_hello(self._run, self._terms)
-        self._hellos |= self._push(dict.fromkeys(new, hello), MessageType.QUERY)
+        self._hellos |= self._nodes.push(dict.fromkeys(new, hello), MessageType.QUERY)
         self._look({})
+
+    def _notice(self) -> set[int]:
+        """See which nodes are there; of those that were started anew nothing is known any more.
+
+        What such a node was asked before may be lost with what it was: nobody waits for it.
+        """
+        there = self._nodes.there()
+        anew = {n for n, node in self._there.items() if n in there and there[n] != node}
+        self._there |= there
+        self._there = {n: node for n, node in self._there.items() if n in there or n in self._known}
+        self._known -= anew
+        self._hellos = {name: n for name, n in self._hellos.items() if n not in anew}
+        for name, (client, _) in self._open.items():
+            if client in self._met and self._met[client].node in anew:
+                self._open[name] = client, -math.inf
+        return anew
 
     def _hear(self, node: int, said: Message | Failure) -> None:
         """What a node says when it is asked what it is."""
@@ -171,10 +162,14 @@ class Sites:
         try:
             info, sizes = site.read_hello(said)
         except MessageError as error:
-            self._tell(f"a site (node {node}) was left out: {str(error)[:_LONGEST]}")
+            self._tell(f"a site (node {node}) was left out: {brief(error)}")
+            return
+        name = self._there[node].name if node in self._there else ""
+        if name and name != info.id:
+            self._tell(f"site {name!r} (node {node}) was left out: it says that it is {info.id!r}")
             return
         there = self._met.get(info.id)
-        if there is not None and there.node in {*self._grid.get_node_ids()}:
+        if there is not None and there.node != node and there.node in self._nodes.there():
             self._tell(f"a second site {info.id!r} (node {node}) was left out")
             return
         self._met[info.id] = Met(node, info, sizes)
@@ -185,9 +180,12 @@ class Sites:
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
     ) -> Iterator[Answer | Absent | Late]:
         """What every site of the cohort answers, in cohort order, as soon as it can be told."""
+        if plan.round == self._round:  # once more: who is late may be there in a moment
+            self._settle(cohort)
+        self._round = plan.round
+        waiting = [*cohort, *self._spares(plan, cohort)]  # of those that the round knows of
         self._greet()
         whole = send(plan, tensors)
-        waiting = [*cohort, *self._spares(plan, cohort)]
         arrived: dict[str, Answer | Absent] = {}
         lacking: set[str] = set()
         answers = 0
@@ -232,9 +230,9 @@ class Sites:
             answer = service.read_answer(said)
             _check_costs(answer.costs)
         except MessageError as error:
-            return Absent(client, str(error)[:_LONGEST])
+            return Absent(client, brief(error))
         if answer.update.client != client:
-            return Absent(client, f"answers as client {answer.update.client[:100]!r}")
+            return Absent(client, f"answers as client {brief(answer.update.client)!r}")
         return answer
 
     def evaluate(self, state: ServerState) -> dict[Split, Scores]:
@@ -243,6 +241,7 @@ class Sites:
 
     def finish(self, state: ServerState) -> None:
         """Have every site keep its models."""
+        self._settle(self._met)
         self._greet()
         for client, said in self._ask(dict.fromkeys(self._met, service.ask_finish(state))):
             if isinstance(said, Message) and said.kind == "finished":
@@ -266,6 +265,7 @@ class Sites:
 
     def _scores(self, asked: Message) -> dict[Split, Scores]:
         """Scores of all sites that answer, each of itself alone."""
+        self._settle(self._met)
         self._greet()
         found: dict[Split, Scores] = {split: {} for split in SCORED}
         for client, said in sorted(self._ask(dict.fromkeys(self._met, asked)), key=lambda p: p[0]):
@@ -276,7 +276,7 @@ class Sites:
                 scores, costs = service.read_scores(said)
                 _check_costs(costs)
             except MessageError as error:
-                self._tell(f"site {client!r} was not scored: {str(error)[:_LONGEST]}")
+                self._tell(f"site {client!r} was not scored: {brief(error)}")
                 continue
             self._spent += costs
             for split, by_role in scores.items():
@@ -301,20 +301,25 @@ class Sites:
         answered when the generator is closed, or at the deadline, is not waited for.
         """
         at = {self._met[client].node: client for client in asked}
-        now, most = time.monotonic(), _GIVE_UP * (self._deadline or math.inf)
-        busy = {client for client, since in self._open.values() if now - since < most}
+        busy = self._busy()
         for client in sorted(busy & asked.keys()):
             yield client, Failure("is still at work on what it was asked before")
         ours: dict[int, Message] = {}  # what all are asked is one message
         for message in asked.values():
             ours.setdefault(id(message), site.of_run(self._run, message))
         questions = {n: ours[id(asked[c])] for n, c in sorted(at.items()) if c not in busy}
-        ids = {name: at[n] for name, n in self._push(questions, MessageType.TRAIN).items()}
+        ids = {name: at[n] for name, n in self._nodes.push(questions, MessageType.TRAIN).items()}
         for client in sorted(asked.keys() - busy - {*ids.values()}):
             yield client, Failure("could not be asked: it is gone, or the message too large")
-        began, pause = time.monotonic(), _POLL[0]
+        began = noticed = time.monotonic()
+        pause = _POLL[0]
         try:
             while ids:
+                if time.monotonic() - noticed > _NOTICE:
+                    noticed, anew = time.monotonic(), self._notice()
+                    for name in [n for n, c in ids.items() if self._met[c].node in anew]:
+                        self._open[name] = ids[name], -math.inf
+                        yield ids.pop(name), Failure("was started anew while it was at work")
                 late = self._deadline is not None and time.monotonic() - began > self._deadline
                 for name, said in self._look(ids):
                     client, pause = ids.pop(name), _POLL[0]
@@ -323,7 +328,7 @@ class Sites:
                         yield client, said
                         continue
                     asked_more = {self._met[client].node: site.of_run(self._run, more)}
-                    ids |= dict.fromkeys(self._push(asked_more, MessageType.TRAIN), client)
+                    ids |= dict.fromkeys(self._nodes.push(asked_more, MessageType.TRAIN), client)
                 if late:
                     break
                 time.sleep(pause if ids else 0)
@@ -333,31 +338,30 @@ class Sites:
         finally:
             self._open |= {name: (client, began) for name, client in ids.items()}
 
-    def _push(self, asked: Mapping[int, Message], kind: str) -> dict[str, int]:
-        """Send nodes questions; the names under which answers arrive, of those that were sent."""
-        contents: dict[int, RecordDict] = {}
-        for message in asked.values():  # what all are sent is packed once
-            contents.setdefault(id(message), pack(message))
-        envelopes = [
-            Envelope(contents[id(message)], dst_node_id=node, message_type=kind)
-            for node, message in asked.items()
-        ]
-        names = list(self._grid.push_messages(envelopes)) if envelopes else []
-        return {name: node for name, node in zip(names, asked, strict=False) if name}
-
     def _look(self, ids: Mapping[str, str]) -> list[tuple[str, Message | Failure]]:
         """Answers that have arrived to some questions; others are heard, or counted as late."""
         found: list[tuple[str, Message | Failure]] = []
-        wanted = [*ids, *self._hellos, *self._open]
-        for envelope in self._grid.pull_messages(wanted) if wanted else ():
-            name, said = str(envelope.metadata.reply_to_message_id), _read(envelope)
+        for name, said in self._nodes.pull([*ids, *self._hellos, *self._open]):
             if name in ids:
                 found.append((name, said))
             elif name in self._hellos:
                 self._hear(self._hellos.pop(name), said)
             elif name in self._open:
-                self._late.append(self._open.pop(name)[0])
+                client, _ = self._open.pop(name)
+                self._late += [client] if isinstance(said, Message) else []
         return found
+
+    def _busy(self) -> set[str]:
+        """Sites that are still at work on what they were asked before."""
+        now, most = time.monotonic(), _GIVE_UP * (self._deadline or math.inf)
+        return {client for client, since in self._open.values() if now - since < most}
+
+    def _settle(self, clients: Iterable[str]) -> None:
+        """Wait until none of these is busy any more, or for a deadline."""
+        ends = time.monotonic() + (self._deadline or 0.0)
+        while self._busy() & {*clients} and time.monotonic() < ends:
+            self._look({})
+            time.sleep(_POLL[0])
 
 
 def _plausible(score: Score, rows: int) -> bool:
@@ -372,18 +376,6 @@ def _plausible(score: Score, rows: int) -> bool:
 def _check_costs(costs: Costs) -> None:
     """Refuse what would spoil sums, or could not be written down."""
     numbers = [costs.flops, costs.peak_activation_bytes, costs.cache_bytes, *costs.seconds.values()]
+    numbers.append(costs.peak_device_bytes or 0)
     if not all(0 <= number < _MOST for number in numbers):
         raise MessageError("got costs that are none")
-
-
-def _read(envelope: Any) -> Message | Failure:
-    """What a node replied, or why that is nothing."""
-    if envelope.has_error():
-        return Failure(f"failed: {str(envelope.error.reason)[:_LONGEST]}")
-    try:
-        message = unpack(envelope.content)
-        if message.kind == "refused":
-            return Failure(site.read_refusal(message), final=True)
-        return message
-    except MessageError as error:
-        return Failure(str(error)[:_LONGEST])
