@@ -4,8 +4,8 @@
     python benchmarks/soak.py --kills 20 --seed 3
 
 A small run on the digits is performed once per method without harm. Then it is started again and
-again as a process of its own, killed (SIGKILL) at a moment drawn from its whole length, resumed, and
-in one of three cases killed once more. Adapters, checkpoints, records and summaries must be equal
+again as a process of its own, killed (SIGKILL) at a moment drawn from its length, resumed, and in
+one of three cases killed once more. Adapters, checkpoints, records and summaries must be equal
 but for times and what was computed twice (docs/reliability.md).
 """
 
@@ -116,11 +116,10 @@ def main() -> None:
             equal += same
             if not same:
                 sys.stdout.write(f"{method}, run {runs}: another ending\n")
-    said = (
-        f"{kills} kills in {runs} runs of {len(whole)} methods, {before} of them before there was a "
-        f"run folder: {equal} equal endings ({figure(equal / runs, 'share')})\n"
+    sys.stdout.write(
+        f"{kills} kills in {runs} runs of {len(whole)} methods, {before} before there was a run "
+        f"folder: {equal} equal endings ({figure(equal / runs, 'share')})\n"
     )
-    sys.stdout.write(said)
     sys.exit(equal != runs)
 
 

@@ -14,6 +14,8 @@ from fedms.core.errors import UserError
 from fedms.deploy import certificates
 from fedms.deploy.bundle import write_bundle
 from fedms.deploy.folders import read_server, read_site, site_config, write_deployment
+from fedms.deploy.submit import Waiting, submit
+from fedms.deploy.terms import differences
 
 WORDS = (
     "data.source=csv",
@@ -154,3 +156,65 @@ def test_other_folders_are_left_alone(tmp_path):
     for read in (read_server, read_site):
         with pytest.raises(UserError, match="which has no"):
             read(tmp_path / "d")
+
+
+def test_a_site_whose_folder_was_handed_over_keeps_its_key(tmp_path):
+    made = written(tmp_path / "d", sites=["north"])
+    public = (made.path / "nodes" / "north.pub").read_bytes()
+    made.site_folders[0].rename(tmp_path / "at north's")
+    written(tmp_path / "d", sites=["west"])
+    assert (made.path / "nodes" / "north.pub").read_bytes() == public
+    assert not (tmp_path / "d" / "sites" / "north" / "node.key").exists()  # it is with the site
+
+
+def test_without_the_authoritys_key_nothing_is_made_anew(tmp_path):
+    made = written(tmp_path / "d", address="a.org:4000")
+    before = (made.path / "ca.crt").read_bytes()
+    (tmp_path / "d" / "ca.key").rename(tmp_path / "safe")
+    with pytest.raises(UserError, match=r"ca\.crt without .*ca\.key, which signed it"):
+        written(tmp_path / "d", sites=["west"])
+    assert (made.path / "ca.crt").read_bytes() == before
+
+
+def test_a_site_that_was_shut_out_stays_out_unless_it_is_named(tmp_path):
+    made = written(tmp_path / "d", sites=["north", "south"])
+    (made.path / "nodes" / "north.pub").unlink()
+    again = written(tmp_path / "d", sites=["west"])
+    assert again.sites == ("south", "west")
+    assert written(tmp_path / "d", sites=["north"]).sites == ("south", "west", "north")
+
+
+def test_the_address_stays_unless_another_is_given(tmp_path):
+    written(tmp_path / "d", address="a.org:4000", listen="10.0.0.7")
+    again = written(tmp_path / "d", sites=["west"]).address
+    assert (str(again), again.listens) == ("a.org:4000", "10.0.0.7:4000")
+    moved = written(tmp_path / "d", sites=["west"], address="b.org").address
+    assert (str(moved), moved.listens) == ("b.org:9443", "0.0.0.0:9443")
+    far = written(tmp_path / "d", sites=["west"], address="[2001:db8::1]:5000").address
+    assert far.listens == "[::]:5000"
+
+
+@pytest.mark.parametrize("listen", ["1.2.3.4:80", "x ssl; include /etc/passwd", "", "a b"])
+def test_where_to_listen_is_an_address_alone(tmp_path, listen):
+    with pytest.raises(UserError, match="got --listen"):
+        written(tmp_path / "d", listen=listen)
+
+
+def test_settings_that_sites_would_refuse_are_refused_at_once(tmp_path):
+    first = config()
+    own = config("seed=3", "rounds.deadline=5", "evaluate_every=0", "name=other")
+    assert differences(first, own) == []
+    other = config("stage2.rounds=3", "training.learning_rate=0.5", 'data.classes=["a", "c"]')
+    assert differences(first, other) == [
+        "data.classes",
+        "stage2.rounds",
+        "training.learning_rate",
+    ]
+    with pytest.raises(UserError, match=r"got stage2\.rounds other than sites have"):
+        submit(
+            written(tmp_path / "d"),
+            load_config(tmp_path / "d/server/config.toml", ["stage2.rounds=3"]),
+            tmp_path / "run",
+            Waiting(1),
+            say=str,
+        )

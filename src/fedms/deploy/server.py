@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from fedms.core.errors import UserError
@@ -69,38 +68,52 @@ def home(server: ServerFolder) -> Path:
 def register(server: ServerFolder, say: Callable[[str], None]) -> None:
     """Let in whose keys are in `nodes`, and nobody else."""
     known = home(server) / "registered.json"
-    before: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
-    nodes = {str(n["name"]): str(n["node-id"]) for n in _registered(server)}
-    keys = {path.stem: path for path in sorted((server.path / "nodes").glob("*.pub"))}
-    names = {safe_name(name): name for name in server.sites}
-    now: dict[str, str] = {}
-    for name, node in nodes.items():
-        path = keys.get(safe_name(name))
-        if path is not None and path.read_text() == before.get(name, path.read_text()):
-            now[name] = path.read_text()
+    before: dict[str, list[str]] = json.loads(known.read_text()) if known.exists() else {}
+    inside = _inside(server)
+    keys = {path.stem: path.read_text() for path in sorted((server.path / "nodes").glob("*.pub"))}
+    now: dict[str, list[str]] = {}
+    for stem, (key, node) in before.items():
+        if node not in inside:
+            continue
+        if keys.get(stem) == key:
+            now[stem] = [key, node]
             continue
         engine.ask(home(server), "supernode", "unregister", node, engine.CONNECTION)
-        say(f"site {name} is not let in with its key any more")
-    for stem, path in keys.items():
-        name = names.get(stem, unquote(stem))
-        if name in now:
-            continue
-        words = ("supernode", "register", str(path), engine.CONNECTION, "--name", name)
-        try:
-            engine.ask(home(server), *words)
-        except UserError as error:  # one key that is none, or was shut out, keeps nobody else out
-            say(f"site {name} is not let in: {error}; try a new key: fedms deploy --sites {name}")
-        else:
-            now[name] = path.read_text()
+        say(f"site {unquote(stem)} is not let in with its key any more")
     write_json(known, now)
+    names = {safe_name(name): name for name in server.sites}
+    for stem in sorted(keys.keys() - now.keys()):
+        name = names.get(stem, unquote(stem))
+        strays = inside - {node for _, node in now.values()}
+        if (number := _let_in(server, name, stem, strays, say)) is not None:
+            now[stem] = [keys[stem], number]
+            write_json(known, now)
     if not now:
         say(f"no site is let in: no key is in {server.path / 'nodes'}")
 
 
-def _registered(server: ServerFolder) -> list[dict[str, Any]]:
+def _let_in(
+    server: ServerFolder, name: str, stem: str, strays: set[str], say: Callable[[str], None]
+) -> str | None:
+    """A node's number. One key that is none, or was shut out, keeps nobody else out."""
+    path = server.path / "nodes" / f"{stem}.pub"
+    try:
+        words = ("supernode", "register", str(path), engine.CONNECTION, "--name", name)
+        return str(engine.ask(home(server), *words)["node-id"])
+    except UserError as error:
+        if "in use" in str(error) and len(strays) == 1:
+            return strays.pop()  # this ended before it was written down
+        say(
+            f"site {name} is not let in: {error}; a key that was shut out once stays out; try to "
+            f"take {path} away, and fedms deploy --sites {name} for a new one"
+        )
+        return None
+
+
+def _inside(server: ServerFolder) -> set[str]:
     """Nodes that are let in, as Flower knows them."""
-    found = engine.ask(home(server), "supernode", "ls", engine.CONNECTION, "--verbose")["nodes"]
-    return [node for node in found if node["status"] not in ("unregistered", "deleted")]
+    found = engine.ask(home(server), "supernode", "ls", engine.CONNECTION)["nodes"]
+    return {str(n["node-id"]) for n in found if n["status"] not in ("unregistered", "deleted")}
 
 
 def _superlink(server: ServerFolder) -> list[str]:
