@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -20,50 +20,46 @@ import pytest
 from PIL import Image
 
 from fedms.build import build, load_table
-from fedms.config import load_config
+from fedms.config import dump_config, load_config
 
 SITES = ("north", "south", "west")
-SETTINGS = """\
-name = "clinics"
-evaluate_every = 0
-[data]
-source = "parquet"
-path = "{path}"
-input = "image"
-split = "split"
-classes = {classes}
-[partition]
-by = "column"
-column = "site"
-[stage1]
-rounds = {rounds}
-[stage2]
-rounds = {rounds}
-[training]
-learning_rate = 3e-3
-[runtime]
-threads = 1
-"""
+DIGITS = None, ("data.max_rows=150",)
 
 
-def tables(folder: Path, rounds: int) -> Path:
-    """Digits of three sites, each in its own file, all in one, and a configuration for them."""
-    small = load_config(None, ["data.max_rows=150", "partition.clients=3"])
-    experiment, table, rows = build(small), load_table(small), []
-    for site, who in zip(SITES, experiment.federation.clients, strict=True):
+def tables(folder: Path, rounds: int, recipe: Path | None, words: Sequence[str]) -> Path:
+    """A job dealt to three sites: all in one file, each in its own, and its configuration."""
+    small = load_config(recipe, [*words, "partition.clients=3", "partition.unseen_clients=0"])
+    federation, table, rows = build(small).federation, load_table(small), []
+    for site, who in zip(SITES, federation.clients, strict=True):
         for split in ("train", "val", "test"):
             for i in getattr(who, split):
-                out = io.BytesIO()
-                Image.fromarray(table.inputs[i]).save(out, "PNG")
-                rows.append((out.getvalue(), table.labels[i], split, site))
-    every = pandas.DataFrame(rows, columns=["image", "label", "split", "site"])
+                rows.append((_cell(table.inputs[i]), table.labels[i], split, site))
+    every = pandas.DataFrame(rows, columns=["input", "label", "split", "site"])
     every.to_parquet(folder / "all.parquet")
     for site in SITES:
         every[every.site == site].drop(columns="site").to_parquet(folder / f"{site}.parquet")
-    classes = json.dumps(list(experiment.federation.classes))
-    text = SETTINGS.format(path=folder / "all.parquet", classes=classes, rounds=rounds)
-    (folder / "clinics.toml").write_text(text)
+    config = load_config(
+        recipe,
+        [
+            *(*words, "name=clinics", "evaluate_every=0", "runtime.threads=1"),
+            *("data.source=parquet", f"data.path={folder}/all.parquet", "data.input=input"),
+            *("data.label=label", "data.split=split", "data.max_rows="),
+            f"data.classes={json.dumps(list(federation.classes))}",
+            *("partition.by=column", "partition.column=site", "partition.unseen_clients=0"),
+            *(f"stage1.rounds={rounds}", f"stage2.rounds={rounds}"),
+        ],
+    )
+    (folder / "clinics.toml").write_text(dump_config(config))
     return folder / "clinics.toml"
+
+
+def _cell(value: object) -> object:
+    """What parquet holds of an input: text, or an image's bytes."""
+    if isinstance(value, str):
+        return value
+    out = io.BytesIO()
+    Image.fromarray(value).save(out, "PNG")
+    return out.getvalue()
 
 
 def free_port() -> int:
@@ -82,9 +78,16 @@ class Loopback:
 
     sites = SITES
 
-    def __init__(self, folder: Path, *, rounds: int = 1, nginx: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rounds: int = 1,
+        job: tuple[Path | None, Sequence[str]] = DIGITS,
+        nginx: bool | None = None,
+    ) -> None:
         self.folder, self.port = folder, free_port()
-        self.config = tables(folder, rounds)
+        self.config = tables(folder, rounds, *job)
         self.nginx = shutil.which("nginx") is not None if nginx is None else nginx
         self.there = folder / "deployment"
         self.running: dict[str, subprocess.Popen[str]] = {}

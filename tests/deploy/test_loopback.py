@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,19 @@ OWN = ("train_flops", "peak_activation_bytes", "cache_bytes")
 
 def test_a_deployment_gives_what_the_simulator_gives(loopback, states, tmp_path):
     """Server state, adapters, sites' private states and scores, to the bit."""
-    here = loopback()
+    check(loopback(), states, tmp_path)
+
+
+@pytest.mark.e2e
+def test_so_with_texts_and_a_sentence_encoder(loopback, states, tmp_path):
+    recipe = Path(__file__).parents[2] / "recipes" / "banking77.toml"
+    if not Path(load_config(recipe).data.path).exists():
+        pytest.skip("banking77 is not beside the project")
+    words = ("data.max_rows=1500", "model.max_length=32", "runtime.precision=float32")
+    check(loopback(job=(recipe, words)), states, tmp_path)
+
+
+def check(here, states, tmp_path):
     here.everyone()
     here.submit("--out", tmp_path / "served", "--json")
     run(load_config(here.config), tmp_path / "simulated")  # meanwhile
