@@ -9,7 +9,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test e2e soak test-peers check lint types results bench performance glyphclip clean
+.PHONY: help install demo test loopback e2e soak test-peers check lint types results bench performance glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,8 +39,11 @@ demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
+loopback: $(STAMP)  ## Run a deployment on this machine, over real programs of Flower, against the simulator
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback tests/deploy
+
 e2e: $(STAMP)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m e2e -s tests/deploy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s tests/deploy
 
 soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def sizes(federation: Federation, table: Table) -> tuple[int, int, int]:
-    columns = list(zip(*describe(federation, table.labels), strict=True))
+    columns = list(zip(*map(astuple, describe(federation, table.labels)), strict=True))
     return sum(columns[1]), sum(columns[2]), sum(columns[3])
 
 
@@ -44,7 +45,9 @@ def test_clinc150_by_domain_needs_oos_dropped():
     assert (len(table), table.dropped, len(table.classes)) == (22_500, 1_200, 150)
     federation = assign(table, Partitioning("column", 0), unseen_clients=2)
     assert (len(federation.clients), len(federation.unseen)) == (8, 2)
-    assert {row[1:] for row in describe(federation, table.labels)} == {(1500, 300, 450, 15)}
+    assert {astuple(row)[1:] for row in describe(federation, table.labels)} == {
+        (1500, 300, 450, 15)
+    }
 
 
 def test_newsgroups20_by_author():

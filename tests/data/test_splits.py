@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -156,7 +158,7 @@ def test_given_validation_rows_are_dealt_and_absent_ones_split_off():
     assert sorted(i for c in federation.clients for i in c.val) == list(range(60, 80))
     only_train = table_of(labels, ["train"] * 100)
     federation = assign(only_train, Partitioning("iid", 2), test_fraction=0.2, val_fraction=0.1)
-    assert [s[1:4] for s in describe(federation, labels)] == [(35, 5, 10)] * 2
+    assert [astuple(s)[1:4] for s in describe(federation, labels)] == [(35, 5, 10)] * 2
     assert federation.own_test == 0
 
 
@@ -193,7 +195,8 @@ def test_unseen_clients_are_drawn_by_the_seed():
 def test_describe_and_summary():
     table = table_of(["a"] * 10 + ["b"] * 10, groups=["x"] * 10 + ["y"] * 10)
     federation = assign(table, Partitioning("column", 0), test_fraction=0.2, val_fraction=0.1)
-    assert describe(federation, table.labels) == [("x", 7, 1, 2, 1), ("y", 7, 1, 2, 1)]
+    sizes = [astuple(one) for one in describe(federation, table.labels)]
+    assert sizes == [("x", 7, 1, 2, 1), ("y", 7, 1, 2, 1)]
     assert summary(federation, table.labels) == (
         "2 clients, 0 unseen; 14 train, 2 val, 4 test rows; 10/10/10 rows and 1/1/1 of 2 classes "
         "per client (min/median/max)"

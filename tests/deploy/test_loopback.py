@@ -17,6 +17,7 @@ OWN = ("train_flops", "peak_activation_bytes", "cache_bytes")
 """Each site has shapes and a cache of its own."""
 
 
+@pytest.mark.loopback
 def test_a_deployment_gives_what_the_simulator_gives(loopback, states, tmp_path):
     """Server state, adapters, sites' private states and scores, to the bit."""
     check(loopback(), states, tmp_path)

@@ -669,7 +669,7 @@ def test_a_site_that_crashed_at_work_is_asked_again_after_three_deadlines(tables
         return None if message.kind == "train" and next(trained) == 0 else answer(message)
 
     apps = {**two(tables, tmp_path), 7: node(crashing)}
-    words = ("stage1.rounds=100", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
+    words = ("stage1.rounds=40", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
     served(tables, tmp_path / "served", apps, *words, deadline=0.2)
     said = [line.get("south") for line in rejected(tmp_path / "served")]
     assert said[:2] == ["gave no answer in 0.2 s", BUSY]
