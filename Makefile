@@ -37,7 +37,7 @@ demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 	$(BIN)/fedms run --force
 
 test: $(STAMP)  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 loopback: $(STAMP)  ## Run a deployment on this machine, over real programs of Flower, against the simulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback tests/deploy

@@ -63,7 +63,7 @@ EVENTS = 7
 """Started, then of four rounds each that it is done, and at its end or the stage's its scores."""
 
 
-@pytest.mark.parametrize("after", range(EVENTS + 1))
+@pytest.mark.parametrize("after", [0, 2, 4, 5, EVENTS])
 def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after):
     config = small("partition.unseen_clients=1")
     ended(config, tmp_path / "run", after=after)
@@ -195,7 +195,7 @@ def test_what_is_no_run_folder_is_not_resumed(tmp_path):
         resume(tmp_path)
 
 
-METHODS = ("finetune", "fedadam", "flora", "fedcgs", "ditto", "dual", "promptfl")
+METHODS = ("fedadam", "flora", "fedcgs", "ditto", "dual")
 """Of every kind one; `make soak` does it with all."""
 
 
@@ -246,7 +246,7 @@ def writes(config, path, at):
     return counted.count
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.75, 1.0])
 def test_a_run_may_end_at_any_write(tmp_path, small, done, share):
     """`make soak` kills whole processes, at any moment."""
     expected = done().path
