@@ -4,9 +4,10 @@
     python benchmarks/soak.py --kills 20 --seed 3
 
 A small run on the digits is performed once per method without harm. Then it is started again and
-again as a process of its own, killed (SIGKILL) at a moment drawn from its later half (in the
-first it is still starting), resumed, and in one of three cases killed once more. Adapters, checkpoints, records and summaries must be equal
-but for times and what was computed twice (docs/reliability.md).
+again as a process of its own, killed (SIGKILL) at a moment drawn from its later half (in the first
+it is still starting), resumed, and in one of three cases killed once more. Adapters, checkpoints,
+records and summaries must be equal but for times and what was computed twice
+(docs/reliability.md).
 """
 
 from __future__ import annotations
