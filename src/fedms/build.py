@@ -248,6 +248,11 @@ def check(config: Config) -> None:
             f'got aggregation.rule = "clip" with method = "{config.method}", which averages '
             'products, of which no change is known; try aggregation.rule = "geometric"'
         )
+    if config.runtime.name == "ray" and config.runtime.stack > 1:
+        raise UserError(
+            f'got runtime.stack = {config.runtime.stack} with runtime.name = "ray", whose clients '
+            "are trained one by one; expected 1"
+        )
     if any(rank > most for rank in wanted.values()):
         raise UserError(
             f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from fedms.run import Event
+    from fedms.events import Event
 
 T = TypeVar("T")
 _INTERRUPTED = 130

@@ -287,13 +287,18 @@ class Training(Section):
 class Runtime(Section):
     """What executes the run."""
 
-    name: Literal["simulator"] = "simulator"
+    name: Literal["simulator", "ray"] = Field(
+        "simulator", description="ray: Flower's simulation engine, for who has a Ray cluster"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     workers: int = Field(1, ge=1, le=1024, description="processes that share the clients")
     threads: int | None = Field(
         None, ge=1, description="of torch in every worker; unset: its own choice, shared out"
     )
     stack: int = Field(1, ge=1, le=1024, description="clients that are trained together")
+    gpus: float = Field(
+        0.0, ge=0.0, le=64.0, description="share of a GPU that each of Ray's workers takes"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen model; auto: bfloat16 where the hardware gains by it"
     )

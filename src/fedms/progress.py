@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedms.bench import Row
 from fedms.config import Config
-from fedms.run import Evaluated, Event, Finished, RoundDone, Started
+from fedms.events import Evaluated, Event, Finished, RoundDone, Started
 
 _LONGEST_PARTITION = 20
 _ROWS = {

@@ -6,65 +6,31 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedms import checkpoints
-from fedms.build import Experiment, WorkerParts, build, make_rules
+from fedms.build import Experiment, build, make_rules
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
+from fedms.clients import simulated
 from fedms.config import Config, dump_config, load_config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
+from fedms.events import Evaluated, Event, Finished, RoundDone, Started
 from fedms.identity import identity
 from fedms.models.resident import FROZEN
 from fedms.outcome import Outcome
 from fedms.runtimes.rounds import Held, RoundRecord, ScoredClients, run_rounds
-from fedms.runtimes.simulator import Simulator
-from fedms.runtimes.workers import Workers, on_threads
+from fedms.runtimes.workers import on_threads
 from fedms.store.files import locked, write_json
 from fedms.store.run_folder import RunFolder
 
-
-@dataclass(frozen=True)
-class Started:
-    """Data are dealt and the model is loaded; training begins."""
-
-    experiment: Experiment
-    folder: Path
-    rounds: int
-
-
-@dataclass(frozen=True)
-class RoundDone:
-    """A round is complete. `seconds_left` extrapolates what rounds took so far."""
-
-    record: RoundRecord
-    blocks: int
-    rounds: int
-    sent_bytes: int
-    seconds: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Models were scored after `round` rounds: mean test accuracy over clients by role."""
-
-    round: int
-    test: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is complete and its folder written."""
-
-    summary: Mapping[str, Any]
-    folder: Path
+__all__ = ["Evaluated", "Event", "Finished", "RoundDone", "Started", "resume", "run", "serve"]
 
 
 class ClientsElsewhere(ScoredClients, Protocol):
@@ -86,7 +52,6 @@ class ClientsElsewhere(ScoredClients, Protocol):
 Scores = Mapping[Split, Mapping[str, Mapping[str, Score]]]
 """Split, role, client."""
 _NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
-Event = Started | RoundDone | Evaluated | Finished
 
 
 def default_folder(config: Config) -> Path:
@@ -213,7 +178,7 @@ def _simulate(
 ) -> dict[str, Any]:
     with ExitStack() as resources:
         resources.enter_context(_held_alone(folder))
-        simulator = _simulator(config, experiment, folder, resources)
+        simulator = simulated(config, experiment, folder, resources)
         return _Run(config, experiment, folder, watch, simulator).perform(begin)
 
 
@@ -255,21 +220,6 @@ def serve(
         with _held_alone(folder):
             begin = checkpoints.latest(folder, (), tell) if again else None
             return _Run(config, experiment, folder, watch, clients, clients).perform(begin)
-
-
-def _simulator(
-    config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
-) -> Simulator | Workers:
-    """The clients, in this process or on several; what that takes is released with `resources`."""
-    everyone = experiment.trained, folder.client_states, experiment.unseen
-    stack, scored = config.runtime.stack, experiment.clients
-    if experiment.workers == 1:
-        algorithm, learner = experiment.algorithm, experiment.learner
-        return Simulator(algorithm, learner, *everyone, stack=stack, scored=scored)
-    parts = WorkerParts(config, experiment.federation.classes, folder.path, experiment.workers)
-    threads = experiment.computes["threads"]
-    workers = Workers(parts, *everyone, workers=parts.workers, threads=threads, stack=stack)
-    return resources.enter_context(workers)
 
 
 class _Run:

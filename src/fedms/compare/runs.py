@@ -17,8 +17,9 @@ from fedms.compare.records import Record, Records
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError
-from fedms.run import Event, Started, run
+from fedms.events import Event, Started
 from fedms.run import check as check_run
+from fedms.run import run
 from fedms.store.files import write_json
 
 Watch = Callable[[str, Event], None]

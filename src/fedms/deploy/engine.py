@@ -22,14 +22,9 @@ from typing import Any
 import tomli_w
 
 from fedms.core.errors import UserError
+from fedms.runtimes.flower.quiet import settings
 from fedms.store.files import write_text
 
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 _GRACE = 10.0
 """Seconds that a process has to end by itself."""
 _LAST_WORDS = 5
@@ -40,8 +35,7 @@ CONNECTION = "fedms"
 def environment(home: Path) -> dict[str, str]:
     """For programs of Flower, which find each other by `PATH`; `home` keeps their files."""
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    asked = {name: value for name, value in os.environ.items() if name in _QUIET}
-    return {**os.environ, **_QUIET, **asked, "FLWR_HOME": str(home), "PATH": beside}
+    return {**os.environ, **settings(), "FLWR_HOME": str(home), "PATH": beside}
 
 
 def connect(home: Path, host: str, port: int, authority: Path | None) -> None:

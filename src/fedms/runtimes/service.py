@@ -7,13 +7,24 @@ are a `Simulator`'s: one algorithm, wherever it runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from fedms.core.algorithm import ClientUpdate, Expert, RoundPlan, Score, ServerState, View
+from fedms.core.algorithm import (
+    ClientUpdate,
+    Expert,
+    FederatedAlgorithm,
+    Learner,
+    RoundPlan,
+    Score,
+    ServerState,
+    View,
+)
 from fedms.core.costs import Costs
-from fedms.core.rows import Split
+from fedms.core.rows import ClientData, Split
 from fedms.runtimes.messages import Message, MessageError, write
 from fedms.runtimes.rounds import Answer
 from fedms.runtimes.simulator import Scores, Sent, Simulator
+from fedms.store.states import ClientStates
 
 _UPDATE = {"client": str, "round": int, "rows": int, "depth": int, "trained_parameters": int}
 _STATE = {"seed": int, "round": int, "stage": int, "depth": int, "queue": tuple[float, ...]}
@@ -56,6 +67,37 @@ class Service:
             view = View(Expert(asked.tensors, asked.fact("prior", bool)))
             return {split: {"": scores} for split, scores in clients.score_all(view).items()}
         raise MessageError(f"got a message {asked.kind!r}; expected one that a client answers")
+
+
+@dataclass(frozen=True, eq=False)
+class AnyClient:
+    """All clients of a run in one process, each behind messages by itself.
+
+    Args:
+        algorithm, learner: what clients run.
+        clients: those that train.
+        unseen: those that never train.
+        scored: those that are scored.
+        states: where private states are kept.
+    """
+
+    algorithm: FederatedAlgorithm
+    learner: Learner
+    clients: Sequence[ClientData]
+    unseen: Sequence[ClientData]
+    scored: Sequence[ClientData]
+    states: ClientStates
+
+    def of(self, client: str) -> Service:
+        """One client, as if there were no other."""
+        groups = self.clients, self.unseen, self.scored
+        trained, unseen, scored = ([c for c in group if c.id == client] for group in groups)
+        what = self.algorithm, self.learner, trained, self.states, unseen
+        return Service(Simulator(*what, scored=scored))
+
+    def names(self) -> list[str]:
+        """Of all, in their order."""
+        return list(dict.fromkeys(c.id for c in (*self.clients, *self.scored, *self.unseen)))
 
 
 def ask_train(sent: Sent, clients: Sequence[str]) -> Message:

@@ -22,29 +22,22 @@ from typing import Any
 
 import torch
 
-from fedms.core.algorithm import (
-    FederatedAlgorithm,
-    Learner,
-    RoundPlan,
-    Score,
-    ServerState,
-    View,
-)
-from fedms.core.costs import Costs
+from fedms.core.algorithm import FederatedAlgorithm, Learner, RoundPlan
 from fedms.core.errors import UserError
-from fedms.core.rows import ClientData, Split
+from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors
 from fedms.runtimes import service
 from fedms.runtimes.messages import Message, decode, encode
 from fedms.runtimes.rounds import Answer
-from fedms.runtimes.simulator import SCORED, Scores, Simulator, declare, send
+from fedms.runtimes.simulator import Simulator, declare, send
+from fedms.runtimes.spread import SpreadClients
 from fedms.store.states import ClientStates
 
 Make = Callable[[int], tuple[FederatedAlgorithm, Learner]]
 """Makes a worker's algorithm and learner from its number; must be picklable."""
 
 
-class Workers:
+class Workers(SpreadClients):
     """Implements `rounds.Clients` as `Simulator` does. A context manager: processes end with it.
 
     Args:
@@ -70,6 +63,7 @@ class Workers:
         threads: int = 1,
         stack: int = 1,
     ) -> None:
+        super().__init__()
         self.declared = declare(clients)
         self._at = share(clients, workers)
         self._parts = [
@@ -84,7 +78,6 @@ class Workers:
             for k in range(workers)
         ]
         self._threads = threads
-        self._spent = Costs()
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._lines: list[Connection] = []
         self._inboxes: list[deque[Any]] = [deque() for _ in self._parts]
@@ -148,47 +141,12 @@ class Workers:
         for client in cohort:
             yield service.read_answer(decode(self._receive(self._at[client])))
 
-    def evaluate(self, state: ServerState) -> dict[Split, Scores]:
-        """See `Simulator.evaluate`."""
-        found = self._scores(service.ask_evaluate(state))
-        return {split: found.get(split, {}) for split in SCORED}
-
-    def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
-        """See `Simulator.newcomers`."""
-        return self._scores(service.ask_newcomers(plan, state, rounds, rows)).get("test", {})
-
-    def score_all(self, view: View) -> dict[Split, dict[str, Score]]:
-        """See `Simulator.score_all`; for one expert without partner."""
-        found = self._scores(service.ask_score_all(view))
-        return {split: found.get(split, {}).get("", {}) for split in SCORED}
-
-    def _scores(self, question: Message) -> dict[Split, Scores]:
-        """All workers' scores together."""
+    def _ask(self, question: Message) -> Iterator[Message]:
         data = encode(question)
-        found: dict[Split, Scores] = {}
         for worker in range(len(self._lines)):
             self._send(worker, data)
         for worker in range(len(self._lines)):
-            scores, costs = service.read_scores(decode(self._receive(worker)))
-            self._spent += costs
-            for split, by_role in scores.items():
-                of_split = found.setdefault(split, {})
-                for role, by_client in by_role.items():
-                    of_split.setdefault(role, {}).update(by_client)
-        return {
-            split: {role: self._sorted(by_client) for role, by_client in by_role.items()}
-            for split, by_role in found.items()
-        }
-
-    def spent(self) -> Costs:
-        """See `Simulator.spent`."""
-        spent, self._spent = self._spent, Costs()
-        return spent
-
-    def _sorted(self, scores: dict[str, Score]) -> dict[str, Score]:
-        """In the order in which clients were given."""
-        known = [client for client in self.declared if client in scores]
-        return {client: scores[client] for client in (*known, *sorted(scores.keys() - {*known}))}
+            yield decode(self._receive(worker))
 
 
 def share(clients: Sequence[ClientData], workers: int) -> dict[str, int]:

@@ -1,0 +1,51 @@
+"""What happens in a run, as those who watch it are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedms.build import Experiment
+from fedms.runtimes.rounds import RoundRecord
+
+
+@dataclass(frozen=True)
+class Started:
+    """Data are dealt and the model is loaded; training begins."""
+
+    experiment: Experiment
+    folder: Path
+    rounds: int
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round is complete. `seconds_left` extrapolates what rounds took so far."""
+
+    record: RoundRecord
+    blocks: int
+    rounds: int
+    sent_bytes: int
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Models were scored after `round` rounds: mean test accuracy over clients by role."""
+
+    round: int
+    test: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is complete and its folder written."""
+
+    summary: Mapping[str, Any]
+    folder: Path
+
+
+Event = Started | RoundDone | Evaluated | Finished
