@@ -1,4 +1,4 @@
-"""Clients as virtual nodes of Flower's simulation engine: the simulator's run, with Ray's workers."""
+"""Clients as virtual nodes of Flower's simulation: the simulator's run, with Ray's workers."""
 
 from __future__ import annotations
 
