@@ -1,6 +1,7 @@
-"""A federated method that trains nothing: clients send back what they got, each a little changed.
+"""A federated method that trains nothing: clients send back what they got, moved.
 
-What is left of a round is what carries it: messages, screening, averaging.
+What is left of a round is what carries it: messages, screening, averaging. Contents are new each
+round, and of every client others, for Flower's engine stores and sends equal ones once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def echo(size: float, rounds: int) -> FederatedAlgorithm:
     names = frozenset(f"expert.{i:02}" for i in range(TENSORS))
 
     def init(learner: Learner, seed: int) -> ServerState:
-        return ServerState(seed, 0, 1, 1, {name: torch.zeros(numbers) for name in sorted(names)})
+        noise = torch.Generator().manual_seed(seed)
+        tensors = {name: torch.randn(numbers, generator=noise) for name in sorted(names)}
+        return ServerState(seed, 0, 1, 1, tensors)
 
     def plan(state: ServerState) -> RoundPlan | None:
         if state.round == rounds:
@@ -55,7 +58,8 @@ def echo(size: float, rounds: int) -> FederatedAlgorithm:
         return dict.fromkeys(plan.upload, (numbers,))
 
     def update(turn: Turn) -> Generator[Fit, View, ClientUpdate]:
-        changed = {name: tensor + 1.0 for name, tensor in turn.broadcast.items()}
+        by = 1.0 if turn.data.id == "north" else 0.1
+        changed = {name: tensor + by for name, tensor in turn.broadcast.items()}
         score = Score()
         return ClientUpdate(
             turn.data.id, turn.plan.round, len(turn.data.train), changed, score, 1, numbers

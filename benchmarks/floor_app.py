@@ -23,7 +23,10 @@ def main(grid: Grid, context: Context) -> None:
     """Rounds with two nodes, and what each took."""
     words = context.run_config
     numbers = max(1, round(float(words["size"]) * 1e6 / 4 / TENSORS))
-    arrays = ArrayRecord({f"{i:02}": Array(np.zeros(numbers, np.float32)) for i in range(TENSORS)})
+    noise = np.random.default_rng(0)
+    arrays = ArrayRecord(
+        {f"{i:02}": Array(noise.standard_normal(numbers, np.float32)) for i in range(TENSORS)}
+    )
     while len(nodes := list(grid.get_node_ids())) < 2:
         time.sleep(POLL)
     seconds = []
@@ -35,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
             time.sleep(POLL)
             for reply in grid.pull_messages(ids):
                 ids.discard(reply.metadata.reply_to_message_id)
-                arrays = reply.content.array_records["arrays"]
+                arrays = _moved(reply.content.array_records["arrays"], 1.0)
         seconds.append(time.monotonic() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(str(words["out"])).write_text(json.dumps({"seconds": seconds, "peak": peak}))
@@ -43,7 +46,10 @@ def main(grid: Grid, context: Context) -> None:
 
 @client.train()
 def echo(message: Message, context: Context) -> Message:
-    """The arrays, changed, so that none is known to the engine already."""
-    arrays = message.content.array_records["arrays"]
-    changed = {name: Array(array.numpy() + np.float32(1)) for name, array in arrays.items()}
-    return Message(RecordDict({"arrays": ArrayRecord(changed)}), reply_to=message)
+    """The arrays, moved, so that nobody has sent them before: the engine stores contents once."""
+    arrays = _moved(message.content.array_records["arrays"], 0.1 + (context.node_id % 7919) / 7919)
+    return Message(RecordDict({"arrays": arrays}), reply_to=message)
+
+
+def _moved(arrays: ArrayRecord, by: float) -> ArrayRecord:
+    return ArrayRecord({n: Array(array.numpy() + np.float32(by)) for n, array in arrays.items()})

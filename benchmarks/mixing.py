@@ -30,7 +30,7 @@ from fedms.core.discriminant import Discriminant
 from fedms.core.discriminant import discriminant as make
 from fedms.core.rows import ClientData
 from fedms.models import ModelLearner
-from fedms.models.mixture import evidence
+from fedms.models.mixture import class_evidence, evidence
 from fedms.run import run
 from fedms.store.run_folder import RunFolder
 
@@ -131,7 +131,8 @@ def gather(words: Sequence[str]) -> list[Known]:
                     torch.from_numpy(seen),
                     learner.head.prompts,
                 )
-                x = evidence(shared, mine, even, evident, seen, smoothing)
+                counted = class_evidence(seen, shared.shape[-1], smoothing)
+                x = evidence(shared, mine, even, evident, counted)
                 parts.append((x, torch.from_numpy(rows.labels)))
             known.append(Known(*parts))
     return known
