@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedms.core.algorithm import ClientState, FederatedAlgorithm, ServerState
-from fedms.core.rows import ClientData
+from fedms.core.rows import ClientData, Rows
 from fedms.core.tensors import part
 from fedms.models import (
     ModelLearner,
@@ -19,6 +21,12 @@ from fedms.models import (
     save_statistics,
 )
 from fedms.store.files import whole_folder, write_json
+
+
+def _nobody() -> ClientData:
+    """A client without rows."""
+    none = Rows({}, np.zeros(0, np.int64))
+    return ClientData("", none, none, none)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,9 @@ class Outcome:
             with whole_folder(adapters / "global") as folder:
                 save_expert(folder, self.learner, shared.expert, self.base)
             save_statistics(adapters / "statistics.safetensors", self.learner, shared)
+        newcomer = self.algorithm.view(state, None, "personal")
+        if newcomer is not None:
+            save_prior(adapters / "prior.json", self.learner, newcomer, _nobody())
         gate = part("gate", state.tensors)
         if gate:
             with whole_folder(adapters / "gate") as folder:
@@ -52,12 +63,13 @@ class Outcome:
     def save_own(
         self, path: Path, state: ServerState, own: ClientState | None, client: ClientData
     ) -> None:
-        """What one client has; nothing if it has nothing of its own."""
-        view = self.algorithm.view(state, own, "personal") if own else None
+        """What one client has; without a private state, what its rows say beside shared experts."""
+        view = self.algorithm.view(state, own, "personal")
         if view is None:
             return
         with whole_folder(path) as folder:
-            save_expert(folder / "local", self.learner, view.expert, self.base)
+            if own is not None:
+                save_expert(folder / "local", self.learner, view.expert, self.base)
             save_prior(folder / "prior.json", self.learner, view, client)
             save_means(folder / "means.safetensors", self.learner, view, client)
             if view.gate is not None:

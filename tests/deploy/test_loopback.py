@@ -45,6 +45,7 @@ def check(here, states, tmp_path):
         for name in (*TIMES, *OWN):
             del summary["cost"][name]
     assert {**expected, "folder": str(tmp_path / "served")} == shown
+    per_client = expected["test"]["personal"]["per_client"]
     served, simulated = (states(tmp_path / name) for name in ("served", "simulated"))
     assert served == {k: v for k, v in simulated.items() if "/clients/" not in k}
     for site in here.sites:
@@ -56,4 +57,7 @@ def check(here, states, tmp_path):
             assert simulated[path if path.startswith("adapters/") else there] == data
         assert f"adapters/clients/{site}/local/adapter_model.safetensors" in kept
         assert "its models are kept" in here.said(site)
+        there = here.fedms("evaluate", own, "--json")  # where its rows are
+        (scores,) = json.loads(there.stdout).values()
+        assert scores["personal"]["accuracy"] == per_client[site]
         assert here.said(site).endswith("site ended\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedms.data.images import decode_image
 from fedms.data.partition import Partitioning, partition
-from fedms.data.sources import load_table
+from fedms.data.sources import load_inputs, load_table
 from fedms.data.splits import (
     ClientIndex,
     Federation,
@@ -29,6 +29,7 @@ __all__ = [
     "assign",
     "decode_image",
     "describe",
+    "load_inputs",
     "load_table",
     "partition",
     "spread",

@@ -184,11 +184,12 @@ def _from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
                 f"{listing(frame.names)}; try {nearest(name, frame.names)}"
             )
     kind = _frame_kind(frame, inputs, want.kind)
-    labels = _texts(frame, want.label)
+    found = _images(frame, inputs[0]) if kind == "image" else _joined(frame, inputs)
+    labels = [""] * len(found) if want.label is None else _texts(frame, want.label)
     splits = None if split is None else [split] * len(labels)
     return Table(
         kind=kind,
-        inputs=_images(frame, inputs[0]) if kind == "image" else _joined(frame, inputs),
+        inputs=found,
         labels=labels,
         split=_texts(frame, want.split) if want.split is not None else splits,
         groups=None if want.group is None else _texts(frame, want.group),

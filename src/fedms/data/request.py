@@ -22,10 +22,13 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Request:
-    """Which columns of a source make the table; `input` may name several joined with "+"."""
+    """Which columns of a source make the table; `input` may name several joined with "+".
+
+    Without a column of labels they are empty.
+    """
 
     input: str = "text"
-    label: str = "label"
+    label: str | None = "label"
     split: str | None = None
     group: str | None = None
     kind: str = "auto"

@@ -86,6 +86,21 @@ def load_table(
     return table
 
 
+def load_inputs(path: Path, input: str, kind: str = "auto") -> Table:
+    """Reads the examples of a csv or Parquet file, without labels.
+
+    Args:
+        path: .csv, .csv.gz or .parquet.
+        input: as for `load_table`.
+        kind: likewise.
+
+    Raises:
+        UserError: if it cannot be read, or has no such column.
+    """
+    want = Request(input, None, None, None, kind)
+    return read_parquet(path, want) if path.suffix == ".parquet" else read_csv(path, want)
+
+
 def _check_options(source: str, kind: str, max_rows: int | None) -> None:
     for option, value, known in (("source", source, SOURCES), ("kind", kind, KINDS)):
         if value not in known:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedms import build, data
-from fedms.config import Config
+from fedms.config import Config, dump_config
 from fedms.core.algorithm import ClientState, FederatedAlgorithm, ServerState
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, ClientSizes
 from fedms.machine import computes
 from fedms.models import ModelLearner
 from fedms.outcome import Outcome
-from fedms.store.files import safe_name
+from fedms.store.files import safe_name, write_json, write_text
+
+SITE = "site.json"
+"""In a folder of a site's run: who it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +29,15 @@ class SiteParts:
     client: ClientData
     sizes: ClientSizes
     outcome: Outcome
+    config: Config
 
     def keep(self, adapters: Path, state: ServerState, own: ClientState | None) -> None:
-        """Write its models: what all have, and beside it its own, as in a run folder."""
+        """Write its models: what all have, and beside it its own, as in a run folder.
+
+        With the configuration, and who it is, they can be used there (`fedms.use`).
+        """
+        write_text(adapters.parent / "config.toml", dump_config(self.config))
+        write_json(adapters.parent / SITE, {"client": self.client.id})
         self.outcome.save_shared(adapters, state)
         own_folder = adapters / "clients" / safe_name(self.client.id)
         self.outcome.save_own(own_folder, state, own, self.client)
@@ -43,18 +52,8 @@ def build_site(config: Config, client: str, scratch: Path | None = None) -> Site
     Raises:
         UserError: as `build.build`; and without `data.classes`.
     """
-    classes, dealt = _classes(config), config.partition
-    own = config.model_copy(
-        update={"partition": dealt.model_copy(update={"by": "iid", "column": None})}
-    )
-    table = build.load_table(own)
-    rows = data.alone(
-        table,
-        client,
-        test_fraction=dealt.test_fraction,
-        val_fraction=dealt.val_fraction,
-        seed=config.seed,
-    )
+    classes = _classes(config)
+    table, rows = own_rows(config, client)
     learner, head = build.make_learner(
         config, table.kind, classes, scratch, device=config.runtime.device
     )
@@ -68,7 +67,29 @@ def build_site(config: Config, client: str, scratch: Path | None = None) -> Site
         build.client_data(rows, columns, labels, *build.limits(config, learner.layout, client)),
         sizes,
         Outcome(algorithm, learner, config.model.name, head),
+        config,
     )
+
+
+def own_rows(config: Config, client: str) -> tuple[data.Table, data.ClientIndex]:
+    """All rows of `[data]`, which are one client's, and how they are split.
+
+    Raises:
+        UserError: as `build.load_table`.
+    """
+    dealt = config.partition
+    own = config.model_copy(
+        update={"partition": dealt.model_copy(update={"by": "iid", "column": None})}
+    )
+    table = build.load_table(own)
+    rows = data.alone(
+        table,
+        client,
+        test_fraction=dealt.test_fraction,
+        val_fraction=dealt.val_fraction,
+        seed=config.seed,
+    )
+    return table, rows
 
 
 def build_server(config: Config, sizes: Sequence[ClientSizes]) -> build.Experiment:

@@ -6,6 +6,7 @@ from fedms.models.export import (
     save_expert,
     save_gate,
     save_means,
+    save_merged,
     save_prior,
     save_statistics,
 )
@@ -13,6 +14,7 @@ from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, Pro
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.prefix import Room
 from fedms.models.prompts import class_prompts
+from fedms.models.saved import Opinions, SavedModel
 from fedms.models.settings import Mixing, Training
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "LinearHead",
     "Mixing",
     "ModelLearner",
+    "Opinions",
     "Prediction",
     "PromptHead",
     "Room",
+    "SavedModel",
     "Training",
     "class_prompts",
     "load_backbone",
@@ -34,6 +38,7 @@ __all__ = [
     "save_expert",
     "save_gate",
     "save_means",
+    "save_merged",
     "save_prior",
     "save_statistics",
 ]

@@ -16,9 +16,10 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -221,6 +222,11 @@ class AdapterSlots:
         """Write `adapter_config.json` for adapters of one rank into an existing folder."""
         rank = next(t.shape[0] for name, t in tensors.items() if name in self.down)
         self.config(self.blocks_of(tensors), base, rank).save_pretrained(str(folder))
+
+
+def merge(model: nn.Module, folder: Path) -> Any:
+    """A plain model with PEFT's adapters in its weights; `model` is changed."""
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def _mixer(down: str) -> str:

@@ -14,6 +14,8 @@ from fedms.core import calibration
 from fedms.core.algorithm import Expert, View
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, serialise
+from fedms.models.adapters import merge
+from fedms.models.backbone import load_backbone
 from fedms.models.learner import ModelLearner
 from fedms.models.mixture import class_evidence
 
@@ -110,6 +112,19 @@ def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) 
         own = learner.frozen(data.train).cpu()
         means = said.drawn(own, torch.from_numpy(data.train.labels), _prompts(learner))
         path.write_bytes(serialise({"means": means}))
+
+
+def save_merged(base: str, adapters: Path, folder: Path) -> None:
+    """Write the foundation model with an expert in its weights, as plain transformers models are.
+
+    Args:
+        base: the foundation model, as `load_backbone` takes it.
+        adapters: PEFT's folder of the expert.
+        folder: is made.
+    """
+    plain = load_backbone(base, device="cpu")
+    merge(plain.model, adapters).save_pretrained(str(folder))
+    plain.processor.save_pretrained(str(folder))
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

@@ -20,7 +20,7 @@ from fedms.models.backbone import Backbone
 from fedms.models.gate import ADAPTER, HEAD, gate_shapes, gate_weights, initial_gate
 from fedms.models.heads import Head
 from fedms.models.meter import peak_bytes
-from fedms.models.mixture import evidence
+from fedms.models.mixture import class_evidence, evidence
 from fedms.models.prefix import Room
 from fedms.models.resident import Resident, alone
 from fedms.models.settings import Mixing, Training
@@ -177,8 +177,8 @@ class ModelLearner(Resident):
         known = shared.float().cpu(), own.float().cpu(), even if weight is None else weight, said
         a, b, c, d = (torch.split(each, _PIECE) for each in known)
         parts = zip(a, b, c, d, strict=True)
-        seen, smoothing = data.train.labels, self.mixing.smoothing
-        return (evidence(*four, seen, smoothing) for four in parts), weight
+        counted = class_evidence(data.train.labels, self.head.classes, self.mixing.smoothing)
+        return (evidence(*four, counted) for four in parts), weight
 
     def _by_statistics(self, view: View, data: ClientData, rows: Rows) -> Tensor:
         """`(rows, classes)` scores, see `Discriminant.scores`; zeros without class statistics."""

@@ -46,8 +46,7 @@ def evidence(
     local_logits: Tensor,
     weight: Tensor,
     statistics: Tensor,
-    labels: Index,
-    smoothing: float,
+    counted: Tensor,
 ) -> Tensor:
     """What a client knows of every class, `(rows, classes, 6)`, as `core.calibration` names it.
 
@@ -56,13 +55,11 @@ def evidence(
         local_logits: likewise.
         weight: the gate's, of the global expert, `(rows,)`.
         statistics: scores by class statistics, `(rows, classes)`.
-        labels: of the client's training rows.
-        smoothing: see `log_prior`.
+        counted: see `class_evidence`.
     """
     shared, own = (F.log_softmax(logits, -1) for logits in (global_logits, local_logits))
     mean = own + weight[:, None] * (shared - own)
-    counted = class_evidence(labels, shared.shape[-1], smoothing).to(shared)
-    counts = (row.expand_as(shared) for row in counted)
+    counts = (row.expand_as(shared) for row in counted.to(shared))
     known = (shared, own, mean, *counts, F.log_softmax(statistics.to(shared), -1))
     return torch.stack(known, -1)
 

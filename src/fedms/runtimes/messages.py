@@ -64,11 +64,32 @@ def write(value: Any) -> Any:
     return _adapter(cast(Hashable, type(value))).dump_python(value, mode="json")
 
 
+def words(message: Message) -> dict[str, str]:
+    """All of a message but its tensors."""
+    facts = json.dumps(message.facts)  # of an update that diverged, a loss may be no number
+    return {"schema": str(SCHEMA), "kind": message.kind, "facts": facts}
+
+
+def of_words(words: Mapping[str, str], tensors: Tensors) -> Message:
+    """The message that has these `words`.
+
+    Raises:
+        MessageError: if there is none.
+    """
+    try:
+        if words["schema"] != str(SCHEMA):
+            raise ValueError(f"schema {words['schema']!r}; expected {SCHEMA}")
+        facts = json.loads(words["facts"])
+        if not isinstance(facts, dict):
+            raise TypeError("facts without names")
+        return Message(words["kind"], facts, tensors)
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
+        raise MessageError(f"got what is no message: {error}") from None
+
+
 def encode(message: Message) -> bytes:
     """As the bytes of a safetensors file with the rest in its header."""
-    facts = json.dumps(message.facts)  # of an update that diverged, a loss may be no number
-    words = {"schema": str(SCHEMA), "kind": message.kind, "facts": facts}
-    return serialise(message.tensors, words)
+    return serialise(message.tensors, words(message))
 
 
 def decode(data: bytes) -> Message:
@@ -81,13 +102,8 @@ def decode(data: bytes) -> Message:
         (length,) = struct.unpack_from("<Q", data)
         if length > min(_LONGEST_HEADER, len(data) - 8):
             raise ValueError(f"a header of {length} bytes in {len(data)}")
-        words = json.loads(data[8 : 8 + length])["__metadata__"]
-        if words["schema"] != str(SCHEMA):
-            raise ValueError(f"schema {words['schema']!r}; expected {SCHEMA}")
-        facts = json.loads(words["facts"])
-        if not isinstance(facts, dict):
-            raise TypeError("facts without names")
-        return Message(words["kind"], facts, deserialise(data))
+        found = json.loads(data[8 : 8 + length])["__metadata__"]
+        return of_words(found, deserialise(data))
     except (
         struct.error,
         LookupError,
@@ -96,6 +112,8 @@ def decode(data: bytes) -> Message:
         RecursionError,
         SafetensorError,
     ) as error:
+        if isinstance(error, MessageError):
+            raise
         raise MessageError(f"got what is no message: {error}") from None
 
 

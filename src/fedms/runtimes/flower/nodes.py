@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from flwr.app import Message as Envelope
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 from fedms.runtimes import site
-from fedms.runtimes.flower.records import RecordError, to_bytes, to_records
-from fedms.runtimes.messages import Message, MessageError, decode, encode
+from fedms.runtimes.flower.records import RecordError, join, part
+from fedms.runtimes.messages import Message, MessageError, of_words, words
 
 _UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError)
 """What Flower comes to over objects that are none. An outage of the SuperLink is something else."""
@@ -39,7 +40,7 @@ class Node:
 
 def pack(message: Message) -> RecordDict:
     """A message as Flower's records."""
-    return to_records(encode(message))
+    return join(words(message), {n: t.contiguous().numpy() for n, t in message.tensors.items()})
 
 
 def unpack(content: RecordDict) -> Message:
@@ -49,9 +50,10 @@ def unpack(content: RecordDict) -> Message:
         MessageError: if it is anything else.
     """
     try:
-        return decode(to_bytes(content))
+        said, arrays = part(content)
     except RecordError as error:
         raise MessageError(str(error)) from None
+    return of_words(said, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
 
 
 class Nodes:

@@ -10,6 +10,7 @@ import ast
 import json
 import math
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,30 @@ def to_records(data: bytes) -> RecordDict:
     """Of a message, as `messages.encode` wrote it."""
     (length,) = struct.unpack_from("<Q", data)
     words = json.loads(data[8 : 8 + length])["__metadata__"]
-    arrays = {name: Array(array) for name, array in safetensors.numpy.load(data).items()}
-    return RecordDict({_TENSORS: ArrayRecord(arrays), _WORDS: ConfigRecord(words)})
+    return join(words, safetensors.numpy.load(data))
 
 
 def to_bytes(content: RecordDict) -> bytes:
     """A message as `messages.decode` reads it, which checks what it says.
 
     Raises:
-        RecordError: if the records are not as `to_records` makes them.
+        RecordError: if the records are not as `join` makes them.
+    """
+    words, arrays = part(content)
+    return safetensors.numpy.save(arrays, words)
+
+
+def join(words: Mapping[str, str], arrays: Mapping[str, NDArray[np.float32]]) -> RecordDict:
+    """A message's words and arrays as records."""
+    found = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return RecordDict({_TENSORS: found, _WORDS: ConfigRecord(dict(words))})
+
+
+def part(content: RecordDict) -> tuple[dict[str, str], dict[str, NDArray[np.float32]]]:
+    """What `join` joined; arrays are of the records' own memory, and read-only.
+
+    Raises:
+        RecordError: if the records are anything else.
     """
     if set(content) != {_TENSORS, _WORDS}:
         raise RecordError(f"got records {sorted(content)}; expected {_TENSORS} and {_WORDS}")
@@ -48,8 +64,8 @@ def to_bytes(content: RecordDict) -> bytes:
         raise RecordError("got records of other types; expected arrays and words")
     if set(words) != {*_NAMES} or not all(isinstance(word, str) for word in words.values()):
         raise RecordError(f"got words {sorted(words)}; expected {', '.join(_NAMES)}")
-    tensors = {name: _array(name, array) for name, array in arrays.items()}
-    return safetensors.numpy.save(tensors, {name: words[name] for name in _NAMES})
+    known = {name: str(words[name]) for name in _NAMES}
+    return known, {name: _array(name, array) for name, array in arrays.items()}
 
 
 def _array(name: str, array: Any) -> NDArray[np.float32]:

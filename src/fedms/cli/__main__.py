@@ -1,0 +1,5 @@
+"""`python -m fedms.cli`."""
+
+from fedms.cli import main
+
+main()

@@ -1,0 +1,120 @@
+"""Commands that use the models of a run: predict, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedms.cli.base import app, fail
+
+FOLDER = Annotated[Path, typer.Argument(help="A run folder; at a site, SITE/state/RUN.")]
+CLIENT = Annotated[
+    str | None,
+    typer.Option(help="Whose model; new: of somebody who took no part [the only one there]."),
+]
+DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [as the run's].")]
+
+
+@app.command()
+def predict(
+    folder: FOLDER,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="Texts, image files or folders of them, csv or Parquet files, or - for lines of "
+            "standard input.",
+        ),
+    ] = None,
+    client: CLIENT = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of files, or several with + [data.input].")
+    ] = None,
+    device: DEVICE = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, with all probabilities.")
+    ] = False,
+) -> None:
+    """Say what a client's model says of new examples, and what its two experts do.
+
+    Example: fedms predict runs/banking77-fedms-seed0 --client 3 "where is my card?"
+    """
+    from fedms.use import Models, read_inputs
+
+    models = Models(folder, device=device)
+    table = read_inputs(inputs or [], sys.stdin, models.takes, column or models.config.data.input)
+    who = client or models.only()
+    for i, said in enumerate(models.predict(table, who)):
+        if as_json:
+            typer.echo(json.dumps({"input": table.where(i), "client": who, **asdict(said)}))
+            continue
+        line = f"{said.label}\t{said.probability:.3f}\t{table.where(i)}"
+        if said.gate_weight is not None:
+            parts = [f"{name} expert {label} {p:.3f}" for name, (label, p) in said.experts.items()]
+            line += f"\t({'; '.join(parts)}; weight on the global one {said.gate_weight:.3f})"
+        typer.echo(line)
+
+
+@app.command()
+def evaluate(
+    folder: FOLDER,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Of labelled data that are used in place of test rows, as data.path=FILE.",
+        ),
+    ] = None,
+    client: CLIENT = None,
+    device: DEVICE = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Score models of a run on their clients' test rows, or on other labelled rows.
+
+    Example: fedms evaluate runs/digits-fedms-seed0 --client 3
+    """
+    from fedms.scoring import evaluate as perform
+
+    found = perform(folder, words or [], client, device=device)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for who, roles in found.items():
+        for role, score in roles.items():
+            typer.echo(
+                f"{who}\t{role}\taccuracy {score['accuracy']:.3f}\tlog loss {score['loss']:.3f}\t"
+                f"{score['rows']:,} rows"
+            )
+
+
+@app.command()
+def export(
+    folder: FOLDER,
+    to: Annotated[Path, typer.Option(help="Folder that is made.")],
+    client: CLIENT = None,
+    merged: Annotated[
+        str | None,
+        typer.Option(
+            help="local or global: a plain transformers model with that expert in its weights."
+        ),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option("--license", help="For the model card: what you give the models under.")
+    ] = "other",
+    force: Annotated[bool, typer.Option("--force", help="Replace what was exported.")] = False,
+) -> None:
+    """Write a client's models as PEFT adapters with a model card, for use without fedms.
+
+    Example: fedms export runs/digits-fedms-seed0 --client 3 --to letters
+    """
+    from fedms.export import export as perform
+
+    if merged not in (None, "local", "global"):
+        fail(f"got --merged {merged}; expected local or global")
+    for path in perform(folder, to, client, merged=merged, licence=licence, force=force):
+        typer.echo(str(path))

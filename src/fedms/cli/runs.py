@@ -1,0 +1,185 @@
+"""Commands that train: run, resume, compare, bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedms.cli.base import app, configuration, fail, listed, say_aside, split
+
+if TYPE_CHECKING:
+    from fedms.events import Event
+
+
+@app.command()
+def run(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="A TOML file (default: the embedded digits job), and settings that override it.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [runs/NAME-METHOD-seedN].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON only.")
+    ] = False,
+) -> None:
+    """Train, evaluate and keep the models of every client.
+
+    Example: fedms run recipes/banking77.toml stage2.rounds=5 --out runs/try
+    """
+    from fedms.progress import Progress
+    from fedms.run import default_folder
+    from fedms.run import run as perform
+
+    config = configuration(words or [])
+    folder = out or default_folder(config)
+    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    try:
+        summary = perform(config, folder, force=force, watch=watch)
+    except KeyboardInterrupt:
+        kept = (
+            f"to go on: fedms resume {folder}"
+            if (folder / "config.toml").exists()
+            else "nothing was written"
+        )
+        fail(f"interrupted; {kept}")
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **summary}, indent=2))
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that ended early.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON only.")
+    ] = False,
+) -> None:
+    """Go on with a run from its last checkpoint; it ends as if nothing had happened.
+
+    Example: fedms resume runs/digits-fedms-seed0
+    """
+    from fedms.config import load_config
+    from fedms.progress import Progress
+    from fedms.run import resume as perform
+    from fedms.store.run_folder import RunFolder
+
+    found = RunFolder.open(folder)
+    complete = found.summary() is not None
+    config = load_config(found.config)
+    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    try:
+        summary = perform(folder, watch=watch, tell=say_aside)
+    except KeyboardInterrupt:
+        fail(f"interrupted; try again: fedms resume {folder}")
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **summary}, indent=2))
+    elif complete:
+        typer.echo(f"{folder} is complete; nothing was done")
+
+
+@app.command()
+def compare(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="A TOML file (default: the embedded digits job), and settings for all methods.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Names, by commas; `fedms compare --methods help` lists them.")
+    ] = "zeroshot,local,fedavg,finetune,ditto,fedsa,fedms",
+    seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
+    rates: Annotated[
+        str,
+        typer.Option(
+            help="Learning rates: validation chooses each method's; of two or more, it goes on "
+            "beyond the last while that is the best."
+        ),
+    ] = "3e-3,1e-2",
+    out: Annotated[Path | None, typer.Option(help="Folder [compare/NAME].")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace complete runs of other settings.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print table.json only.")] = False,
+) -> None:
+    """Run methods on the same data, seeds and steps, and put them into one table.
+
+    What was run before with the same configuration is used again.
+
+    Example: fedms compare recipes/digits.toml --methods local,finetune,fedms --seeds 0,1
+    """
+    from fedms.compare import VARIANTS, Plan, plots, table
+    from fedms.compare import compare as perform
+    from fedms.progress import compare_line
+
+    if methods == "help":
+        for name, variant in VARIANTS.items():
+            typer.echo(f"{name:18} {variant.group:18} {variant.title.replace('*', '')}")
+        return
+    config = configuration(words or [])
+    file, overrides = split(words or [])
+    plan = Plan(
+        config=file,
+        overrides=overrides,
+        methods=listed(methods, str, "--methods"),
+        seeds=listed(seeds, int, "--seeds"),
+        rates=listed(rates, float, "--rates"),
+        out=out or Path("compare") / config.name,
+        force=force,
+    )
+
+    def watch(name: str, event: Event) -> None:
+        if not as_json and (line := compare_line(event)):
+            typer.echo(f"{name}: {line}", err=True)
+
+    try:
+        results = perform(plan, watch)
+    except KeyboardInterrupt:
+        fail(f"interrupted; complete runs are kept in {plan.out}, call again to go on")
+    table.write(plan.out, results)
+    plots.write(plan.out, results)
+    if as_json:
+        typer.echo(json.dumps(table.rows(results), indent=2))
+    else:
+        typer.echo((plan.out / "table.md").read_text())
+        typer.echo(f"written: {plan.out}")
+
+
+@app.command()
+def bench(
+    only: Annotated[str | None, typer.Option(help="Only this measure.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print rows as JSON only, with the machine.")
+    ] = False,
+) -> None:
+    """Measure fedms beside plain transformers and PEFT, on this machine, in a few minutes.
+
+    Example: fedms bench --only text
+    """
+    import torch
+
+    from fedms.bench import MEASURES, measure
+    from fedms.progress import bench_table
+    from fedms.store.run_folder import environment
+
+    if only is not None and only not in MEASURES:
+        fail(f"got --only {only}; expected one of {', '.join(MEASURES)}")
+    machine = {**environment(0), "threads": torch.get_num_threads()}
+    rows = []
+    for row in measure(only):
+        rows.append(row)
+        if not as_json:
+            typer.echo(f"measured: {row.measure}", err=True)
+    if as_json:
+        typer.echo(json.dumps([{**asdict(row), "machine": machine} for row in rows], indent=2))
+    else:
+        bench_table(rows, machine)

@@ -1,0 +1,246 @@
+"""Models that a run left, put to use: what they say of new rows, and how good they are.
+
+A run folder has all clients' models; a folder of a site's run (`SITE/state/RUN`) has its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import torch
+
+from fedms import build, data
+from fedms.config import Config, load_config
+from fedms.core.algorithm import Score
+from fedms.core.errors import UserError
+from fedms.core.rows import Rows
+from fedms.models import Opinions, SavedModel
+from fedms.store.files import safe_name
+
+NEW = "new"
+"""Somebody who took no part: the global expert, and what all clients share."""
+FILES = (".csv", ".csv.gz", ".parquet")
+"""Of examples, a row each."""
+_CHUNK = 256
+"""Rows that are held at a time."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a client's model says of one example.
+
+    Args:
+        label: the likeliest class.
+        probability: of it.
+        gate_weight: on the global expert; None where there is no gate.
+        experts: label and probability of the `global` and the `local` expert alone, of a mixture.
+        probabilities: of all classes, by name.
+    """
+
+    label: str
+    probability: float
+    gate_weight: float | None
+    experts: dict[str, tuple[str, float]]
+    probabilities: dict[str, float]
+
+
+class Models:
+    """All models of a run, over one resident foundation model.
+
+    Args:
+        folder: of the run, or of a site's run.
+        device: as `runtime.device`; None: as the run's configuration says.
+
+    Raises:
+        UserError: if there is no run that left models.
+    """
+
+    def __init__(self, folder: Path, *, device: str | None = None) -> None:
+        self.folder, self.adapters = folder, folder / "adapters"
+        if not (folder / "config.toml").is_file() or not (self.adapters / "head.json").is_file():
+            raise UserError(
+                f"got {folder}, in which there are no models of a run; expected a run folder, or "
+                "SITE/state/RUN; a run that ended early has none: try fedms resume"
+            )
+        self.config = _without_cache(load_config(folder / "config.toml"))
+        self.classes = tuple(_read(self.adapters / "head.json")["classes"])
+        device = device or self.config.runtime.device
+        self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
+        self.model = lru_cache(maxsize=64)(self._load)
+
+    @property
+    def takes(self) -> str:
+        """`text` or `image`."""
+        return self.learner.backbone.takes
+
+    @property
+    def clients(self) -> list[str]:
+        """Who has a model of its own here."""
+        place = self.adapters / "clients"
+        folders = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
+        return [unquote(name) for name in folders]
+
+    def only(self) -> str:
+        """The one client that has a model here.
+
+        Raises:
+            UserError: if there are several, or none.
+        """
+        known = self.clients
+        if len(known) != 1:
+            raise UserError(f"got no --client; expected one of {_some(known)}, or {NEW}")
+        return known[0]
+
+    def _load(self, client: str) -> SavedModel:
+        """A client's, or for `new` that of somebody who took no part; remembered as `model`.
+
+        Raises:
+            UserError: if there is none.
+        """
+        own = self.adapters / "clients" / safe_name(client)
+        if not own.is_dir():
+            if client != NEW:
+                known = _some(self.clients)
+                raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
+            return SavedModel.load(self.learner, self.adapters, None)
+        return SavedModel.load(self.learner, self.adapters, own)
+
+    def predict(self, table: data.Table, client: str) -> Iterator[Said]:
+        """What a client's model says of each example, as it goes along.
+
+        Raises:
+            UserError: if there is no such client, or an example cannot be read.
+        """
+        model = self.model(client)
+        for rows in self._rows(table):
+            yield from self._said(model.predict(rows))
+
+    def score(self, rows: Rows, client: str) -> dict[str, Score]:
+        """Of a client's model as `personal`, and where it has both, of its experts."""
+        model, total = self.model(client), dict[str, Score]()
+        for start in range(0, len(rows), _CHUNK):
+            part = rows.take(np.arange(start, min(start + _CHUNK, len(rows))))
+            said, labels = model.predict(part), torch.from_numpy(part.labels)
+            for role, found in (
+                ("personal", said.personal),
+                ("global", said.shared),
+                ("local", said.own),
+            ):
+                if found is not None:
+                    weight = said.gate_weight if role == "personal" else None
+                    total[role] = total.get(role, Score()) + _score(found, labels, weight)
+        return total
+
+    def labelled(self, table: data.Table) -> Rows:
+        """All rows of a table, with labels.
+
+        Raises:
+            UserError: if one has a class that the federation has not.
+        """
+        if unknown := sorted(set(table.labels) - {*self.classes}):
+            raise UserError(f"got class {unknown[0]!r}; expected one of {_some(self.classes)}")
+        self._check(table)
+        labels = build.class_indices(table, self.classes)
+        return Rows(build.encode(self.learner.backbone, table), labels)
+
+    def _rows(self, table: data.Table) -> Iterator[Rows]:
+        self._check(table)
+        for start in range(0, len(table), _CHUNK):
+            part = table.take(np.arange(start, min(start + _CHUNK, len(table))))
+            columns = build.encode(self.learner.backbone, part)
+            yield Rows(columns, np.zeros(len(part), np.int64))
+
+    def _check(self, table: data.Table) -> None:
+        if table.kind != self.takes:
+            raise UserError(
+                f"got {table.kind}s for {self.config.model.name}; expected {self.takes}s"
+            )
+
+    def _said(self, found: Opinions) -> Iterator[Said]:
+        both = {"global": found.shared, "local": found.own}
+        experts = {name: said.exp() for name, said in both.items() if said is not None}
+        for i, row in enumerate(found.personal.exp()):
+            yield Said(
+                *self._best(row),
+                None if found.gate_weight is None else float(found.gate_weight[i]),
+                {name: self._best(said[i]) for name, said in experts.items()},
+                dict(zip(self.classes, row.tolist(), strict=True)),
+            )
+
+    def _best(self, probabilities: torch.Tensor) -> tuple[str, float]:
+        value, index = probabilities.max(0)
+        return self.classes[int(index)], float(value)
+
+
+def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: str) -> data.Table:
+    """Examples as they are given on a command line.
+
+    Args:
+        words: a csv or Parquet file; `-` for `lines`; for images files and folders of images; for
+            texts anything else is the text itself.
+        lines: of standard input.
+        kind: `text` or `image`.
+        column: of files, as `data.input`.
+
+    Raises:
+        UserError: if there are none, or a file cannot be read.
+    """
+    inputs: list[Any] = []
+    origins: list[str] = []
+    for word in words:
+        found = [str(x) for x in (_files(Path(word)) if kind == "image" else [word])]
+        if word == "-":
+            found = [line.rstrip("\n") for line in lines if line.strip()]
+        elif word.endswith(FILES):
+            table = data.load_inputs(Path(word), column, kind)
+            inputs += table.inputs
+            origins += [table.where(i) for i in range(len(table))]
+            continue
+        inputs += map(Path, found) if kind == "image" else found
+        origins += found if kind == "image" else [f"{word!r}"] * len(found)
+    if not inputs:
+        raise UserError(f"got no input; expected {kind}s, a file of them, or - for standard input")
+    table = data.Table("image" if kind == "image" else "text", inputs, [""] * len(inputs))
+    return data.Table(table.kind, inputs, table.labels, origins=origins, numbers=[0] * len(inputs))
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or those of a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def _score(found: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> Score:
+    chosen = found.gather(1, labels[:, None])
+    return Score(
+        int((found.argmax(1) == labels).sum()),
+        len(labels),
+        -float(chosen.sum()),
+        0.0 if weight is None else float(weight.sum()),
+    )
+
+
+def _without_cache(config: Config) -> Config:
+    """Rows are seen once: nothing of them is kept."""
+    none = {"cache_bytes": "0B", "cache_disk_bytes": "0B"}
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update=none)})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"got {path}, which cannot be read: {error}") from None
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "nobody"

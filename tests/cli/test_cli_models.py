@@ -1,0 +1,81 @@
+"""`fedms predict`, `evaluate` and `export`, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from fedms.config import load_config
+from fedms.run import run
+
+WORDS = ("stage1.rounds=1", "stage2.rounds=1", "partition.clients=2", "data.max_rows=150")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "run"
+    run(load_config(None, WORDS), path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        picture = Image.fromarray(np.uint8(load_digits().images[i] * 15))
+        picture.save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_predict_says_a_line_an_example(fedms, folder, pictures):
+    ended = fedms("predict", folder, pictures / "0.png", pictures, "--client", "0")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("0\t") and "weight on the global one" in lines[0]
+    assert [Path(line.split("\t")[2]).name for line in lines[1:]] == ["0.png", "1.png", "2.png"]
+
+
+def test_predict_in_json_has_all_probabilities(fedms, folder, pictures):
+    ended = fedms("predict", folder, pictures, "--client", "new", "--json")
+    said = [json.loads(line) for line in ended.out.splitlines()]
+    assert [one["label"] for one in said] == ["0", "1", "2"]
+    assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5) for one in said)
+
+
+def test_evaluate_says_what_the_run_said(fedms, folder):
+    ended = fedms("evaluate", folder, "--json")
+    expected = json.loads((folder / "summary.json").read_text())["test"]["personal"]["per_client"]
+    found = json.loads(ended.out)
+    assert {who: roles["personal"]["accuracy"] for who, roles in found.items()} == expected
+    assert fedms("evaluate", folder, "--client", "1").out.startswith("1\tpersonal\taccuracy ")
+
+
+def test_export_says_what_it_wrote(fedms, folder, tmp_path):
+    ended = fedms("export", folder, "--client", "1", "--to", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert {Path(line).name for line in ended.out.splitlines()} == {"gate", "global", "local"}
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "nowhere", "x"), "no models of a run"),
+        (("predict", "RUN", "nothing.png", "--client", "0"), "nothing.png"),
+        (("predict", "RUN", "--client", "0"), "got no input"),
+        (("predict", "RUN", "x.png"), "got no --client; expected one of 0, 1, or new"),
+        (("evaluate", "RUN", "seed=1"), "settings of data"),
+        (("export", "RUN", "--client", "0", "--to", "out", "--merged", "both"), "local or global"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(fedms, folder, words, said):
+    ended = fedms(*(folder if word == "RUN" else word for word in words))
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
