@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tomllib
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedms.build import Experiment, WorkerParts, build
 from fedms.config import Config, dump_config, validate
 from fedms.core.errors import UserError
+from fedms.runtimes.faults import Faults, FaultyClients, attackers, mislabelled
 from fedms.runtimes.flower.quiet import quiet
 from fedms.runtimes.rounds import ScoredClients
 from fedms.runtimes.service import AnyClient
@@ -27,6 +28,25 @@ def simulated(
     Raises:
         UserError: if they cannot be where the configuration says.
     """
+    faults = Faults(**config.faults.model_dump())
+    experiment = _misled(experiment, faults, config.seed)
+    clients = _clients(config, experiment, folder, resources)
+    return FaultyClients(clients, faults, config.seed) if faults.any else clients
+
+
+def _misled(experiment: Experiment, faults: Faults, seed: int) -> Experiment:
+    """With false labels for those who attack by them."""
+    if faults.attack != "labels":
+        return experiment
+    bad = attackers(faults, [client.id for client in experiment.trained], seed)
+    classes = len(experiment.federation.classes)
+    false = [mislabelled(c, classes) if c.id in bad else c for c in experiment.clients]
+    return replace(experiment, clients=tuple(false))
+
+
+def _clients(
+    config: Config, experiment: Experiment, folder: RunFolder, resources: ExitStack
+) -> ScoredClients:
     if config.runtime.name == "ray":
         return _with_ray(config, experiment, folder, resources)
     everyone = experiment.trained, folder.client_states, experiment.unseen
@@ -72,7 +92,9 @@ class AnyParts:
     def __call__(self) -> AnyClient:
         config = validate(tomllib.loads(self.configuration))
         folder = RunFolder.open(self.folder, config.checkpoint_every)
-        return any_client(build(config, self.folder), folder)
+        experiment = build(config, self.folder)
+        faults = Faults(**config.faults.model_dump())
+        return any_client(_misled(experiment, faults, config.seed), folder)
 
 
 def any_client(experiment: Experiment, folder: RunFolder) -> AnyClient:

@@ -218,6 +218,27 @@ class Aggregation(Section):
     )
 
 
+class Faults(Section):
+    """What goes wrong on purpose, in simulations only: clients that fail, and clients that lie."""
+
+    drop: float = Field(0.0, ge=0, le=1, description="share of a round's clients not reached")
+    crash: float = Field(0.0, ge=0, le=1, description="share that crashes in training")
+    slow: float = Field(0.0, ge=0, le=1, description="share whose answer comes too late")
+    attack: Literal["none", "sign", "scale", "random", "invalid", "labels"] = Field(
+        "none", description="what attackers send, or train on"
+    )
+    attackers: float = Field(0.0, ge=0, lt=1, description="share of clients that are attackers")
+    strength: float = Field(10.0, gt=0, description="times their change, of scale and random")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Faults:
+        if self.drop + self.crash + self.slow > 1:
+            raise ValueError("drop, crash and slow add up to more than 1; expected 1 at most")
+        if (self.attack == "none") != (self.attackers == 0):
+            raise ValueError("attack and attackers go together; expected both, or neither")
+        return self
+
+
 class Gate(Section):
     """How the two experts are joined."""
 
@@ -360,6 +381,7 @@ class Config(Section):
     rounds: Rounds = Field(default_factory=Rounds)
     screen: Screen = Field(default_factory=Screen)
     aggregation: Aggregation = Field(default_factory=Aggregation)
+    faults: Faults = Field(default_factory=Faults)
     gate: Gate = Field(default_factory=Gate)
     baselines: Baselines = Field(default_factory=Baselines)
     training: Training = Field(default_factory=Training)

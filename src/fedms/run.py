@@ -15,7 +15,7 @@ from fedms.build import Experiment, build, make_rules
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
 from fedms.clients import simulated
-from fedms.config import Config, dump_config, load_config
+from fedms.config import Config, Faults, dump_config, load_config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
@@ -210,6 +210,8 @@ def serve(
     Raises:
         UserError: if the run folder does not fit, or clients fail.
     """
+    if config.faults != Faults():
+        raise UserError("got faults for a run with sites; expected them in simulations only")
     path = out or default_folder(config)
     with on_threads(config.runtime.threads):
         if again:

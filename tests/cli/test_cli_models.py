@@ -37,7 +37,8 @@ def test_predict_says_a_line_an_example(fedms, folder, pictures):
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("0\t") and "weight on the global one" in lines[0]
+    assert lines[0].startswith("0\t")
+    assert "weight on the global one" in lines[0]
     assert [Path(line.split("\t")[2]).name for line in lines[1:]] == ["0.png", "1.png", "2.png"]
 
 
