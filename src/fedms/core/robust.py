@@ -30,7 +30,8 @@ from fedms.core.algorithm import Aggregate, ClientUpdate
 from fedms.core.tensors import Tensors
 
 Name = Literal["mean", "median", "trimmed", "geometric", "krum", "multikrum", "clip"]
-_SUMS = ("statistics/", "calibration/")
+SUMS = ("statistics/", "calibration/")
+"""How names start of what is no parameter, but a sum over rows."""
 _STEPS, _CLOSE, _TINY = 200, 1e-10, 1e-12
 
 
@@ -108,7 +109,7 @@ def _groups(updates: Sequence[ClientUpdate]) -> dict[tuple[int, ...], list[str]]
     senders: dict[str, list[int]] = {}
     for i, update in enumerate(updates):
         for name in update.tensors:
-            if not name.startswith(_SUMS):
+            if not name.startswith(SUMS):
                 senders.setdefault(name, []).append(i)
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, some in senders.items():
@@ -176,7 +177,7 @@ def change(update: ClientUpdate, received: Tensors) -> float:
     """Length of what an update changes of parameters; of those that were not there, all of it."""
     squares = 0.0
     for name, tensor in update.tensors.items():
-        if not name.startswith(_SUMS):
+        if not name.startswith(SUMS):
             moved = tensor.double() - _before(name, tensor, received)
             squares += float(moved.square().sum())
     return math.sqrt(squares)
@@ -203,7 +204,7 @@ def clipped(updates: Sequence[ClientUpdate], received: Tensors) -> list[ClientUp
 def _shortened(update: ClientUpdate, received: Tensors, share: float) -> ClientUpdate:
     tensors = dict(update.tensors)
     for name, tensor in update.tensors.items():
-        if not name.startswith(_SUMS):
+        if not name.startswith(SUMS):
             start = _before(name, tensor, received)
             tensors[name] = (start + share * (tensor.double() - start)).float()
     return replace(update, tensors=tensors)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
+from fedms.core.robust import SUMS
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
@@ -41,6 +42,8 @@ class Faults:
         attack: what attackers send. `sign`: their change, turned around. `scale`: their change,
             times `strength`. `random`: noise as large as `strength` times their change. `invalid`:
             what is no number. `labels`: they train on false ones, and send what comes of it.
+            Sums over rows are as they should be, but for `invalid`: false ones are found out by
+            what they cannot be, and the update with them.
         attackers: the share of clients that are attackers, from 0 to below 1.
         strength: see there, greater than 0.
     """
@@ -128,7 +131,9 @@ class FaultyClients:
         seed = derive_seed(self._seed, "attack", update.round, update.client)
         noise = torch.Generator().manual_seed(seed)
         false = {
-            name: self._false(tensor, sent.get(name), noise)
+            name: tensor
+            if name.startswith(SUMS) and self._faults.attack != "invalid"
+            else self._false(tensor, sent.get(name), noise)
             for name, tensor in update.tensors.items()
         }
         return replace(answer, update=replace(update, tensors=false))
