@@ -114,6 +114,22 @@ def test_the_search_goes_on_beyond_an_edge(plan, rates, loss, found, tried):
         assert {rate for rate, seed in asked if seed == 0} == set(rates) | set(tried)
 
 
+def test_rates_that_spoil_the_model_are_searched_below(plan):
+    """At 3e-3 and above it is worse than untrained, and level; the best is at 3e-4."""
+
+    def summary(rate, seed):
+        loss = 0.7 - rate if rate > 2e-3 else abs(math.log10(rate / 3e-4)) / 10
+        return {"validation": {"personal": {"loss": loss}, "zero_shot": {"loss": 0.6}}}
+
+    assert runs._search(replace(plan, rates=(3e-3, 1e-2)), summary) == (3e-4, "inside")
+
+    def hopeless(rate, seed):
+        loss = {"loss": 0.7 - rate / 100}
+        return {"validation": {"personal": loss, "zero_shot": {"loss": 0.6}}}
+
+    assert runs._search(replace(plan, rates=(3e-3, 1e-2)), hopeless)[0] == 1e-2
+
+
 def test_of_rates_that_are_close_all_seeds_decide(plan):
     """On the first seed 3e-3 is best by 1 %, on the others 1e-2 is; 1e-3 is far behind."""
     table = {3e-3: (0.99, 1.2, 1.2), 1e-2: (1.0, 1.0, 1.0), 1e-3: (1.3, 0.0, 0.0)}

@@ -193,9 +193,15 @@ def _search(
     losses: dict[float, float] = {}
     errors: dict[float, DivergenceError] = {}
 
+    untrained = math.inf
+
     def loss(rate: float, seed: int) -> float:
+        nonlocal untrained
         try:
-            return float(summary(rate, seed)["validation"]["personal"]["loss"])
+            validation = summary(rate, seed)["validation"]
+            if seed == first and (zero_shot := validation.get("zero_shot")):
+                untrained = float(zero_shot["loss"])
+            return float(validation["personal"]["loss"])
         except DivergenceError as error:
             errors[rate] = error
             return math.inf
@@ -205,6 +211,8 @@ def _search(
         losses[rate] = loss(rate, first)
     if not errors and len(set(losses.values())) == 1:
         return rate, "any"
+    while (below := _below(losses)) and min(losses.values()) >= untrained:
+        losses[below] = loss(below, first)  # all were so high that they spoiled the model
     while _at_edge(losses) and (beyond := _beyond(losses)):
         losses[beyond] = loss(beyond, first)
     place: Literal["inside", "edge"] = "edge" if _at_edge(losses) else "inside"
@@ -230,8 +238,13 @@ def _beyond(losses: Mapping[float, float]) -> float | None:
     """The rate next to the best one on the side where nothing was tried, if there is one."""
     best = min(losses, key=losses.__getitem__)
     if best == min(losses):
-        return max((rate for rate in _LADDER if rate < best), default=None)
+        return _below(losses)
     return min((rate for rate in _LADDER if rate > best), default=None)
+
+
+def _below(losses: Mapping[float, float]) -> float | None:
+    """The rate next to the lowest that was tried, if there is one."""
+    return max((rate for rate in _LADDER if rate < min(losses)), default=None)
 
 
 def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: Watch) -> Record:
