@@ -9,7 +9,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test loopback e2e soak test-peers check lint types results bench performance glyphclip clean
+.PHONY: help install demo test loopback e2e soak fuzz test-peers check lint types results bench performance glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and s
 
 soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+
+fuzz: $(STAMP)  ## Fuzz what reads updates and configurations, ten minutes in all (Linux)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	for target in message facts array config; do OMP_NUM_THREADS=1 $(BIN)/python fuzz/fuzz.py $$target 150 || exit 1; done
 
 test-peers: $(RAY) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks/test_peers.py
