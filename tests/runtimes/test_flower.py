@@ -422,11 +422,13 @@ def test_a_site_of_another_federation_is_refused_and_told_why(tables, tmp_path):
     told = []
     grid = LocalGrid({1: node(odd.answer)})
     sites = server.Sites(grid, "one", TERMS, tell=told.append)
-    with pytest.raises(UserError, match=r"got 0 of 1 sites after 0\.1 s"):
-        sites.meet(1, patience=0.1)
+    with pytest.raises(UserError, match=r"got 0 of 2 sites after 0\.1 s"):
+        sites.meet(2, patience=0.1)  # another one may come
     (text,) = told
     assert "'south' has configuration 2, the server 1; expected the same" in text
     assert len(grid.asked) == 1  # what is refused is not asked again
+    with pytest.raises(UserError, match="0 of 1 sites, and 1 that refused: .*'south' has config"):
+        sites.meet(1)  # it would wait for ever
 
 
 def test_nonsense_is_left_out_wherever_it_comes(tables, tmp_path):

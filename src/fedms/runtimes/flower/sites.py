@@ -101,13 +101,20 @@ class Sites:
         """Wait for so many sites of the federation, for so many seconds at most.
 
         Raises:
-            UserError: if they are not there in time.
+            UserError: if they are not there in time, or so many are there that refuse to take part
+                that they cannot be.
         """
         began, pause = time.monotonic(), _POLL[0]
         while True:
             self._greet()
             if len(self._met) >= least:
                 return
+            refused = [self._failed[n].reason for n in sorted(self._refused())]
+            if refused and len(self._met) + len(refused) >= least:
+                raise UserError(
+                    f"got {len(self._met)} of {least} sites, and {len(refused)} that refused: "
+                    f"{refused[0]}"
+                )
             if patience is not None and time.monotonic() - began > patience:
                 raise UserError(
                     f"got {len(self._met)} of {least} sites after {patience:g} s; expected "
@@ -115,6 +122,11 @@ class Sites:
                 )
             time.sleep(pause)
             pause = min(2 * pause, _POLL[1])
+
+    def _refused(self) -> set[int]:
+        """Nodes that are there, and refused for good."""
+        final = {node for node, failure in self._failed.items() if failure.final}
+        return final & self._known & self._there.keys()
 
     @property
     def declared(self) -> Mapping[str, ClientInfo]:
