@@ -427,7 +427,7 @@ def test_a_site_of_another_federation_is_refused_and_told_why(tables, tmp_path):
     (text,) = told
     assert "'south' has configuration 2, the server 1; expected the same" in text
     assert len(grid.asked) == 1  # what is refused is not asked again
-    with pytest.raises(UserError, match="0 of 1 sites, and 1 that refused: .*'south' has config"):
+    with pytest.raises(UserError, match=r"0 of 1 sites, and 1 that refused: .*'south' has config"):
         sites.meet(1)  # it would wait for ever
 
 
