@@ -35,7 +35,7 @@ def test_folder_has_exactly_these_files(done):
     expert = ("adapter_config.json", "adapter_model.safetensors")
     gate = ("gate.json", "gate.safetensors")
     expected = {"config.toml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"}
-    expected |= {"adapters/head.json", "partition.json"}
+    expected |= {"adapters/head.json", "adapters/prior.json", "partition.json"}
     expected |= {f"checkpoints/server/{n:06}.safetensors" for n in (3, 4)}
     expected |= {f"adapters/global/{n}" for n in expert} | {f"adapters/gate/{n}" for n in gate}
     for client in "012":
