@@ -65,7 +65,9 @@ class Outcome:
     ) -> None:
         """What one client has; without a private state, what its rows say beside shared experts."""
         view = self.algorithm.view(state, own, "personal")
-        if view is None:
+        said = view.statistics if view else None
+        counts = view is not None and (view.calibration is not None or view.expert.prior)
+        if view is None or (own is None and not counts and not (said and said.personal)):
             return
         with whole_folder(path) as folder:
             if own is not None:

@@ -106,7 +106,7 @@ class Models:
         """
         own = self.adapters / "clients" / safe_name(client)
         if not own.is_dir():
-            if client != NEW:
+            if client != NEW and self.clients:  # where nobody has one, all have the shared one
                 known = _some(self.clients)
                 raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
             return SavedModel.load(self.learner, self.adapters, None)
