@@ -135,7 +135,8 @@ class Toy:
                 self._features({}, x, {}) for x in (x, torch.from_numpy(data.train.columns["x"]))
             )
             said = view.statistics.scores(z, mine, labels)
-        return evidence(shared, own, weight, said, data.train.labels, 0.5), weight
+        counted = class_evidence(data.train.labels, CLASSES, 0.5)
+        return evidence(shared, own, weight, said, counted), weight
 
     def statistics(self, data):
         x, labels = torch.from_numpy(data.train.columns["x"]), torch.from_numpy(data.train.labels)

@@ -57,7 +57,8 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     for page, names in (
         (results.README, ["results"]),
         (results.PAGE, ["standing", *cells]),
-        (module("performance").PAGE, [*measured, *compared, "compiled"]),
+        (module("performance").PAGE, [*measured, *compared, "compiled", "across"]),
+        (module("robustness").PAGE, [*module("robustness").CASES]),
     ):
         text = page.read_text(encoding="utf-8")
         for name in names:
