@@ -73,23 +73,22 @@ ALLOWED = {
     "runtimes": {"core", "store"},
     "machine": {"config", "core"},
     "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
-    "identity": {"config", "core", "machine", "models", "store"},
+    "identity": {"config", "core", "data", "machine", "models", "store"},
     "outcome": {"core", "models", "store"},
     "checkpoints": {"core", "runtimes", "store"},
     "events": {"build", "runtimes"},
     "clients": {"build", "config", "core", "runtimes", "store"},
+    "given": {"data"},
+    "measures": {"runtimes"},
+    "trackers": set(),
+    "tracking": {"config", "core", "events", "measures"},
     "run": {
-        "build",
-        "clients",
-        "events",
-        "checkpoints",
-        "config",
-        "core",
-        "identity",
-        "models",
-        "outcome",
-        "runtimes",
-        "store",
+        *("build", "clients", "events", "checkpoints", "config", "core", "data", "given"),
+        *("identity", "models", "outcome", "runtimes", "store", "tracking"),
+    },
+    "api": {
+        *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
+        *("progress", "run", "runtimes", "store", "use"),
     },
     "bench": {"build", "config", "machine", "core", "models", "run", "runtimes", "store"},
     "deploy": {
@@ -105,7 +104,7 @@ ALLOWED = {
         *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
         *("progress", "run", "scoring", "store", "use"),
     },
-    "fedms": set(),
+    "fedms": {"api", "config", "core"},  # when they are asked for
 }
 
 
@@ -127,7 +126,11 @@ ONE_IMPORTER = {
     "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
     "typer": {f"fedms.cli.{m}" for m in ("base", "models", "runs", "sites")},
     "rich": {"fedms.progress"},
-    "matplotlib": {"fedms.compare.plots"},
+    "matplotlib": {"fedms.compare.plots", "fedms.api.plots"},  # to files, and in notebooks
+    "tensorboard": {"fedms.trackers.to_tensorboard"},
+    "mlflow": {"fedms.trackers.to_mlflow"},
+    "wandb": {"fedms.trackers.to_wandb"},
+    "trackio": {"fedms.trackers.to_trackio"},
     "scipy": {"fedms.compare.scores"},
 }
 
@@ -146,7 +149,7 @@ def test_flower_has_one_importer():
 
 def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
-    few = ("run", "clients", "events", "deploy.parts", "use", "scoring")
+    few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "api.federation")
     assert users <= {f"fedms.{m}" for m in few}
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedms.bench import Row
 from fedms.config import Config
-from fedms.events import Evaluated, Event, Finished, RoundDone, Started
+from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned
 
 _LONGEST_PARTITION = 20
 _ROWS = {
@@ -55,6 +55,8 @@ class Progress:
                     style="dim",
                     soft_wrap=True,
                 )
+            case Warned():
+                self._console.print(event.text, style="yellow", markup=False, soft_wrap=True)
             case Finished():
                 self._finished(event.summary, str(event.folder))
 

@@ -21,14 +21,26 @@ from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
-from fedms.events import Evaluated, Event, Finished, RoundDone, Started
+from fedms.data import Table
+from fedms.events import (
+    Evaluated,
+    Event,
+    Finished,
+    RoundBegins,
+    RoundDone,
+    Saved,
+    Started,
+)
+from fedms.given import NOTHING, Given
 from fedms.identity import identity
 from fedms.models.resident import FROZEN
 from fedms.outcome import Outcome
 from fedms.runtimes.rounds import Held, RoundRecord, ScoredClients, run_rounds
 from fedms.runtimes.workers import on_threads
 from fedms.store.files import locked, write_json
-from fedms.store.run_folder import RunFolder
+from fedms.store.run_folder import FOUNDATION, RunFolder
+from fedms.tracking import check as check_trackers
+from fedms.tracking import tracked
 
 __all__ = ["Evaluated", "Event", "Finished", "RoundDone", "Started", "resume", "run", "serve"]
 
@@ -74,6 +86,7 @@ def run(
     *,
     force: bool = False,
     watch: Callable[[Event], None] = lambda event: None,
+    given: Given = NOTHING,
 ) -> dict[str, Any]:
     """Perform a whole run and return its summary (see `summary.json`).
 
@@ -82,6 +95,7 @@ def run(
         out: the run folder; None for `runs/NAME-METHOD-seedN`.
         force: replace an earlier run's folder.
         watch: is called with every event as it happens.
+        given: by a program.
 
     Raises:
         UserError: if the data, model, configuration or run folder do not fit.
@@ -93,12 +107,15 @@ def run(
         )
     path = out or default_folder(config)
     RunFolder.check(path, force=force)
+    check_trackers(config)
     with on_threads(config.runtime.threads):
-        known = identity(config)
-        experiment = build(config, path)
+        known = identity(config, given.table)
+        experiment = build(config, path, given.table)
+        if given.foundation is not None:
+            config, experiment = _at_home(config, experiment, path)
         computes = {**experiment.computes, "identity": known}
-        folder = _create(path, config, computes, force=force)
-        return _simulate(config, experiment, folder, watch)
+        folder = _create(path, config, computes, force=force, foundation=given.foundation)
+        return _simulate(config, experiment, folder, watch, given)
 
 
 def resume(
@@ -106,6 +123,7 @@ def resume(
     *,
     watch: Callable[[Event], None] = lambda event: None,
     tell: Callable[[str], None] = lambda text: None,
+    given: Given = NOTHING,
 ) -> dict[str, Any]:
     """Go on with a run that ended early, from its last checkpoint, and return its summary.
 
@@ -116,12 +134,13 @@ def resume(
         path: the run folder.
         watch: is called with every event as it happens.
         tell: is told of files that are damaged, and not used.
+        given: rows as at its beginning, if they were given then; and when to stop.
 
     Raises:
         UserError: if it is no run folder, another process is at work in it, no checkpoint is
             whole, or data, model or machine are not those of its beginning.
     """
-    config, folder, facts = _reopen(path)
+    config, folder, facts = _reopen(path, given.table)
     if (summary := folder.summary()) is not None:
         return summary
     if "sites" in facts:
@@ -131,19 +150,32 @@ def resume(
         update={"runtime": config.runtime.model_copy(update={"threads": threads})}
     )
     with on_threads(threads):
-        experiment = build(config, path)
+        experiment = build(config, path, given.table)
         clients = [client.id for client in experiment.trained]
         with _held_alone(folder):
             begin = checkpoints.latest(folder, clients, tell)
-        return _simulate(config, experiment, folder, watch, begin)
+        return _simulate(config, experiment, folder, watch, given, begin)
 
 
-def _reopen(path: Path) -> tuple[Config, RunFolder, dict[str, Any]]:
+def _at_home(config: Config, experiment: Experiment, path: Path) -> tuple[Config, Experiment]:
+    """With the foundation model where it will be, in the run folder."""
+    name = str(path.resolve() / FOUNDATION)
+    model = config.model.model_copy(update={"name": name})
+    experiment = replace(experiment, head={**experiment.head, "model": name})
+    return config.model_copy(update={"model": model}), experiment
+
+
+def _reopen(path: Path, table: Table | None = None) -> tuple[Config, RunFolder, dict[str, Any]]:
     """A run that is there, if it can go on here."""
     found = RunFolder.open(path)
     config, facts = load_config(found.config), found.facts()
     folder = RunFolder.open(path, config.checkpoint_every)
-    now = identity(config)
+    if config.data.source == "memory" and table is None:
+        raise UserError(
+            f"got {path}, a run of rows that a Python program gave; expected them again; try "
+            "FedMS.resume there"
+        )
+    now = identity(config, table)
     for name, then in dict(facts.get("identity", {})).items():
         if now.get(name) != then:
             raise UserError(
@@ -152,10 +184,23 @@ def _reopen(path: Path) -> tuple[Config, RunFolder, dict[str, Any]]:
     return config, folder, facts
 
 
-def _create(path: Path, config: Config, computes: Mapping[str, Any], *, force: bool) -> RunFolder:
+def _create(
+    path: Path,
+    config: Config,
+    computes: Mapping[str, Any],
+    *,
+    force: bool,
+    foundation: Path | None = None,
+) -> RunFolder:
     every, text = config.checkpoint_every, dump_config(config)
     return RunFolder.create(
-        path, text, seed=config.seed, computes=computes, every=every, force=force
+        path,
+        text,
+        seed=config.seed,
+        computes=computes,
+        every=every,
+        force=force,
+        foundation=foundation,
     )
 
 
@@ -174,12 +219,14 @@ def _simulate(
     experiment: Experiment,
     folder: RunFolder,
     watch: Callable[[Event], None],
+    given: Given,
     begin: Checkpoint | None = None,
 ) -> dict[str, Any]:
     with ExitStack() as resources:
         resources.enter_context(_held_alone(folder))
+        watch = resources.enter_context(tracked(config, folder.path, watch))
         simulator = simulated(config, experiment, folder, resources)
-        return _Run(config, experiment, folder, watch, simulator).perform(begin)
+        return _Run(config, experiment, folder, watch, simulator).perform(begin, given.stop)
 
 
 def serve(
@@ -221,7 +268,9 @@ def serve(
             folder = _create(path, config, computes, force=force)
         with _held_alone(folder):
             begin = checkpoints.latest(folder, (), tell) if again else None
-            return _Run(config, experiment, folder, watch, clients, clients).perform(begin)
+            with tracked(config, path, watch) as watching:
+                run = _Run(config, experiment, folder, watching, clients, clients)
+                return run.perform(begin)
 
 
 class _Run:
@@ -243,8 +292,13 @@ class _Run:
         self._rounds = experiment.algorithm.rounds
         self._elsewhere = elsewhere
 
-    def perform(self, begin: Checkpoint | None = None) -> dict[str, Any]:
-        """Zero-shot scores, all rounds with their evaluations, then adapters and summary."""
+    def perform(
+        self, begin: Checkpoint | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """Zero-shot scores, all rounds with their evaluations, then adapters and summary.
+
+        A run that is stopped has all of these but `summary.json`, and can go on.
+        """
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
         self._write_partition()
@@ -260,6 +314,7 @@ class _Run:
             self._elsewhere.held.update(held)
             held = self._elsewhere.held
         rules, every = make_rules(self._config), self._config.checkpoint_every
+        self._watch(RoundBegins(state.round))
         for after, record in run_rounds(algorithm, self._simulator, state, rules, held):
             stage_ended = after.stage != state.stage
             state = after
@@ -267,13 +322,21 @@ class _Run:
             scores = self._evaluate(state, record) if due else {}
             costs = record.costs + self._simulator.spent()
             self._record(replace(record, costs=costs), scores)
-            if state.round % every == 0 or state.round == self._rounds:
+            last = state.round == self._rounds
+            stopped = stop() and not last
+            if stopped or last or state.round % every == 0:
                 checkpoints.write(self._folder, state, held)
-        if not scores:  # the run ended after its last round, before it was complete
+                self._watch(Saved(state.round))
+            if stopped:
+                break
+            if not last:
+                self._watch(RoundBegins(state.round))
+        if not scores:  # stopped; or it ended after its last round, before it was complete
             scores = self._simulator.evaluate(state)
         self._save_models(state)
         summary = self._summary(zero_shot, scores, self._unseen(state))
-        self._folder.write_summary(summary)
+        if state.round == self._rounds:
+            self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
         return summary
 

@@ -3,6 +3,7 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    peft_model,
     save_expert,
     save_gate,
     save_means,
@@ -10,6 +11,7 @@ from fedms.models.export import (
     save_prior,
     save_statistics,
 )
+from fedms.models.foundation import keep
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.prefix import Room
@@ -33,8 +35,10 @@ __all__ = [
     "SavedModel",
     "Training",
     "class_prompts",
+    "keep",
     "load_backbone",
     "look_up",
+    "peft_model",
     "save_expert",
     "save_gate",
     "save_means",

@@ -310,7 +310,7 @@ def _has_pooler(config: Any) -> bool:
 def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
     """`from_pretrained` without remote code, quietly; what goes wrong becomes one line."""
     try:
-        with _quiet():
+        with quiet():
             return loader.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -321,7 +321,7 @@ def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers without progress bars and notices; its settings are put back afterwards."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

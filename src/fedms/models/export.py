@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 
 from fedms.core import calibration
 from fedms.core.algorithm import Expert, View
+from fedms.core.errors import UserError
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, serialise
-from fedms.models.adapters import merge
+from fedms.models.adapters import adapted, merge
 from fedms.models.backbone import load_backbone
 from fedms.models.learner import ModelLearner
 from fedms.models.mixture import class_evidence
@@ -125,6 +127,17 @@ def save_merged(base: str, adapters: Path, folder: Path) -> None:
     plain = load_backbone(base, device="cpu")
     merge(plain.model, adapters).save_pretrained(str(folder))
     plain.processor.save_pretrained(str(folder))
+
+
+def peft_model(base: str, adapters: Path) -> Any:
+    """A `peft.PeftModel` of the foundation model and an expert, on the CPU.
+
+    Raises:
+        UserError: if the expert adapts nothing.
+    """
+    if not (adapters / "adapter_model.safetensors").is_file():
+        raise UserError(f"got {adapters}, in which there are no adapters; expected some of a run")
+    return adapted(load_backbone(base, device="cpu").model, adapters)
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

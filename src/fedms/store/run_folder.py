@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from fedms.store.files import (
 )
 from fedms.store.states import ClientStates, DamagedError, ServerStates
 
+FOUNDATION = "foundation"
+"""In a run folder: the foundation model, where a program gave it."""
 _MARK, _ENVIRONMENT = "config.toml", "environment.json"
 _PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
 
@@ -51,6 +54,7 @@ class RunFolder:
         computes: Mapping[str, Any] | None = None,
         every: int = 1,
         force: bool = False,
+        foundation: Path | None = None,
     ) -> RunFolder:
         """Make a run folder with its configuration and environment, as a whole or not at all.
 
@@ -61,6 +65,7 @@ class RunFolder:
             computes: device, precision and the like, as resolved on this machine.
             every: rounds between checkpoints.
             force: replace an earlier run's folder.
+            foundation: a folder with a foundation model that is moved into it.
 
         Raises:
             UserError: if something is in the way, or (with `force`) is no run folder, or the
@@ -73,6 +78,8 @@ class RunFolder:
                 write_json(folder / _ENVIRONMENT, {**environment(seed), **(computes or {})})
                 for name in ("rounds.jsonl", "clients.jsonl"):
                     write_text(folder / name, "")
+                if foundation is not None:
+                    shutil.move(foundation, folder / FOUNDATION)
         except OSError as error:
             raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
         return cls(path, every)
