@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms.runtimes.rounds import RoundRecord
 
-_SUMMED = ("upload_bytes", "download_bytes", "train_flops", "train_seconds", "wall_seconds")
+SUMMED = ("upload_bytes", "download_bytes", "train_flops", "train_seconds", "wall_seconds")
 _KINDS = ("mean", "worst_decile", "weighted")
 
 
@@ -40,6 +40,6 @@ def of_summary(summary: Mapping[str, Any]) -> dict[str, float]:
         if found
         for kind in _KINDS
     }
-    costs = {name: summary["cost"][name] for name in _SUMMED}
+    costs = {name: summary["cost"][name] for name in SUMMED}
     found = {"rounds": summary["rounds"], **scores, **costs}
     return {name: value for name, value in found.items() if value is not None}

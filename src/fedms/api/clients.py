@@ -84,6 +84,6 @@ def _partitions(rows: Any, partitioner: Any) -> dict[str, Any]:
     way = copy.copy(partitioner)
     if not way.is_dataset_assigned():
         way.dataset = rows
-    named = getattr(way, "partition_id_to_natural_id", {})
     dealt = {number: way.load_partition(number) for number in range(way.num_partitions)}
+    named = getattr(way, "partition_id_to_natural_id", {})
     return {str(named.get(number, number)): part for number, part in dealt.items()}

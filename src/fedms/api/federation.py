@@ -37,6 +37,7 @@ class FedMS:
     Args:
         model: of transformers, or a sentence encoder; or a name, as `model.name`.
         tokenizer: of the model, or its image processor; None for a name.
+        model_options: settings of `[model]`, e.g. `dict(prompt="a photo of a {label}")`.
         config: a TOML file, or a configuration, on which settings are put.
         callbacks: objects with Trainer's methods (`fedms.api.callbacks`).
         progress: whether to show rounds as they come, in a terminal or notebook.
@@ -52,6 +53,7 @@ class FedMS:
         model: Any = "glyphclip",
         tokenizer: Any = None,
         *,
+        model_options: Mapping[str, Any] | None = None,
         config: str | Path | Config | None = None,
         callbacks: Sequence[Any] = (),
         progress: bool = True,
@@ -64,7 +66,8 @@ class FedMS:
             )
         self._model, self._tokenizer = model, tokenizer
         self._callbacks, self._progress = list(callbacks), progress
-        self._settings = _merged(_values(config), settings)
+        own = {"model": model_options or {}}
+        self._settings = _merged(_merged(_values(config), settings), own)
         if isinstance(model, str):
             self._settings = _merged(self._settings, {"model": {"name": model}})
         self._configure("text", "label", {"by": "iid"})  # errors come before data

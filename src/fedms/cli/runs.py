@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,14 @@ from fedms.cli.base import app, configuration, fail, listed, say_aside, split
 
 if TYPE_CHECKING:
     from fedms.events import Event
+
+
+def _warnings(event: Event) -> None:
+    """Of a run's events only what went wrong, aside."""
+    from fedms.events import Warned
+
+    if isinstance(event, Warned):
+        say_aside(event.text)
 
 
 @app.command()
@@ -41,7 +48,7 @@ def run(
 
     config = configuration(words or [])
     folder = out or default_folder(config)
-    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    watch = _warnings if as_json else Progress(config)
     try:
         summary = perform(config, folder, force=force, watch=watch)
     except KeyboardInterrupt:
@@ -74,7 +81,7 @@ def resume(
     found = RunFolder.open(folder)
     complete = found.summary() is not None
     config = load_config(found.config)
-    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    watch = _warnings if as_json else Progress(config)
     try:
         summary = perform(folder, watch=watch, tell=say_aside)
     except KeyboardInterrupt:
