@@ -50,6 +50,7 @@ def _by_round(axes: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:
     second = [r["round"] for r in rounds if r["stage"] == 2]
     if second and second[0] > 1:
         axes.axvline(second[0] - 0.5, color="#999999", linestyle=":", label="stage 2")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("round")
 
 
