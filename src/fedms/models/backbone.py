@@ -372,7 +372,11 @@ def _pooling(folder: str) -> Pooling | None:
     if found is None:
         return None
     on = [key for key, value in found.items() if key.startswith("pooling_mode_") and value]
+    if "pooling_mode" in found:  # as sentence-transformers writes it since version 6
+        on = [str(found["pooling_mode"])]
     known: dict[str, Pooling] = {
+        "cls": "cls",
+        "mean": "mean",
         "pooling_mode_cls_token": "cls",
         "pooling_mode_mean_tokens": "mean",
     }
