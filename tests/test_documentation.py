@@ -23,6 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SMALL = [
     "data.max_rows=3000",
     "partition.clients=3",
+    "partition.max_clients=3",
     "partition.min_rows=1",
     "model.max_length=8",
     "stage1.rounds=1",
@@ -31,6 +32,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) <= 30
@@ -53,6 +55,7 @@ def commands() -> list[str]:
     return re.findall(r"^ {4}\.venv/bin/fedms (run .*)$", README, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_run(command, tmp_path, monkeypatch):
     """Each as it stands, on few rows and for one round of each stage."""
