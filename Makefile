@@ -9,7 +9,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow loopback e2e soak fuzz test-peers check lint types results bench performance glyphclip clean
+.PHONY: help install demo test slow loopback e2e soak fuzz test-peers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -77,6 +77,11 @@ performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md agai
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/across.py --write
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python $(PFL)/bin/python
+
+docs: $(STAMP)  ## Build the documentation as a site, in build/site
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/options.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fonts to install first)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training]'
