@@ -75,6 +75,8 @@ ALLOWED = {
     "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "machine", "models", "store"},
     "outcome": {"core", "models", "store"},
+    "details": {"core", "store"},
+    "report": {"core", "store"},
     "checkpoints": {"core", "runtimes", "store"},
     "events": {"build", "runtimes"},
     "clients": {"build", "config", "core", "runtimes", "store"},
@@ -85,9 +87,11 @@ ALLOWED = {
         "checkpoints",
         "config",
         "core",
+        "details",
         "identity",
         "models",
         "outcome",
+        "report",
         "runtimes",
         "store",
     },
@@ -103,7 +107,7 @@ ALLOWED = {
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
     "cli": {
         *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
-        *("progress", "run", "scoring", "store", "use"),
+        *("progress", "report", "run", "scoring", "store", "use"),
     },
     "fedms": set(),
 }
@@ -125,7 +129,7 @@ ONE_IMPORTER = {
     "peft": {"fedms.models.adapters", "fedms.bench.plain"},
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
-    "typer": {f"fedms.cli.{m}" for m in ("base", "models", "runs", "sites")},
+    "typer": {f"fedms.cli.{m}" for m in ("base", "models", "reports", "runs", "sites")},
     "rich": {"fedms.progress"},
     "matplotlib": {"fedms.compare.plots"},
     "scipy": {"fedms.compare.scores"},

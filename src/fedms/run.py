@@ -21,6 +21,7 @@ from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
+from fedms.details import write_labels, write_routing
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started
 from fedms.identity import identity
 from fedms.models.resident import FROZEN
@@ -248,6 +249,8 @@ class _Run:
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
         self._write_partition()
+        here = (*self._experiment.clients, *self._experiment.unseen)
+        write_labels(self._folder.path, self._experiment.federation.classes, here)
         zero_shot = self._zero_shot()
         scores: Scores = {}
         if begin is None:
@@ -272,6 +275,7 @@ class _Run:
         if not scores:  # the run ended after its last round, before it was complete
             scores = self._simulator.evaluate(state)
         self._save_models(state)
+        write_routing(self._folder.path, self._simulator.routing(state))
         summary = self._summary(zero_shot, scores, self._unseen(state))
         self._folder.write_summary(summary)
         self._watch(Finished(summary, self._folder.path))
