@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedms.bench import Row
 from fedms.config import Config
+from fedms.core.units import size
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started
 
 _LONGEST_PARTITION = 20
@@ -86,7 +87,7 @@ class Progress:
             what = "class statistics"
         self._console.print(
             f"stage {record.stage}  round {record.round + 1:>3}/{event.rounds}  "
-            f"{what}  sent {_size(event.sent_bytes)}  "
+            f"{what}  sent {size(event.sent_bytes)}  "
             f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left",
             soft_wrap=True,
         )
@@ -116,7 +117,7 @@ class Progress:
         cost = summary["cost"]
         share = cost["trainable_parameters"] / cost["total_parameters"]
         self._console.print(
-            f"{_size(cost['upload_bytes'])} up and {_size(cost['download_bytes'])} down over all "
+            f"{size(cost['upload_bytes'])} up and {size(cost['download_bytes'])} down over all "
             f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters trained; "
             f"{cost['wall_seconds']:.0f} s",
             soft_wrap=True,
@@ -157,12 +158,4 @@ def figure(value: float | None, unit: str) -> str:
         return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
     if unit == "share":
         return f"{value:.3f}"
-    return _size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"

@@ -30,7 +30,7 @@ def test_labels_are_those_that_were_dealt(done, small):
 
 def test_false_labels_of_attackers_are_not_told(done):
     """What is on record is who holds what, not what is done to it."""
-    attacked = done("faults.attack=labels", "faults.attackers=1.0")
+    attacked = done("faults.attack=labels", "faults.attackers=0.3")
     assert labels(attacked) == labels(done())
 
 

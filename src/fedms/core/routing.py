@@ -1,4 +1,4 @@
-"""Where a gate sends rows: how many, by their class and by the weight it gives the global expert."""
+"""Where a gate sends rows: how many, by class and by weight on the global expert."""
 
 from __future__ import annotations
 

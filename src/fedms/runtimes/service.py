@@ -117,7 +117,7 @@ def ask_evaluate(state: ServerState) -> Message:
 
 
 def ask_routing(state: ServerState) -> Message:
-    """See `Simulator.routing`; it tells labels of rows, and is asked of processes of one machine."""
+    """See `Simulator.routing`; it tells labels of rows: for processes of one machine only."""
     return Message("routing", _facts(state), state.tensors)
 
 
