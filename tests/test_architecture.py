@@ -101,7 +101,7 @@ ALLOWED = {
         *("outcome", "progress", "run", "runtimes", "store"),
     },
     "compare": {"config", "core", "events", "identity", "run", "store"},
-    "progress": {"bench", "config", "core", "events"},
+    "progress": {"bench", "config", "core", "events", "report"},
     "use": {"build", "config", "core", "data", "models", "store"},
     "export": {"core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},

@@ -14,6 +14,7 @@ from fedms.bench import Row
 from fedms.config import Config
 from fedms.core.units import size
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started
+from fedms.report import NAME
 
 _LONGEST_PARTITION = 20
 _ROWS = {
@@ -57,7 +58,7 @@ class Progress:
                     soft_wrap=True,
                 )
             case Finished():
-                self._finished(event.summary, str(event.folder))
+                self._finished(event)
 
     def _started(self, event: Started) -> None:
         experiment, config = event.experiment, self._config
@@ -103,7 +104,8 @@ class Progress:
                 f"  late, and not counted: {', '.join(record.late)}", style="yellow", markup=False
             )
 
-    def _finished(self, summary: Mapping[str, Any], folder: str) -> None:
+    def _finished(self, event: Finished) -> None:
+        summary = event.summary
         table = Table("test accuracy")
         for name in ("mean", "worst decile", "weighted", "spread"):
             table.add_column(name, justify="right")
@@ -122,7 +124,11 @@ class Progress:
             f"{cost['wall_seconds']:.0f} s",
             soft_wrap=True,
         )
-        self._console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+        self._console.print(f"run folder: {event.folder}", markup=False, soft_wrap=True)
+        report = (
+            f"no report: {event.problem}" if event.problem else f"report: {event.folder / NAME}"
+        )
+        self._console.print(report, markup=False, soft_wrap=True)
 
 
 def bench_table(

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedms import checkpoints
+from fedms import checkpoints, report
 from fedms.build import Experiment, build, make_rules
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
@@ -278,7 +278,7 @@ class _Run:
         write_routing(self._folder.path, self._simulator.routing(state))
         summary = self._summary(zero_shot, scores, self._unseen(state))
         self._folder.write_summary(summary)
-        self._watch(Finished(summary, self._folder.path))
+        self._watch(Finished(summary, self._folder.path, _report(self._folder.path)))
         return summary
 
     def _sizes(self) -> Sequence[ClientSizes]:
@@ -405,6 +405,15 @@ class _Run:
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,
         }
+
+
+def _report(folder: Path) -> str:
+    """Write the report of a run that is complete, whatever comes of that: why there is none."""
+    try:
+        report.write([folder])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[str, float | None]:

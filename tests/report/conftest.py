@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from fedms.config import dump_config, load_config
-from fedms.core.metrics import summarise
 from fedms.core.algorithm import Score
+from fedms.core.metrics import summarise
 
 PER_ROLE = {"zero_shot": 0.55, "global": 0.72, "local": 0.75, "personal": 0.8, "oracle": 0.86}
 STRANGE = [
     "<script>window.struck = 1</script>",
     "</script><img src=x onerror='window.struck = 1'>",
     "<!--",
-    '"quoted" & \'quoted\'',
+    "\"quoted\" & 'quoted'",
     "北京 клиент 🏥",
     "back\\slash\u2028line",
     "a/b%20c",
@@ -45,7 +45,12 @@ class Synthetic:
         shares = self.rng.dirichlet(np.full(k, 0.3), n)
         sizes = self.rng.lognormal(4.2, 0.7, n).astype(int) + 5
         self.held = {
-            split: np.stack([self.rng.multinomial(int(s * part) + 2, p) for s, p in zip(sizes, shares)])
+            split: np.stack(
+                [
+                    self.rng.multinomial(int(s * part) + 2, p)
+                    for s, p in zip(sizes, shares, strict=True)
+                ]
+            )
             for split, part in {"train": 0.7, "val": 0.1, "test": 0.3}.items()
         }
         skill = self.rng.normal(0, 0.08, n)
@@ -96,7 +101,12 @@ class Synthetic:
                 "peak_activation_bytes": 3_000_000 * depth,
                 "cache_bytes": 12_000_000,
                 "peak_device_bytes": None,
-                "seconds": {"evaluate": 0.1, "cache": 0.2 * depth, "train": depth, "aggregate": 0.02},
+                "seconds": {
+                    "evaluate": 0.1,
+                    "cache": 0.2 * depth,
+                    "train": depth,
+                    "aggregate": 0.02,
+                },
             },
             "warned": {},
             "late": [],
@@ -143,13 +153,14 @@ class Synthetic:
         if not gated:
             return
         lines = []
-        for i, c in enumerate(self.ids):
-            counts, sums = [], []
-            for k, rows in pairs(self.held["test"][i]):
-                bins = self.rng.multinomial(rows, self.rng.dirichlet(np.full(10, 0.4)))
-                counts += [[k, b, int(m)] for b, m in enumerate(bins) if m]
-                sums.append([k, float((bins * (np.arange(10) + 0.5) / 10).sum())])
-            lines.append({"id": c, "counts": counts, "weights": sums})
+        for held, client in zip(self.held["test"], self.ids, strict=True):
+            labels = np.repeat(np.arange(len(held)), held)
+            weights = self.rng.beta(1, 1.5, len(labels))
+            bins, rows = np.unique(labels * 10 + (weights * 10).astype(int), return_counts=True)
+            counts = [[int(b) // 10, int(b) % 10, int(n)] for b, n in zip(bins, rows, strict=True)]
+            sums = np.bincount(labels, weights)
+            own = [[k, float(sums[k])] for k in np.flatnonzero(held).tolist()]
+            lines.append({"id": client, "counts": counts, "weights": own})
         self._lines("gates", lines)
 
     def _cost(self, rounds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -48,6 +48,12 @@ def number(value: float | None, text: str, key: str | None = None) -> Html:
     return tag("data", text, value=repr(value), data_key=key) if value is not None else Html("–")
 
 
+def signed(difference: float) -> str:
+    """A difference of accuracies, in points."""
+    tenths = round(1000 * difference)
+    return f"{'+' if tenths > 0 else '−' if tenths < 0 else '±'}{abs(tenths) / 10:.1f}"
+
+
 def table(
     caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], **attributes: str | bool
 ) -> Html:

@@ -17,7 +17,7 @@ _SCRIPTS = ("base.js", "charts.js", "heat.js", "clients.js", "sections.js")
 """Parts of the page's script, in order."""
 
 
-def page(records: Sequence[Record]) -> str:
+def document(records: Sequence[Record]) -> str:
     """One HTML document of one run or several."""
     names = labels(records)
     data = [figures(record, pairs=MOST_PAIRS // len(records)) for record in records]
@@ -74,7 +74,11 @@ def _side_by_side(records: Sequence[Record], names: Sequence[str]) -> Html:
     lead = (
         join(
             [
-                tag("strong", f"{best.method} ({names[order[0]]}) is best: ", answer.percent(personal)),
+                tag(
+                    "strong",
+                    f"{best.method} ({names[order[0]]}) is best: ",
+                    answer.percent(personal),
+                ),
                 " personal test accuracy, the mean over clients.",
             ]
         )

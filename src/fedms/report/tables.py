@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms.core.units import duration, operations, size
 from fedms.report.answer import percent
-from fedms.report.html import Html, join, number, table, tag
+from fedms.report.html import Html, join, number, signed, table, tag
 from fedms.report.records import ROLES, Record
 
 _MOST_REASONS = 500
@@ -32,12 +32,11 @@ def _score(name: str, role: str, of: Record, record: Record, least: float) -> li
     mean = of.figure(role) or 0.0
     key = f"test.{role}." if of is record and record.summary is not None else None
     columns = ("mean", "worst_decile", "weighted", "std")
-    difference = 100 * (mean - own)
     return [
         tag("span", name, class_=f"role {role if of is record else 'alone'}"),
         _scale(mean, of.figure(role, "worst_decile"), least, role if of is record else "alone"),
         *(percent(of.figure(role, c), key and key + c) for c in columns),
-        Html("" if of is record and role == "personal" else f"{difference:+.1f}"),
+        Html("" if of is record and role == "personal" else signed(mean - own)),
     ]
 
 
@@ -86,7 +85,7 @@ def clients(columns: Mapping[str, Any]) -> Html:
     )
     rows = []
     for i, client in enumerate(columns["id"]):
-        cells = [_strip(known, i, floor)] if both else []
+        cells: list[str] = [_strip(known, i, floor)] if both else []
         cells += [percent_of(known[role][i]) for role in roles]
         cells += [_cell(columns, name, i) for name in has]
         rows.append(tag("tr", tag("th", client, scope="row"), *(tag("td", c) for c in cells)))
@@ -103,7 +102,7 @@ def percent_of(value: float | None) -> str:
 def _cell(columns: Mapping[str, Any], name: str, i: int) -> str:
     if name == "gain":
         own, shared = (columns["scores"][role][i] for role in ("personal", "global"))
-        return "–" if own is None or shared is None else f"{100 * (own - shared):+.1f}"
+        return "–" if own is None or shared is None else signed(own - shared)
     value = columns[name][i]
     if value is None:
         return "–"
@@ -190,7 +189,7 @@ def _beside(record: Record, name: str) -> list[str]:
     own, every = cost.get("trainable_parameters"), cost.get("total_parameters")
     sent, peak = cost["upload_bytes"] + cost["download_bytes"], cost["peak_activation_bytes"]
     wall = cost.get("wall_seconds", cost["train_seconds"])
-    complete = "" if record.summary is not None else " (not complete)"
+    complete = "" if record.summary is not None else ", not complete"
     return [
         name,
         record.method,

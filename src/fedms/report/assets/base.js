@@ -19,7 +19,7 @@ const known = (value) => value !== null && value !== undefined;
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const sum = (values) => values.reduce((total, value) => total + (value || 0), 0);
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)} %` : "–");
-const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : "±"}${(100 * Math.abs(value)).toFixed(1)}`;
+const signed = (value) => { const tenths = Math.round(1000 * value); return `${tenths > 0 ? "+" : tenths < 0 ? "−" : "±"}${(Math.abs(tenths) / 10).toFixed(1)}`; };
 const count = (value) => (known(value) ? value.toLocaleString("en") : "–");
 const scaled = (units, base) => (value) => {
   if (!known(value)) return "–";
@@ -43,6 +43,8 @@ const DASHES = ["", "7 3", "2 3", "10 4 2 4", "1 4", "12 3"];
 const MARKS = ["circle", "square", "triangle", "diamond", "cross"];
 
 function mark(kind, x, y, size, color) {
+  if (kind === "none") return null;
+  if (kind === "ring") return svg("circle", { cx: x, cy: y, r: 1.1 * size, fill: "var(--card)", stroke: color, "stroke-width": 2 });
   const paint = { fill: color, stroke: "var(--card)", "stroke-width": 1.2 };
   if (kind === "square") return svg("rect", { x: x - size, y: y - size, width: 2 * size, height: 2 * size, ...paint });
   if (kind === "triangle") return svg("path", { d: `M${x} ${y - 1.3 * size}L${x + 1.2 * size} ${y + size}H${x - 1.2 * size}Z`, ...paint });
@@ -125,7 +127,7 @@ function legend(series, hidden, change) {
   return html("div", { class: "legend" }, series.map((one) => {
     const sample = svg("svg", { viewBox: "0 0 26 12", "aria-hidden": "true" },
       one.area ? svg("rect", { x: 5, y: 0, width: 14, height: 12, rx: 2, fill: one.color }) : [
-        svg("path", { d: "M0 6H26", stroke: one.color, "stroke-width": 2, "stroke-dasharray": one.dash, fill: "none" }), mark(one.mark, 13, 6, 3.4, one.color)]);
+        svg("path", { d: "M0 6H26", stroke: one.color, "stroke-width": 2, "stroke-dasharray": one.dash, fill: "none" }), mark(one.mark, 13, 6, 3.4, one.color)].filter(known));
     if (!change) return html("span", {}, sample, one.name);
     return html("button", { type: "button", "aria-pressed": String(!hidden.has(one.name)), onclick: () => change(one.name) }, sample, one.name);
   }));

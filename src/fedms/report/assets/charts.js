@@ -92,7 +92,7 @@ function depths({ server, shallow, deep }, x, top, width) {
   const back = [...shallow].reverse().map((depth, i) => { const at = shallow.length - 1 - i; return `L${x(at + 0.5).toFixed(1)} ${y(depth).toFixed(1)}H${x(at - 0.5).toFixed(1)}`; }).join("");
   return [
     [0, most].map((tick) => [svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick) }), text(MARGIN.left - 7, y(tick) + 4, tick, { "text-anchor": "end" })]),
-    text(MARGIN.left, y(most) - 7, "active blocks: server (line), clients from least to most (band)"),
+    text(MARGIN.left, y(most) - 7, width > 560 ? "active blocks: the server’s (line), clients’ from least to most (band)" : "active blocks"),
     svg("path", { d: `${along(deep)}${back}Z`, fill: "var(--h3)", opacity: 0.55 }),
     svg("path", { d: along(server), fill: "none", stroke: "var(--ink)", "stroke-width": 1.8 }),
   ];

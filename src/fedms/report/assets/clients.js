@@ -8,6 +8,8 @@ function clientsOf(run, article) {
   const columns = { id: clients.id, strip: gain, gain, train: clients.train, test: clients.test, classes: clients.classes, depth: clients.depth, gate_weight: clients.gate_weight, ...scores };
   const state = { order: everyone, shown: everyone, chosen: null, by: null, down: false, words: "" };
   const watchers = [];
+  let placed = everyone.join();
+  let waiting = false;
   const table = article.querySelector("table.clients");
   const lines = table ? [...table.tBodies[0].rows] : [];
 
@@ -25,7 +27,9 @@ function clientsOf(run, article) {
     if (table) {
       const keep = new Set(state.shown);
       lines.forEach((line, i) => { line.hidden = !keep.has(i); });
-      table.tBodies[0].append(...state.order.map((i) => lines[i]));
+      const now = state.order.join();
+      if (now !== placed) table.tBodies[0].append(...state.order.map((i) => lines[i]));
+      placed = now;
       for (const head of table.tHead.rows[0].cells) {
         if (head.dataset.column === state.by) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
         else head.removeAttribute("aria-sort");
@@ -34,16 +38,21 @@ function clientsOf(run, article) {
     tell();
   }
   function tell() {
-    lines.forEach((line, i) => (i === state.chosen ? line.setAttribute("aria-selected", "true") : line.removeAttribute("aria-selected")));
-    watchers.forEach((watcher) => watcher());
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      lines.forEach((line, i) => (i === state.chosen ? line.setAttribute("aria-selected", "true") : line.removeAttribute("aria-selected")));
+      watchers.forEach((watcher) => watcher());
+    });
   }
   const sortBy = (name, down) => { state.by = name; state.down = down; arrange(); };
   const choose = (i) => { state.chosen = state.chosen === i ? null : i; tell(); };
   const filter = (words) => {
     state.words = words.trim();
     arrange();
-    if (state.words && state.shown.length === 1) { state.chosen = state.shown[0]; tell(); }
-    else if (!state.words && state.chosen !== null) { state.chosen = null; tell(); }
+    if (state.words && state.shown.length === 1) [state.chosen] = state.shown;
+    else if (!state.words) state.chosen = null;
   };
 
   if (table) {
@@ -82,9 +91,9 @@ function card(box, one) {
     const plot = mini(held.length < clients.labels[i].length ? "Its classes with most rows" : "Its classes");
     const most = held[0][1];
     const head = html("tr", {}, ["class", "", "rows", weights.size ? "gate" : null].filter(known).map((word) => html("th", { scope: "col" }, word)));
-    plot.append(html("table", {}, html("thead", {}, head), html("tbody", {}, held.map(([label, rows]) => html("tr", {},
+    plot.append(html("table", { class: "held" }, html("thead", {}, head), html("tbody", {}, held.map(([label, rows]) => html("tr", {},
       html("th", { scope: "row" }, run.classes[label]),
-      html("td", { style: "width:45%" }, html("span", { style: `display:block;height:.6rem;border-radius:2px;background:var(--h5);width:${(100 * rows) / most}%` })),
+      html("td", {}, html("span", { style: `display:block;height:.6rem;border-radius:2px;background:var(--h5);width:${(100 * rows) / most}%` })),
       html("td", {}, count(rows)), weights.size ? html("td", {}, weights.has(label) ? weights.get(label)[1].toFixed(2) : "–") : null)))));
   }
   if (clients.routed && clients.routed[i]) {
@@ -95,6 +104,7 @@ function card(box, one) {
   }
 }
 
+const spans = (run) => Array.from({ length: run.bins }, (_, i) => [i, i + 1].map((k) => (k / run.bins).toString().replace("0.", ".")).join("–"));
 const edges = (run) => Array.from({ length: run.bins }, (_, i) => (i / run.bins).toString());
 const between = (run, k) => `Weight ${(k / run.bins).toFixed(1)} to ${((k + 1) / run.bins).toFixed(1)}`;
 
@@ -149,7 +159,7 @@ function strips(box, one) {
         return { x: x(at), y: 30, title: `Client ${one.name(i)}`, lines: [...told, ["training rows", count(clients.train[i])], ["classes", count(clients.classes[i])]] };
       },
     });
-    const shownRoles = [own ? { ...ROLES.personal, dash: "26" } : null, shared ? { ...ROLES.global, dash: "0 26" } : null].filter(known);
-    return [legend(shownRoles.map((role) => ({ ...role, mark: "circle", dash: "0 30" }))), drawing];
+    const shownRoles = [own ? { ...ROLES.personal, mark: "circle" } : null, shared ? { ...ROLES.global, mark: "ring" } : null].filter(known);
+    return [legend(shownRoles.map((role) => ({ ...role, dash: "0 30" }))), drawing];
   });
 }

@@ -25,8 +25,9 @@ function heat(box, spec) {
         const level = clamp(Math.ceil((value / spec.most(row)) ** 0.6 * LEVELS) - 1, 0, LEVELS - 1);
         const gap = named ? 1 : 0;
         shades[level].push(`M${(left + column * cell).toFixed(2)} ${(top + i * tall).toFixed(2)}h${(cell - gap).toFixed(2)}v${Math.max(tall - gap, 0.2).toFixed(2)}h-${(cell - gap).toFixed(2)}z`);
+        if (!named) continue;
         const words = spec.short(value, row);
-        if (named && cell > words.length * 6.4 + 3 && tall >= 15) {
+        if (cell > words.length * 6.4 + 3 && tall >= 15) {
           numbers.push(text(left + (column + 0.5) * cell - 0.5, top + i * tall + tall / 2 + 3.6, words, { "text-anchor": "middle", style: `fill:${level >= 4 ? "var(--card)" : "var(--ink)"};font-size:10.5px` }));
         }
       }
@@ -45,7 +46,7 @@ function heat(box, spec) {
       named ? order.map((row, i) => text(left - 6, top + i * tall + tall / 2 + 4, clip(spec.rows[row]), { "text-anchor": "end", class: i === chosen ? "strong" : "" }))
         : text(left - 8, top + (n * tall) / 2, `${count(n)} ${spec.kind}`, { "text-anchor": "middle", transform: `rotate(-90 ${left - 8} ${top + (n * tall) / 2})` }),
       chosen >= 0 ? svg("rect", { x: left - 1, y: top + chosen * tall - 1, width: m * cell + 2, height: tall + 2, fill: "none", stroke: "var(--mark)", "stroke-width": 2 }) : null,
-      spec.foot ? text(left, height - 14, spec.foot[0]) : null, spec.foot ? text(width - 4, height - 14, spec.foot[1], { "text-anchor": "end" }) : null, ring);
+      spec.foot ? [text(left, height - 14, spec.foot[0]), text(width - 4, height - 14, spec.foot[1], { "text-anchor": "end" })] : null, ring);
     explore(drawing, {
       at: (px, py) => { const [i, k] = [Math.floor((py - top) / tall), Math.floor((px - left) / cell)]; return i >= 0 && i < n && k < m && px > 0 ? [i, Math.max(k, 0)] : null; },
       first: () => [Math.max(chosen, 0), 0],

@@ -16,7 +16,7 @@ function roundFigures(run) {
   const n = rounds.stage.length;
   const series = Object.keys(ROLES).filter((role) => rounds.test[role]).map((role) => ({ ...ROLES[role], name: `test, ${ROLES[role].name}`, values: rounds.test[role], sparse: true }));
   if (known(run.test.zero_shot)) series.push({ ...ROLES.zero_shot, name: "test, zero-shot", values: rounds.stage.map(() => run.test.zero_shot), mark: "none" });
-  series.unshift({ name: "validation", values: rounds.validation, color: "var(--muted)", dash: "", mark: "none" });
+  series.unshift({ name: "validation", values: rounds.validation, color: "var(--ink)", dash: "3 2", mark: "none" });
   const held = [["activations", rounds.peak_activation_bytes, 0], ["cache", rounds.cache_bytes, 1], ["device", rounds.peak_device_bytes, 2]].filter(([, values]) => values.some(known));
   const shades = ["var(--personal)", "var(--global)", "var(--local)", "var(--oracle)", "var(--fifth)"];
   return {
@@ -52,9 +52,9 @@ function clientFigures(one) {
   return {
     strips: again((box) => strips(box, one)),
     labels: again((box) => heat(box, { ...common, label: "Rows of each class held by each client", columns: run.classes, value: (row, column) => held[row].get(column), most: () => most, short: (value) => count(value), tell: (row, column) => [[run.classes[column], `${count(held[row].get(column) || 0)} rows`], ["all classes", `${count(sum([...held[row].values()]))} rows`]] })),
-    gate: again((box) => histogram(box, { label: "Test rows of all clients by weight on the global expert", values: () => all, names: weights, edges: true, title: (k) => between(run, k), foot: ["believes the local expert", "believes the global expert"], all: "all clients", over: () => (known(one.state.chosen) ? clients.routed[one.state.chosen] : null), overName: () => `client ${one.name(one.state.chosen)}` })),
-    gateClients: again((box) => heat(box, { ...common, label: "Share of each client’s test rows by weight on the global expert", columns: weights, value: (row, k) => share(clients.routed[row], k), most: () => mostShare, short: (value) => `${Math.round(100 * value)}`, tell: (row, k) => told(clients.routed[row], k), foot: ["local", "global"] })),
-    gateClasses: (box) => heat(box, { rows: run.classes, kind: "classes", order: () => filled, label: "Share of each class’s test rows by weight on the global expert", columns: weights, value: (row, k) => share(run.gateClasses[row], k), most: () => mostOfClass, short: (value) => `${Math.round(100 * value)}`, tell: (row, k) => told(run.gateClasses[row], k), foot: ["local", "global"] }),
+    gate: again((box) => histogram(box, { label: "Test rows of all clients by weight on the global expert", values: () => all, names: weights, edges: true, title: (k) => between(run, k), foot: ["local expert", "global expert"], all: "all clients", over: () => (known(one.state.chosen) ? clients.routed[one.state.chosen] : null), overName: () => `client ${one.name(one.state.chosen)}` })),
+    gateClients: again((box) => heat(box, { ...common, label: "Share of each client’s test rows by weight on the global expert", columns: spans(run), value: (row, k) => share(clients.routed[row], k), most: () => mostShare, short: (value) => `${Math.round(100 * value)}`, tell: (row, k) => told(clients.routed[row], k), foot: ["local expert", "global expert"] })),
+    gateClasses: (box) => heat(box, { rows: run.classes, kind: "classes", order: () => filled, label: "Share of each class’s test rows by weight on the global expert", columns: spans(run), value: (row, k) => share(run.gateClasses[row], k), most: () => mostOfClass, short: (value) => `${Math.round(100 * value)}`, tell: (row, k) => told(run.gateClasses[row], k), foot: ["local expert", "global expert"] }),
   };
 }
 
