@@ -110,4 +110,4 @@ def test_table_leaves_out_what_was_not_measured():
     assert cells == [[n, "0.500", "0.250", "0.625", "0.125"] for n in ("global expert", "local")]
     assert "1.5 kB up and 0 B down" in text
     assert "2.50% of 1,000 parameters" in text
-    assert text.endswith("run folder: runs/x\n")
+    assert text.endswith("run folder: runs/x\nreport: runs/x/report.html\n")

@@ -241,7 +241,7 @@ def test_a_server_of_sites_says_why_it_does_not_know(made, tmp_path):
     found = page(write([run]))
     assert "which do not tell the server the classes of their rows" in found.text["p"]
     assert "that would tell the server their classes" in found.text["p"]
-    assert f"fedms submit DEPLOYMENT/server --out {run}-again" in found.text["code"]
+    assert f"fedms submit DEPLOYMENT --out {run}-again" in found.text["code"]
 
 
 def test_other_methods_have_reports(made, tmp_path):

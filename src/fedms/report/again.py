@@ -56,7 +56,7 @@ def _commands(record: Record) -> str:
         changed = "  # with changes that were not committed" if clean != commit else ""
         lines.append(f"git checkout {shlex.quote(clean)}{changed}")
     if record.elsewhere:
-        lines.append(f"fedms submit DEPLOYMENT/server --out {out}")
+        lines.append(f"fedms submit DEPLOYMENT --out {out}")
     else:
         lines.append(f"fedms run {config} --out {out}")
     return "\n".join(lines)

@@ -143,7 +143,7 @@ def _incomplete(record: Record) -> list[Html]:
     done = len(record.rounds)
     rounds = "no round is" if not done else "1 round is" if done == 1 else f"{done} rounds are"
     way = (
-        f"fedms submit DEPLOYMENT/server --resume {record.path}"
+        f"fedms submit DEPLOYMENT --resume {record.path}"
         if record.elsewhere
         else f"fedms resume {record.path}"
     )
