@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 
@@ -315,3 +317,20 @@ def test_figures_say_null_for_what_is_not_known(made, tmp_path):
     assert (first["complete"], second["complete"]) == (True, False)
     assert second["test"]["global"] is None
     assert second["test"]["personal"]["mean"] > 0
+
+
+def test_what_an_older_version_did_not_count_is_a_dash(made, tmp_path):
+    run = made(tmp_path / "run", complete=False)
+    old = [
+        {name: v for name, v in line.items() if name != "costs"} for line in lines(run, "rounds")
+    ]
+    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    found = page(write([run]))
+    assert found.script()[0]["rounds"]["flops"] == [None] * 12
+    assert found.script()[0]["cost"]["train_flops"] is None
+    assert "– of training" in "".join(found.text["div"].split("\n"))
+
+
+def test_the_command_needs_no_torch():
+    code = "import sys; from fedms.report import write; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedms.core.units import duration, operations, size
-from fedms.report.html import Html, join, number, tag
+from fedms.report.html import Html, join, number, shown, tag
 from fedms.report.records import ROLES, Record
 
 _SAME = 0.0005
@@ -155,7 +155,7 @@ def _time(record: Record) -> tuple[Html, Html]:
     wall = cost.get("wall_seconds") if complete else cost["train_seconds"]
     name = "cost.wall_seconds" if complete else None
     flops = cost["train_flops"]
-    work = number(flops, operations(flops), "cost.train_flops" if complete else None)
+    work = number(flops, shown(flops, operations), "cost.train_flops" if complete else None)
     return number(wall, duration(wall or 0), name), join([work, " of training"])
 
 

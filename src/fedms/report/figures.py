@@ -65,7 +65,10 @@ def clients(record: Record) -> dict[str, Any]:
     scores = {role: [_accuracy(record, line, role) for line in lines] for role in roles}
     return {
         "id": ids,
-        **{split: [line["rows"][split] for line in lines] for split in ("train", "val", "test")},
+        **{
+            split: [line.get("rows", line)[split] for line in lines]
+            for split in ("train", "val", "test")
+        },
         **{name: [line[name] for line in lines] for name in ("classes", "depth", "gate_weight")},
         "scores": {role: column for role, column in scores.items() if set(column) != {None}},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -52,6 +52,11 @@ def signed(difference: float) -> str:
     """A difference of accuracies, in points."""
     tenths = round(1000 * difference)
     return f"{'+' if tenths > 0 else '−' if tenths < 0 else '±'}{abs(tenths) / 10:.1f}"
+
+
+def shown(value: float | None, read: Callable[[float], str]) -> str:
+    """A figure as people read it; a dash for none."""
+    return "–" if value is None else read(value)
 
 
 def table(

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedms.core.errors import UserError
 from fedms.store.files import read_lines
-from fedms.store.run_folder import RunFolder
+from fedms.store.marks import CONFIG, ENVIRONMENT, expect_run, read_facts, read_summary
 
 Facts = Mapping[str, Any]
 ROLES = {
@@ -25,6 +25,8 @@ ROLES = {
     "unseen_adapted": "newcomers, adapted",
 }
 """Whose scores there may be, with their names for people."""
+_COUNTED = ("flops", "peak_activation_bytes", "cache_bytes", "peak_device_bytes")
+"""Costs of a round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +93,20 @@ class Record:
         """As in the summary; of a run that is not complete, so far, as far as is on record."""
         if self.summary is not None:
             return dict(self.summary["cost"])
-        costs = [r["costs"] for r in self.rounds]
+        flops, peaks = (_known(self.rounds, name) for name in _COUNTED[:2])
         return {
             "upload_bytes": sum(r["upload_bytes"] for r in self.rounds),
             "download_bytes": sum(r["download_bytes"] for r in self.rounds),
-            "train_flops": sum(c["flops"] for c in costs),
+            "train_flops": sum(flops) if flops else None,
             "train_seconds": sum(r["seconds"] for r in self.rounds),
-            "peak_activation_bytes": max((c["peak_activation_bytes"] for c in costs), default=None),
+            "peak_activation_bytes": max(peaks, default=None),
         }
+
+
+def _known(rounds: list[dict[str, Any]], name: str) -> list[float]:
+    """A cost of all rounds of which it is known."""
+    costs = [line["costs"][name] for line in rounds]
+    return [cost for cost in costs if cost is not None]
 
 
 def read(path: Path) -> Record:
@@ -107,21 +115,22 @@ def read(path: Path) -> Record:
     Raises:
         UserError: if it is no run folder, or what it has cannot be read.
     """
-    folder = RunFolder.open(path)
+    expect_run(path)
     scored = _lines(path / "clients.jsonl")
     last = max((line["round"] for line in scored), default=0)
     try:
+        classes = _json(path / "classes.json")
         return Record(
             path=path,
-            text=folder.config.read_text(encoding="utf-8"),
-            environment=folder.facts(),
-            rounds=_lines(path / "rounds.jsonl"),
+            text=(path / CONFIG).read_text(encoding="utf-8"),
+            environment=read_facts(path / ENVIRONMENT),
+            rounds=[_with_costs(line) for line in _lines(path / "rounds.jsonl")],
             scored=[line for line in scored if line["round"] == last],
             partition=_json(path / "partition.json"),
-            labels=_by_client(path / "labels.jsonl"),
-            gates=_by_client(path / "gates.jsonl"),
-            classes=_json(path / "classes.json"),
-            summary=folder.summary(),
+            labels=_by_client(path / "labels.jsonl") if classes else {},
+            gates=_by_client(path / "gates.jsonl") if classes else {},
+            classes=classes,
+            summary=read_summary(path),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"got {path}, which cannot be read: {error}") from None
@@ -129,6 +138,11 @@ def read(path: Path) -> Record:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in read_lines(path) if isinstance(line, dict)]
+
+
+def _with_costs(line: dict[str, Any]) -> dict[str, Any]:
+    """With None for what an earlier version did not count."""
+    return {**line, "costs": {**dict.fromkeys(_COUNTED), "seconds": {}, **line.get("costs", {})}}
 
 
 def _by_client(path: Path) -> dict[str, Facts]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms.core.units import duration, operations, size
 from fedms.report.answer import percent
-from fedms.report.html import Html, join, number, signed, table, tag
+from fedms.report.html import Html, join, number, shown, signed, table, tag
 from fedms.report.records import ROLES, Record
 
 _MOST_REASONS = 500
@@ -23,7 +23,15 @@ def scores(record: Record, alone: Record | None) -> Html:
         known.append(("personal", f"local-only ({alone.path.name})", alone))
     least = min((r.figure(role, "worst_decile") or 0 for role, _, r in known), default=0)
     rows = [_score(name, role, r, record, least) for role, name, r in known]
-    head = ("test accuracy", "", "mean", "worst tenth", "by rows", "spread", "difference")
+    head = (
+        "test accuracy",
+        "worst tenth to mean",
+        "mean",
+        "worst tenth",
+        "by rows",
+        "spread",
+        "difference",
+    )
     return table("Test accuracy over clients", head, rows, class_="scores")
 
 
@@ -140,10 +148,10 @@ def _round(line: Mapping[str, Any], roles: Sequence[str]) -> list[str]:
         str(len(line["rejected"])),
         size(line["upload_bytes"]),
         size(line["download_bytes"]),
-        operations(costs["flops"]),
+        shown(costs["flops"], operations),
         f"{line['seconds']:.2f}",
-        size(costs["peak_activation_bytes"]),
-        size(costs["cache_bytes"]),
+        shown(costs["peak_activation_bytes"], size),
+        shown(costs["cache_bytes"], size),
     ]
 
 
@@ -200,8 +208,8 @@ def _beside(record: Record, name: str) -> list[str]:
         percent(record.figure("zero_shot")),
         number(sent, size(sent)),
         "–" if own is None or not every else f"{100 * own / every:.2f} %",
-        operations(cost["train_flops"]),
+        shown(cost["train_flops"], operations),
         number(wall, duration(wall)),
-        "–" if peak is None else size(peak),
+        shown(peak, size),
         f"{len(record.rounds)}{complete}",
     ]
