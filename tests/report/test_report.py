@@ -334,3 +334,16 @@ def test_what_an_older_version_did_not_count_is_a_dash(made, tmp_path):
 def test_the_command_needs_no_torch():
     code = "import sys; from fedms.report import write; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_best_of_several_is_one_that_is_complete_and_of_the_same_clients(made, tmp_path):
+    alone = made(tmp_path / "alone", method="local")
+    runs = [made(tmp_path / "early", complete=False), alone]
+    means = [figures([run])[0]["test"]["personal"]["mean"] for run in runs]
+    assert means[0] > means[1]
+    found = page(write(runs, tmp_path / "all.html"))
+    assert found.text["strong"].startswith("local-only (alone): ")
+    assert found.data[0][1:] == (means[1], f"{100 * means[1]:.1f} %")
+    assert "These runs are not all of the same clients" not in found.text["p"]
+    found = page(write([*runs, made(tmp_path / "other", seed=1)], tmp_path / "all.html"))
+    assert "These runs are not all of the same clients" in found.text["p"]

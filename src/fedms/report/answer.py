@@ -26,11 +26,50 @@ def points(difference: float) -> str:
     return f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
 
 
+def alike(one: Record, other: Record) -> bool:
+    """Whether two runs have the same clients with the same rows, and the same model."""
+    return all(one.config.get(name) == other.config.get(name) for name in _SAME_FEDERATION)
+
+
+def ranked(records: Sequence[Record]) -> list[int]:
+    """Numbers of runs by personal accuracy, the best first; those that are not complete last."""
+
+    def key(i: int) -> tuple[bool, float]:
+        return records[i].summary is None, -(records[i].figure("personal") or -1.0)
+
+    return sorted(range(len(records)), key=key)
+
+
+def best(records: Sequence[Record], names: Sequence[str]) -> Html:
+    """Which of several runs is best, and whether that can be said."""
+    first = ranked(records)[0]
+    personal = records[first].figure("personal")
+    if personal is None:
+        return tag("p", "No test accuracy is on record.", class_="lead")
+    lead = tag("strong", f"{records[first].method} ({names[first]}): ", percent(personal))
+    rest = " personal test accuracy, the mean over clients, is the highest here."
+    said = [tag("p", lead, rest, class_="lead")]
+    if not all(alike(records[0], record) for record in records):
+        said.append(
+            tag(
+                "p",
+                "These runs are not all of the same clients, rows, seed and foundation model: what "
+                "they are measured on differs, and so may accuracies for that alone.",
+                class_="note",
+                role="note",
+            )
+        )
+    return join(said)
+
+
 def local_only(record: Record, others: Sequence[Record]) -> Record | None:
     """Among other runs, that of the same clients alone."""
     for other in others:
-        alike = all(other.config.get(n) == record.config.get(n) for n in _SAME_FEDERATION)
-        if alike and other.config["method"] == "local" and other.figure("personal") is not None:
+        if (
+            alike(record, other)
+            and other.config["method"] == "local"
+            and other.figure("personal") is not None
+        ):
             return other
     return None
 

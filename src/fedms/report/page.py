@@ -68,27 +68,10 @@ def labels(records: Sequence[Record]) -> list[str]:
 
 
 def _side_by_side(records: Sequence[Record], names: Sequence[str]) -> Html:
-    order = sorted(range(len(records)), key=lambda i: -(records[i].figure("personal") or -1))
-    best = records[order[0]]
-    personal = best.figure("personal")
-    lead = (
-        join(
-            [
-                tag(
-                    "strong",
-                    f"{best.method} ({names[order[0]]}) is best: ",
-                    answer.percent(personal),
-                ),
-                " personal test accuracy, the mean over clients.",
-            ]
-        )
-        if personal is not None
-        else "No test accuracy is on record."
-    )
     return tag(
         "section",
         tag("h1", f"{len(records)} runs side by side"),
-        tag("p", lead, class_="lead"),
+        answer.best(records, names),
         tables.side_by_side(records, names),
         _chart("cost", "Cost against accuracy", "Up and to the left is better."),
         _chart("overlay", "Personal test accuracy over rounds", ""),

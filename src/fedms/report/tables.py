@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedms.core.units import duration, operations, size
-from fedms.report.answer import percent
+from fedms.report.answer import percent, ranked
 from fedms.report.html import Html, join, number, shown, signed, table, tag
 from fedms.report.records import ROLES, Record
 
@@ -184,12 +184,13 @@ def rejected(record: Record) -> Html:
 
 def side_by_side(records: Sequence[Record], names: Sequence[str]) -> Html:
     """All runs, the best personal accuracy first."""
-    order = sorted(range(len(records)), key=lambda i: -(records[i].figure("personal") or -1))
     head = (
         *("run", "method", "seed", "personal", "worst tenth", "global", "zero-shot"),
         *("sent", "trained", "work", "time", "activations", "rounds"),
     )
-    return table("Runs side by side", head, [_beside(records[i], names[i]) for i in order])
+    return table(
+        "Runs side by side", head, [_beside(records[i], names[i]) for i in ranked(records)]
+    )
 
 
 def _beside(record: Record, name: str) -> list[str]:
