@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := $(VENV)/.ray
+PLAYWRIGHT := $(VENV)/.playwright
 PFL := .venv-pfl
 PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow loopback e2e soak fuzz test-peers check lint types results bench performance docs glyphclip clean
+.PHONY: help install demo test slow loopback e2e browser screenshots soak fuzz test-peers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(RAY): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	touch $@
+
+$(PLAYWRIGHT): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	touch $@
 
 $(PFL_STAMP): constraints.txt benchmarks/peers/requirements-pfl.txt
@@ -47,6 +52,12 @@ loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, wi
 
 e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s --durations=12 tests
+
+browser: $(PLAYWRIGHT)  ## Test reports in a real browser (Debian: apt-get install chromium)
+	$(BIN)/pytest -m browser tests/report
+
+screenshots: $(PLAYWRIGHT)  ## Take pictures of reports, light, dark, on a phone and printed, into build/screenshots
+	FEDMS_SCREENSHOTS=build/screenshots $(BIN)/pytest -m browser tests/report -k pictures
 
 soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py

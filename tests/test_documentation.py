@@ -227,6 +227,17 @@ def test_commands_across_machines_are_understood(command):
     group.commands[name].make_context(name, list(words))
 
 
+def reports() -> list[str]:
+    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    return re.findall(r"^ {4}(fedms report .*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", reports())
+def test_commands_of_reports_are_understood(command):
+    """`tests/cli/test_cli_report.py` performs them."""
+    typer.main.get_command(app).commands["report"].make_context("report", command.split()[2:])
+
+
 def test_there_are_commands_across_machines():
     known = {"deploy", "server", "site", "submit", "predict", "evaluate", "export", "run"}
     assert {c.split()[1] for c in mentioned()} <= known

@@ -42,10 +42,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is complete and its folder written."""
+    """The run is complete and its folder written; `problem` says why it has no report."""
 
     summary: Mapping[str, Any]
     folder: Path
+    problem: str = ""
 
 
 Event = Started | RoundDone | Evaluated | Finished

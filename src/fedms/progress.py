@@ -12,7 +12,9 @@ from rich.table import Table
 
 from fedms.bench import Row
 from fedms.config import Config
+from fedms.core.units import size
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started
+from fedms.report import NAME
 
 _LONGEST_PARTITION = 20
 _ROWS = {
@@ -56,7 +58,7 @@ class Progress:
                     soft_wrap=True,
                 )
             case Finished():
-                self._finished(event.summary, str(event.folder))
+                self._finished(event)
 
     def _started(self, event: Started) -> None:
         experiment, config = event.experiment, self._config
@@ -86,7 +88,7 @@ class Progress:
             what = "class statistics"
         self._console.print(
             f"stage {record.stage}  round {record.round + 1:>3}/{event.rounds}  "
-            f"{what}  sent {_size(event.sent_bytes)}  "
+            f"{what}  sent {size(event.sent_bytes)}  "
             f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left",
             soft_wrap=True,
         )
@@ -102,7 +104,8 @@ class Progress:
                 f"  late, and not counted: {', '.join(record.late)}", style="yellow", markup=False
             )
 
-    def _finished(self, summary: Mapping[str, Any], folder: str) -> None:
+    def _finished(self, event: Finished) -> None:
+        summary = event.summary
         table = Table("test accuracy")
         for name in ("mean", "worst decile", "weighted", "spread"):
             table.add_column(name, justify="right")
@@ -116,12 +119,16 @@ class Progress:
         cost = summary["cost"]
         share = cost["trainable_parameters"] / cost["total_parameters"]
         self._console.print(
-            f"{_size(cost['upload_bytes'])} up and {_size(cost['download_bytes'])} down over all "
+            f"{size(cost['upload_bytes'])} up and {size(cost['download_bytes'])} down over all "
             f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters trained; "
             f"{cost['wall_seconds']:.0f} s",
             soft_wrap=True,
         )
-        self._console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+        self._console.print(f"run folder: {event.folder}", markup=False, soft_wrap=True)
+        report = (
+            f"no report: {event.problem}" if event.problem else f"report: {event.folder / NAME}"
+        )
+        self._console.print(report, markup=False, soft_wrap=True)
 
 
 def bench_table(
@@ -157,12 +164,4 @@ def figure(value: float | None, unit: str) -> str:
         return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
     if unit == "share":
         return f"{value:.3f}"
-    return _size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"

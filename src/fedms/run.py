@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedms import checkpoints
+from fedms import checkpoints, report
 from fedms.build import Experiment, build, make_rules
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
@@ -21,6 +21,7 @@ from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
+from fedms.details import write_labels, write_routing
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started
 from fedms.identity import identity
 from fedms.models.resident import FROZEN
@@ -260,6 +261,8 @@ class _Run:
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
         self._write_partition()
+        here = (*self._experiment.clients, *self._experiment.unseen)
+        write_labels(self._folder.path, self._experiment.federation.classes, here)
         zero_shot = self._zero_shot()
         scores: Scores = {}
         if begin is None:
@@ -284,9 +287,10 @@ class _Run:
         if not scores:  # the run ended after its last round, before it was complete
             scores = self._simulator.evaluate(state)
         self._save_models(state)
+        write_routing(self._folder.path, self._simulator.routing(state))
         summary = self._summary(zero_shot, scores, self._unseen(state))
         self._folder.write_summary(summary)
-        self._watch(Finished(summary, self._folder.path))
+        self._watch(Finished(summary, self._folder.path, _report(self._folder.path)))
         return summary
 
     def _sizes(self) -> Sequence[ClientSizes]:
@@ -413,6 +417,15 @@ class _Run:
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,
         }
+
+
+def _report(folder: Path) -> str:
+    """Write the report of a run that is complete, whatever comes of that: why there is none."""
+    try:
+        report.write([folder])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[str, float | None]:

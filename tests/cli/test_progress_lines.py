@@ -102,12 +102,13 @@ def test_table_leaves_out_what_was_not_measured():
         "total_parameters": 1000,
         "wall_seconds": 7.0,
     }
-    text = printed(
-        Finished({"test": test, "cost": cost}, Path("runs/x")), overrides=["method=local"]
-    )
+    summary = {"test": test, "cost": cost}
+    text = printed(Finished(summary, Path("runs/x")), overrides=["method=local"])
     rows = [row.split("│")[1:-1] for row in text.splitlines() if row.startswith("│")]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [[n, "0.500", "0.250", "0.625", "0.125"] for n in ("global expert", "local")]
     assert "1.5 kB up and 0 B down" in text
     assert "2.50% of 1,000 parameters" in text
-    assert text.endswith("run folder: runs/x\n")
+    assert text.endswith("run folder: runs/x\nreport: runs/x/report.html\n")
+    text = printed(Finished(summary, Path("runs/x"), "why"), overrides=["method=local"])
+    assert text.endswith("run folder: runs/x\nno report: why\n")

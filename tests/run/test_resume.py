@@ -38,7 +38,7 @@ def ended(config, path, *, after):
 def facts(path):
     """All that a run leaves, but for times and what was computed twice."""
     lines = {}
-    for name in ("rounds", "clients"):
+    for name in ("rounds", "clients", "labels", "gates"):
         lines[name] = [json.loads(s) for s in (path / f"{name}.jsonl").read_text().splitlines()]
     for line in lines["rounds"]:
         del line["seconds"]

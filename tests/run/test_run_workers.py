@@ -46,7 +46,7 @@ def test_the_same_records_for_every_number_of_workers(pair):
     one, two = pair
     assert untimed(one.summary) == untimed(two.summary)
     assert one.summary["test"]["unseen"] is not None
-    for name in ("rounds", "clients"):
+    for name in ("rounds", "clients", "labels", "gates"):
         assert untimed(one.lines(name)) == untimed(two.lines(name))
 
 

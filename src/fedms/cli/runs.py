@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from fedms.events import Event
 
 
+def _quietly(event: Event) -> None:
+    """What is told of a run where JSON alone is printed: that it has no report, if so."""
+    if problem := getattr(event, "problem", ""):
+        say_aside(f"fedms: no report: {problem}")
+
+
 @app.command()
 def run(
     words: Annotated[
@@ -41,7 +47,7 @@ def run(
 
     config = configuration(words or [])
     folder = out or default_folder(config)
-    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    watch: Callable[[Event], None] = _quietly if as_json else Progress(config)
     try:
         summary = perform(config, folder, force=force, watch=watch)
     except KeyboardInterrupt:
@@ -74,7 +80,7 @@ def resume(
     found = RunFolder.open(folder)
     complete = found.summary() is not None
     config = load_config(found.config)
-    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
+    watch: Callable[[Event], None] = _quietly if as_json else Progress(config)
     try:
         summary = perform(folder, watch=watch, tell=say_aside)
     except KeyboardInterrupt:
