@@ -101,9 +101,11 @@ ALLOWED = {
     "use": {"build", "config", "core", "data", "models", "store"},
     "export": {"core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
+    "holdings": {"build", "config", "core", "data"},
+    "tables": {"holdings", "progress"},
     "cli": {
         *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
-        *("progress", "run", "scoring", "store", "use"),
+        *("holdings", "progress", "run", "scoring", "store", "tables", "use"),
     },
     "fedms": set(),
 }
@@ -125,8 +127,8 @@ ONE_IMPORTER = {
     "peft": {"fedms.models.adapters", "fedms.bench.plain"},
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
-    "typer": {f"fedms.cli.{m}" for m in ("base", "models", "runs", "sites")},
-    "rich": {"fedms.progress"},
+    "typer": {f"fedms.cli.{m}" for m in ("base", "looking", "models", "runs", "sites")},
+    "rich": {"fedms.progress", "fedms.tables"},
     "matplotlib": {"fedms.compare.plots"},
     "scipy": {"fedms.compare.scores"},
 }
@@ -146,7 +148,7 @@ def test_flower_has_one_importer():
 
 def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
-    few = ("run", "clients", "events", "deploy.parts", "use", "scoring")
+    few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings")
     assert users <= {f"fedms.{m}" for m in few}
 
 

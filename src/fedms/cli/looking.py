@@ -1,0 +1,53 @@
+"""Commands that look and change nothing: partition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedms.cli.base import app, configuration, fail
+
+WORDS = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="A TOML file (default: the embedded digits job), and settings that override it.",
+    ),
+]
+_PICTURES = (".svg", ".png")
+
+
+@app.command()
+def partition(
+    words: WORDS = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw who holds what into this file, .svg or .png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Show who would hold which rows, and how far clients are from one another.
+
+    Example: fedms partition recipes/femnist.toml partition.max_clients=20 --picture writers.svg
+    """
+    from fedms.holdings import holdings
+    from fedms.tables import show_holdings
+
+    if picture and picture.suffix.lower() not in _PICTURES:
+        fail(f"got --picture {picture}; expected a file that ends in {' or '.join(_PICTURES)}")
+    found = holdings(configuration(words or []))
+    if picture:
+        from fedms.compare import plots
+
+        try:
+            plots.holdings(picture, found.names, found.classes, found.counts)
+        except OSError as error:
+            fail(f"got --picture {picture}, which cannot be written: {error.strerror or error}")
+    if as_json:
+        typer.echo(json.dumps(found.facts(), indent=2))
+    else:
+        show_holdings(found)
+        if picture:
+            typer.echo(f"written: {picture}")
