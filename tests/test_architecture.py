@@ -102,10 +102,11 @@ ALLOWED = {
     "export": {"core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
     "holdings": {"build", "config", "core", "data"},
+    "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
     "tables": {"holdings", "progress"},
     "cli": {
-        *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
-        *("holdings", "progress", "run", "scoring", "store", "tables", "use"),
+        *("bench", "build", "compare", "config", "core", "deploy", "estimate", "events"),
+        *("export", "holdings", "progress", "run", "scoring", "store", "tables", "use"),
     },
     "fedms": set(),
 }
@@ -148,7 +149,7 @@ def test_flower_has_one_importer():
 
 def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
-    few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings")
+    few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings", "estimate")
     assert users <= {f"fedms.{m}" for m in few}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedms.holdings import Holdings, Shares
+from fedms.progress import figure
 
 _MOST = 40
 """Clients in a table."""
 _SHADES = " ░▒▓█"
 """Of a cell in a picture, by share; nothing is a dot."""
+_LARGE = ("", "k", "M", "G", "T", "P", "E")
 
 
 def console() -> Console:
@@ -82,6 +86,69 @@ def picture(names: Sequence[str], classes: Sequence[str], shares: Shares, width:
     )
     head = f"{'':<{margin}}classes {first} … {last}{per}"
     return [head, *lines, f"{'':<{margin}}of a client's rows: · none {scale}"]
+
+
+_FIGURES = {
+    "upload_bytes_per_client": ("sent by a client", "bytes"),
+    "download_bytes_per_client": ("sent to a client", "bytes"),
+    "upload_bytes": ("sent by all", "bytes"),
+    "download_bytes": ("sent to all", "bytes"),
+    "train_flops": ("training", "flops"),
+    "peak_activation_bytes": ("activations of a step", "bytes"),
+    "cache_bytes": ("prefix cache", "bytes"),
+    "cache_disk_bytes": ("of it, in files while it runs", "bytes"),
+    "run_folder_bytes": ("run folder", "bytes"),
+    "trainable_parameters": ("parameters trained at most", "count"),
+    "seconds": ("time, about", "seconds"),
+}
+"""Of an estimate: what they are, and in what."""
+
+
+def show_estimate(found: Mapping[str, Any], to: Console | None = None) -> None:
+    """What a run will cost, in all and by depth."""
+    to = to or console()
+    to.print(
+        f"[bold]{found['method']}[/bold]: {found['clients']} clients, {found['rounds']} rounds; "
+        f"model of {amount(found['model_bytes'], 'bytes')}, {found['precision']} on "
+        f"{found['device']}",
+        soft_wrap=True,
+    )
+    ends = ("least", "most")[found["exact"] :]
+    table = Table("the whole run")
+    for name in ends:
+        table.add_column("" if found["exact"] else name, justify="right")
+    for key, (what, unit) in _FIGURES.items():
+        table.add_row(what, *(amount(found[end][key], unit) for end in ends))
+    to.print(table)
+    depths = Table("depth", *("parameters", "sent once", "a step", "activations", "cache"))
+    keys = ("parameters", "upload_bytes", "step_flops", "activation_bytes", "cache_bytes")
+    units = ("count", "bytes", "flops", "bytes", "bytes")
+    for column in depths.columns:
+        column.justify = "right"
+    for row in found["depths"]:
+        cells = (amount(row[k], unit) for k, unit in zip(keys, units, strict=True))
+        depths.add_row(str(row["depth"]), *cells)
+    to.print(depths)
+    low, high = found["deepest"]
+    said = f"The run reaches depth {high}."
+    if not found["exact"]:
+        said = f"Validation decides when depth grows: it may reach {low} to {high}."
+    to.print(
+        f"{said} Time is an estimate from short measurements on this machine, for one process.",
+        soft_wrap=True,
+    )
+
+
+def amount(value: float, unit: str) -> str:
+    """A figure as people read it."""
+    if unit == "count":
+        return f"{value:,.0f}"
+    if unit == "bytes":
+        return figure(value, "bytes")
+    if unit == "seconds":
+        return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+    steps = min(int(math.log10(max(value, 1)) / 3), len(_LARGE) - 1)
+    return f"{value / 1000**steps:.1f} {_LARGE[steps]}FLOP"
 
 
 def shortened(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: partition."""
+"""Commands that look and change nothing: partition, estimate."""
 
 from __future__ import annotations
 
@@ -51,3 +51,27 @@ def partition(
         show_holdings(found)
         if picture:
             typer.echo(f"written: {picture}")
+
+
+@app.command()
+def estimate(
+    words: WORDS = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, max=10, help="For measuring time, at most.")
+    ] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Say what a run will cost, without training: bytes, FLOPs, memory, disk, time.
+
+    Where validation decides when more blocks are trained, the least and the most are told.
+
+    Example: fedms estimate recipes/banking77.toml sal.caps.*=2
+    """
+    from fedms.estimate import estimate as perform
+    from fedms.tables import show_estimate
+
+    found = perform(configuration(words or []), seconds)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        show_estimate(found)
