@@ -103,10 +103,11 @@ ALLOWED = {
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
     "holdings": {"build", "config", "core", "data"},
     "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
+    "doctor": {"core", "models", "runtimes"},
     "tables": {"holdings", "progress"},
     "cli": {
-        *("bench", "build", "compare", "config", "core", "deploy", "estimate", "events"),
-        *("export", "holdings", "progress", "run", "scoring", "store", "tables", "use"),
+        *("bench", "build", "compare", "config", "core", "deploy", "doctor", "estimate"),
+        *("events", "export", "holdings", "progress", "run", "scoring", "store", "tables", "use"),
     },
     "fedms": set(),
 }

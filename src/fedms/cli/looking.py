@@ -1,8 +1,9 @@
-"""Commands that look and change nothing: partition, estimate."""
+"""Commands that look and change nothing: partition, estimate, doctor."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ WORDS = Annotated[
         help="A TOML file (default: the embedded digits job), and settings that override it.",
     ),
 ]
+_MARKS = {"good": "ok", "bad": "BAD", "absent": "–"}
 _PICTURES = (".svg", ".png")
 
 
@@ -75,3 +77,30 @@ def estimate(
         typer.echo(json.dumps(found, indent=2))
     else:
         show_estimate(found)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Look whether fedms can work here, and say what is missing and the command that adds it.
+
+    Exit code 0 if the main job can run, 1 otherwise.
+
+    Example: fedms doctor
+    """
+    from fedms.doctor import examine
+
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not as_json:
+            typer.echo(f"{_MARKS[check.state]:4} {check.name:20} {check.said}")
+            if check.fix:
+                typer.echo(f"{'':25} {check.fix}")
+    fine = all(check.state != "bad" for check in checks)
+    if as_json:
+        typer.echo(json.dumps({"fine": fine, "checks": [asdict(c) for c in checks]}, indent=2))
+    else:
+        typer.echo("fedms can run here" if fine else "fedms cannot run here: see BAD above")
+    raise typer.Exit(0 if fine else 1)
