@@ -104,10 +104,25 @@ ALLOWED = {
     "holdings": {"build", "config", "core", "data"},
     "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
     "doctor": {"core", "models", "runtimes"},
+    "curves": set(),
+    "watching": {"store"},
+    "live": {"curves", "progress", "tables", "watching"},
     "tables": {"holdings", "progress"},
     "cli": {
         *("bench", "build", "compare", "config", "core", "deploy", "doctor", "estimate"),
-        *("events", "export", "holdings", "progress", "run", "scoring", "store", "tables", "use"),
+        *(
+            "events",
+            "export",
+            "holdings",
+            "live",
+            "progress",
+            "run",
+            "scoring",
+            "store",
+            "tables",
+            "use",
+            "watching",
+        ),
     },
     "fedms": set(),
 }
@@ -130,7 +145,7 @@ ONE_IMPORTER = {
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
     "typer": {f"fedms.cli.{m}" for m in ("base", "looking", "models", "runs", "sites")},
-    "rich": {"fedms.progress", "fedms.tables"},
+    "rich": {"fedms.live", "fedms.progress", "fedms.tables"},
     "matplotlib": {"fedms.compare.plots"},
     "scipy": {"fedms.compare.scores"},
 }

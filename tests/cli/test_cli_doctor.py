@@ -11,6 +11,7 @@ import pytest
 
 from fedms import doctor
 
+
 @pytest.fixture
 def without(monkeypatch):
     """The metadata of a machine that lacks a package, or has another version of it."""

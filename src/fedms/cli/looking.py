@@ -1,8 +1,9 @@
-"""Commands that look and change nothing: partition, estimate, doctor."""
+"""Commands that look and change nothing: partition, estimate, doctor, watch."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -104,3 +105,27 @@ def doctor(
     else:
         typer.echo("fedms can run here" if fine else "fedms cannot run here: see BAD above")
     raise typer.Exit(0 if fine else 1)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, running or complete.")],
+    once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the curves so far as JSON, and end.")
+    ] = False,
+) -> None:
+    """Show the curves of a run while it goes on, until it is complete; Ctrl-C ends the watching.
+
+    It reads the folder alone, and disturbs nobody. What is no terminal is given the curves once.
+
+    Example: fedms watch runs/digits-fedms-seed0
+    """
+    from fedms.live import follow
+    from fedms.watching import look
+
+    if as_json:
+        typer.echo(json.dumps(look(folder).facts(), indent=2))
+        return
+    with suppress(KeyboardInterrupt):
+        follow(folder, once=once)

@@ -15,6 +15,10 @@ from fedms.cli.base import app, configuration, fail, listed, say_aside, split
 if TYPE_CHECKING:
     from fedms.events import Event
 
+QUIET = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show how it ended, alone: for logs and CI.")
+]
+
 
 @app.command()
 def run(
@@ -27,6 +31,7 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [runs/NAME-METHOD-seedN].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
+    quiet: QUIET = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON only.")
     ] = False,
@@ -41,9 +46,10 @@ def run(
 
     config = configuration(words or [])
     folder = out or default_folder(config)
-    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
     try:
-        summary = perform(config, folder, force=force, watch=watch)
+        with Progress(config, quiet=quiet) as progress:
+            watch: Callable[[Event], None] = (lambda event: None) if as_json else progress
+            summary = perform(config, folder, force=force, watch=watch)
     except KeyboardInterrupt:
         kept = (
             f"to go on: fedms resume {folder}"
@@ -58,6 +64,7 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="The folder of a run that ended early.")],
+    quiet: QUIET = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON only.")
     ] = False,
@@ -74,9 +81,10 @@ def resume(
     found = RunFolder.open(folder)
     complete = found.summary() is not None
     config = load_config(found.config)
-    watch: Callable[[Event], None] = (lambda event: None) if as_json else Progress(config)
     try:
-        summary = perform(folder, watch=watch, tell=say_aside)
+        with Progress(config, quiet=quiet) as progress:
+            watch: Callable[[Event], None] = (lambda event: None) if as_json else progress
+            summary = perform(folder, watch=watch, tell=say_aside)
     except KeyboardInterrupt:
         fail(f"interrupted; try again: fedms resume {folder}")
     if as_json:
