@@ -144,7 +144,9 @@ ONE_IMPORTER = {
     "peft": {"fedms.models.adapters", "fedms.bench.plain"},
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
-    "typer": {f"fedms.cli.{m}" for m in ("base", "looking", "models", "runs", "sites")},
+    "typer": {
+        f"fedms.cli.{m}" for m in ("base", "completion", "looking", "models", "runs", "sites")
+    },
     "rich": {"fedms.live", "fedms.progress", "fedms.tables"},
     "matplotlib": {"fedms.compare.plots"},
     "scipy": {"fedms.compare.scores"},

@@ -17,6 +17,8 @@ from fedms.store.run_folder import RunFolder
 
 ROLES = ("personal", "global")
 """Of models whose test accuracy is shown, if they are there."""
+_ROUND = {"round", "stage", "client_depths", "validation", "upload_bytes", "download_bytes"}
+"""What a line of a round must have to be shown."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def look(path: Path) -> Seen:
     summary = folder.summary()  # first: what is read after it is complete if this is
     files = [path / "rounds.jsonl", path / "clients.jsonl"]
     rounds, clients = (
-        [line for line in read_lines(file) if isinstance(line, dict)] for file in files
+        [line for line in read_lines(file) if isinstance(line, dict) and needed <= line.keys()]
+        for file, needed in zip(files, (_ROUND, {"id"}), strict=True)
     )
     changed = max(file.stat().st_mtime for file in [folder.config, *files] if file.exists())
     return Seen(path, rounds, clients, summary, max(time.time() - changed, 0.0))

@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 
 from fedms.cli.base import app, configuration, fail
+from fedms.cli.completion import run_folders, settings
 
 WORDS = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CONFIG] [KEY=VALUE]...",
         help="A TOML file (default: the embedded digits job), and settings that override it.",
+        autocompletion=settings,
     ),
 ]
 _MARKS = {"good": "ok", "bad": "BAD", "absent": "–"}
@@ -109,7 +111,12 @@ def doctor(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run, running or complete.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a run, running or complete.", autocompletion=run_folders
+        ),
+    ],
     once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the curves so far as JSON, and end.")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedms.cli.base import app, configuration, fail, listed, say_aside, split
+from fedms.cli.completion import methods as names_of_methods
+from fedms.cli.completion import run_folders, settings
 
 if TYPE_CHECKING:
     from fedms.events import Event
@@ -27,6 +29,7 @@ def run(
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE]...",
             help="A TOML file (default: the embedded digits job), and settings that override it.",
+            autocompletion=settings,
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [runs/NAME-METHOD-seedN].")] = None,
@@ -63,7 +66,10 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run that ended early.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="The folder of a run that ended early.", autocompletion=run_folders),
+    ],
     quiet: QUIET = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON only.")
@@ -100,10 +106,15 @@ def compare(
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE]...",
             help="A TOML file (default: the embedded digits job), and settings for all methods.",
+            autocompletion=settings,
         ),
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Names, by commas; `fedms compare --methods help` lists them.")
+        str,
+        typer.Option(
+            help="Names, by commas; `fedms compare --methods help` lists them.",
+            autocompletion=names_of_methods,
+        ),
     ] = "zeroshot,local,fedavg,finetune,ditto,fedsa,fedms",
     seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
     rates: Annotated[
@@ -130,8 +141,9 @@ def compare(
     from fedms.progress import compare_line
 
     if methods == "help":
-        for name, variant in VARIANTS.items():
-            typer.echo(f"{name:18} {variant.group:18} {variant.title.replace('*', '')}")
+        known = {n: {"group": v.group, "title": v.title} for n, v in VARIANTS.items()}
+        lines = (f"{n:18} {v.group:18} {v.title.replace('*', '')}" for n, v in VARIANTS.items())
+        typer.echo(json.dumps(known, indent=2) if as_json else "\n".join(lines))
         return
     config = configuration(words or [])
     file, overrides = split(words or [])

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedms.core.errors import UserError
+from fedms.core.errors import UserError, did_you_mean
 from fedms.store.files import (
     append_json,
     locked,
@@ -85,7 +85,10 @@ class RunFolder:
             UserError: if it is no run folder.
         """
         if not all((path / name).is_file() for name in (_MARK, _ENVIRONMENT)):
-            raise UserError(f"got {path}, which is no run folder; expected one that fedms run made")
+            raise UserError(
+                f"got {path}, which is no run folder; expected one that fedms run made"
+                f"{like_runs(path)}"
+            )
         return cls(path, every)
 
     @staticmethod
@@ -171,6 +174,14 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
+
+
+def like_runs(path: Path) -> str:
+    """Which run folder was probably meant, for the end of a message: beside it, or in `runs`."""
+    places = dict.fromkeys((path.parent, Path("runs")))
+    return did_you_mean(
+        str(path), (str(mark.parent) for place in places for mark in place.glob(f"*/{_MARK}"))
+    )
 
 
 def environment(seed: int) -> dict[str, Any]:
