@@ -38,11 +38,14 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class _Rehearsed:
-    """One rehearsal: figures by name, and the greatest depth of its rounds."""
+    """One rehearsal: figures by name, the greatest depth of its rounds, whether that was another
+    than the first, and whether the prefix cache had no room for something.
+    """
 
     figures: Mapping[str, float]
     deepest: int
     grew: bool
+    cache_full: bool
 
 
 def estimate(config: Config, seconds: float = 10.0) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def estimate(config: Config, seconds: float = 10.0) -> dict[str, Any]:
         "exact": exact,
         "least": least,
         "most": most,
+        "cache_full": any(one.cache_full for one in found),
         "deepest": [min(one.deepest for one in found), max(one.deepest for one in found)],
         "depths": depths,
         "model_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
@@ -135,7 +139,8 @@ def _rehearsed(config: Config, experiment: Experiment, tariff: Tariff, path: Pat
     figures["run_folder_bytes"] = written
     figures["cache_disk_bytes"] = learner.prefixes.disk_bytes
     figures["seconds"] = sum(phases.values()) + around
-    return _Rehearsed(figures, max(depths, default=0), len(set(depths)) > 1)
+    grew = len(set(depths)) > 1
+    return _Rehearsed(figures, max(depths, default=0), grew, learner.prefixes.full)
 
 
 def _room(experiment: Experiment) -> Room:
@@ -156,8 +161,8 @@ def _depths(experiment: Experiment, tariff: Tariff) -> Iterator[dict[str, int]]:
         names = layout.expert(depth)
         expert = Expert(experiment.learner.initial_expert(names, 0))
         learner = Rehearsal(experiment.learner, _room(experiment), tariff)
-        trainees = [Trainee(learner, Fit(View(expert), names, c, 1, 0)) for c in clients]
-        one = trainees[clients.index(largest)]
+        for client in (*(c for c in clients if c is not largest), largest):
+            one = Trainee(learner, Fit(View(expert), names, client, 1, 0))  # fills the cache
         step = learner.step(one, rows, tokens)
         yield {
             "depth": depth,

@@ -129,6 +129,12 @@ def show_estimate(found: Mapping[str, Any], to: Console | None = None) -> None:
         cells = (amount(row[k], unit) for k, unit in zip(keys, units, strict=True))
         depths.add_row(str(row["depth"]), *cells)
     to.print(depths)
+    if found["cache_full"]:
+        to.print(
+            "The prefix cache has no room for all (runtime.cache_bytes, cache_disk_bytes); the "
+            "rest is computed again every time.",
+            soft_wrap=True,
+        )
     low, high = found["deepest"]
     said = f"The run reaches depth {high}."
     if not found["exact"]:

@@ -55,6 +55,7 @@ def test_estimate_is_what_the_run_costs(tmp_path, tiny, case):
     """Each performs a run and rehearses it, which takes 2 s."""
     said, cost, written = beside(tmp_path, tiny, *CASES[case])
     assert said["exact"]
+    assert said["cache_full"] == ("little cache" in case)
     assert said["least"] == said["most"]
     found = said["most"]
     assert {n: found[n] for n in EXACT} == {n: cost[n] for n in EXACT}

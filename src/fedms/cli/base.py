@@ -141,4 +141,5 @@ def _to_mend(error: Exception) -> str | None:
     if usage is None:
         return None
     context = getattr(error, "ctx", None)
-    return f"{usage()} try {context.command_path if context else 'fedms'} --help"
+    where = context.command_path if context else "fedms"
+    return f"{usage().rstrip('.')}; try {where} --help"

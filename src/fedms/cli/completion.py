@@ -41,8 +41,9 @@ def run_folders(incomplete: str) -> list[str]:
 
 def clients(ctx: typer.Context, incomplete: str) -> list[str]:
     """Clients of the run whose folder was given, that have a model of their own."""
-    place = Path(ctx.params.get("folder") or "") / "adapters" / "clients"
-    own = sorted(unquote(p.name) for p in place.iterdir()) if place.is_dir() else []
+    given = ctx.params.get("folder"), *ctx.args  # among these, while the option has no value yet
+    places = [Path(word) / "adapters" / "clients" for word in given if word]
+    own = sorted(unquote(p.name) for place in places if place.is_dir() for p in place.iterdir())
     return _fitting([*own, "new"], incomplete)
 
 

@@ -50,7 +50,7 @@ def run(
     config = configuration(words or [])
     folder = out or default_folder(config)
     try:
-        with Progress(config, quiet=quiet) as progress:
+        with Progress(config, quiet=quiet or as_json) as progress:
             watch: Callable[[Event], None] = (lambda event: None) if as_json else progress
             summary = perform(config, folder, force=force, watch=watch)
     except KeyboardInterrupt:
@@ -88,7 +88,7 @@ def resume(
     complete = found.summary() is not None
     config = load_config(found.config)
     try:
-        with Progress(config, quiet=quiet) as progress:
+        with Progress(config, quiet=quiet or as_json) as progress:
             watch: Callable[[Event], None] = (lambda event: None) if as_json else progress
             summary = perform(folder, watch=watch, tell=say_aside)
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ class Rehearsal(ModelLearner):
         parts = real.backbone, real.slots, real.head, real.training, real.mixing
         super().__init__(*parts, room)
         self._tariff = tariff
-        self.prefixes = _Ledger(real.backbone, real.slots, room, self.meter, tariff)
+        self.prefixes: Ledger = Ledger(real.backbone, real.slots, room, self.meter, tariff)
 
     def fit(self, fits: Sequence[Fit], pace: int = 0) -> list[View]:
         """Charges every step; what trains is moved."""
@@ -138,7 +138,7 @@ class Rehearsal(ModelLearner):
                 self.frozen(data.train)
 
 
-class _Ledger(PrefixCache):
+class Ledger(PrefixCache):
     """A prefix cache's accounts: the rule is its own, but there are no states."""
 
     def __init__(
@@ -146,6 +146,8 @@ class _Ledger(PrefixCache):
     ) -> None:
         super().__init__(backbone, slots, room, meter)
         self._tariff = tariff
+        self.full = False
+        """Whether there was no room for something."""
 
     def _compute(
         self, rows: Rows, boundary: int, below: str, lengths: np.ndarray[Any, Any] | None
@@ -167,6 +169,9 @@ class _Ledger(PrefixCache):
             cost = self._tariff.charge(kind, count, tokens, work, kept=True)
             self._meter.charge(cost)
         return Kept(boundary, below, place[0], starts, place[1])
+
+    def _say(self, kind: str, words: str) -> None:
+        self.full = self.full or kind == "room"
 
     def _in_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros((), dtype=dtype).expand(shape)
