@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 T = TypeVar("T")
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 _FIRST = ("run", "resume", "watch", "partition", "estimate", "compare", "predict", "evaluate")
 """Commands that help lists before the others."""
 
@@ -117,14 +119,17 @@ def fail(message: str) -> NoReturn:
 def main() -> None:
     """Entry point: what the user can mend ends in one line and exit code 2."""
     try:
-        raise SystemExit(app(prog_name="fedms", standalone_mode=False) or 0)
+        code = app(prog_name="fedms", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted; nothing was written")
+        code = _INTERRUPTED
     except Exception as error:
         said = _to_mend(error)
         if said is None:
             raise
         fail(said)
+    if code == _INTERRUPTED:
+        fail("interrupted; nothing was written")
+    raise SystemExit(code)
 
 
 def _to_mend(error: Exception) -> str | None:
