@@ -262,15 +262,11 @@ def test_colours_are_for_terminals(fedms, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="opens a terminal")
-def test_a_run_shows_a_bar_on_a_terminal_alone(fedms, tmp_path):
-    words = ("run", "data.max_rows=60", "partition.clients=2", "stage1.rounds=1", "stage2.rounds=1")
-    said = on_terminal(tmp_path, *words)
+def test_a_run_shows_a_bar_on_a_terminal(tmp_path):
+    """Starts a run in a process of its own: 4 s."""
+    words = ("data.max_rows=60", "partition.clients=2", "stage1.rounds=1", "stage2.rounds=1")
+    said = on_terminal(tmp_path, "run", *words)
     assert "3/3 rounds" in said
     assert re.search(COLOUR, said)
     assert "stage 2  round   3/3  depth" in said
-    assert "stage 2" in (piped := fedms(*words, "--force").out)
-    assert "3/3 rounds" not in piped
-    assert "\x1b" not in piped
-    quiet = fedms(*words, "--force", "--quiet").out
-    assert "round   3/3" not in quiet
-    assert "test accuracy" in quiet
+    assert json.loads((tmp_path / "runs/digits-fedms-seed0/summary.json").read_text())
