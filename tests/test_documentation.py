@@ -267,3 +267,21 @@ def test_units_and_container_file_are_well_formed():
 def test_rules_for_rounds_are_told_of():
     for name in Rounds.model_fields:
         assert f"`rounds.{name}" in DEPLOYMENT, name
+
+
+LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_told_of():
+    told = set(re.findall(r"`fedms ([a-z]+)", LINE.split("## In common")[0]))
+    assert told == set(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^ {4}(fedms .*)$", LINE, re.MULTILINE))
+def test_commands_that_look_are_understood(command):
+    """`tests/cli` and `tests/run/test_estimate.py` perform them."""
+    _, name, *words = command.split()
+    context = typer.main.get_command(app).commands[name].make_context(name, list(words))
+    given = context.params.get("words") or ()
+    config = [word for word in given if "=" not in word]
+    load_config(ROOT / config[0] if config else None, given[len(config) :])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -451,6 +451,22 @@ def known_keys() -> dict[str, Any]:
     return dict(_flatten(Config().model_dump()))
 
 
+def choices(key: str) -> tuple[str, ...]:
+    """The values that a `section.key` can have, where they are words of a list."""
+    model: type[BaseModel] = Config
+    *sections, last = key.split(".", 2)
+    for name in sections:
+        found = model.model_fields.get(name)
+        if found is None or not (isinstance(found.annotation, type)):
+            return ()
+        model = found.annotation
+    field = model.model_fields.get(last)
+    kind = field.annotation if field else None
+    if kind is bool:
+        return ("true", "false")
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def _flatten(values: Mapping[str, Any], start: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
@@ -463,8 +479,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1, cutoff=0.4)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = _hint(str(path), _files(path), 0.4)
         raise ConfigError(f"got config {path}, which does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"got config {path}, which cannot be read: {error}") from None
@@ -472,8 +487,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"got config {path}, which is not TOML: {error}") from None
 
 
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+def _files(path: Path) -> list[str]:
+    """Recipes by that name, or if there is none, TOML files beside it."""
+    recipe = (Path("recipes") / path.name).with_suffix(".toml")
+    return [str(recipe)] if recipe.is_file() else [str(p) for p in path.parent.glob("*.toml")]
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -497,9 +514,7 @@ def _known(key: str, override: str) -> None:
     defaults = known_keys()
     tables = tuple(f"{name}." for name, default in defaults.items() if isinstance(default, dict))
     if key not in defaults and not key.startswith(tables):
-        near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"got {override!r} with unknown key {key}{hint}")
+        raise ConfigError(f"got {override!r} with unknown key {key}{_hint(key, defaults)}")
 
 
 def _value(text: str) -> Any:
@@ -515,15 +530,18 @@ def _explain(error: ValidationError) -> str:
     parts = 3 if first["loc"][:2] in (("sal", "caps"), ("lora", "ranks")) else 2
     key = ".".join(str(word) for word in first["loc"][:parts])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.5
-        )
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"got unknown key {key}{hint}"
+        return f"got unknown key {key}{_hint(key, [*known_keys(), *Config.model_fields])}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     wanted = _expected(error, first["loc"])
-    return f"got {key} = {json.dumps(first['input'], default=str)}; expected {wanted}"
+    hint = _hint(str(first["input"]), choices(key))
+    return f"got {key} = {json.dumps(first['input'], default=str)}; expected {wanted}{hint}"
+
+
+def _hint(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """What was probably meant, if something was."""
+    near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _expected(error: ValidationError, loc: tuple[int | str, ...]) -> str:

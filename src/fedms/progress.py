@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fedms.bench import Row
@@ -39,12 +41,41 @@ def compare_line(event: Event) -> str | None:
 
 
 class Progress:
-    """Prints events as they come; call it with each."""
+    """Prints events as they come; call it with each.
 
-    def __init__(self, config: Config, console: Console | None = None) -> None:
+    On a terminal there is a bar below them while it is entered as a context.
+
+    Args:
+        config: of the run.
+        console: where; None for standard output.
+        quiet: print how the run ended, alone.
+    """
+
+    def __init__(
+        self, config: Config, console: Console | None = None, *, quiet: bool = False
+    ) -> None:
         self._config, self._console = config, console or Console(highlight=False)
+        self._quiet = quiet
+        self._bar = Bar(
+            *("{task.fields[stage]}", BarColumn(), "{task.completed:.0f}/{task.total:.0f} rounds"),
+            "{task.fields[left]}",
+            console=self._console,
+            transient=True,
+            refresh_per_second=2,
+            disable=quiet or not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
 
     def __call__(self, event: Event) -> None:
+        if self._quiet and not isinstance(event, Finished):
+            return
+        self._advance(event)
         match event:
             case Started():
                 self._started(event)
@@ -59,6 +90,23 @@ class Progress:
                 )
             case Finished():
                 self._finished(event)
+
+    def _advance(self, event: Event) -> None:
+        """Move the bar."""
+        match event:
+            case Started():
+                self._bar.add_task("", total=event.rounds, stage="", left="")
+            case RoundDone():
+                record = event.record
+                for task in self._bar.task_ids:
+                    self._bar.update(
+                        task,
+                        completed=record.round + 1,
+                        stage=f"stage {record.stage}",
+                        left=f"{event.seconds_left:.0f} s left",
+                    )
+            case Finished():
+                self._bar.stop()
 
     def _started(self, event: Started) -> None:
         experiment, config = event.experiment, self._config

@@ -102,6 +102,12 @@ def run(
         return _simulate(config, experiment, folder, watch)
 
 
+def rehearse(config: Config, experiment: Experiment, path: Path) -> dict[str, Any]:
+    """Perform a run of parts that are there already, in a new folder, and return its summary."""
+    folder = _create(path, config, experiment.computes, force=False)
+    return _simulate(config, experiment, folder, lambda event: None)
+
+
 def resume(
     path: Path,
     *,

@@ -19,10 +19,11 @@ import torch
 from fedms import build, data
 from fedms.config import Config, load_config
 from fedms.core.algorithm import Score
-from fedms.core.errors import UserError
+from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
 from fedms.models import Opinions, SavedModel
 from fedms.store.files import safe_name
+from fedms.store.marks import like_runs
 
 NEW = "new"
 """Somebody who took no part: the global expert, and what all clients share."""
@@ -68,6 +69,7 @@ class Models:
             raise UserError(
                 f"got {folder}, in which there are no models of a run; expected a run folder, or "
                 "SITE/state/RUN; a run that ended early has none: try fedms resume"
+                f"{like_runs(folder)}"
             )
         self.config = _without_cache(load_config(folder / "config.toml"))
         self.classes = tuple(_read(self.adapters / "head.json")["classes"])
@@ -108,7 +110,8 @@ class Models:
         if not own.is_dir():
             if client != NEW and self.clients:  # where nobody has one, all have the shared one
                 known = _some(self.clients)
-                raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
+                hint = did_you_mean(client, self.clients)
+                raise UserError(f"got --client {client}; expected one of {known}, or {NEW}{hint}")
             return SavedModel.load(self.learner, self.adapters, None)
         return SavedModel.load(self.learner, self.adapters, own)
 

@@ -62,6 +62,9 @@ def test_export_says_what_it_wrote(fedms, folder, tmp_path):
     assert ended.code == 0, ended.err
     assert {Path(line).name for line in ended.out.splitlines()} == {"gate", "global", "local"}
     assert (tmp_path / "out" / "README.md").is_file()
+    again = fedms("export", folder, "--client", "1", "--to", tmp_path / "other", "--json")
+    names = [Path(path).name for path in json.loads(again.out)["written"]]
+    assert names == [Path(line).name for line in ended.out.splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,18 @@ from typing import Annotated
 import typer
 
 from fedms.cli.base import app, fail
+from fedms.cli.completion import clients, run_folders
 
-FOLDER = Annotated[Path, typer.Argument(help="A run folder; at a site, SITE/state/RUN.")]
+FOLDER = Annotated[
+    Path,
+    typer.Argument(help="A run folder; at a site, SITE/state/RUN.", autocompletion=run_folders),
+]
 CLIENT = Annotated[
     str | None,
-    typer.Option(help="Whose model; new: of somebody who took no part [the only one there]."),
+    typer.Option(
+        help="Whose model; new: of somebody who took no part [the only one there].",
+        autocompletion=clients,
+    ),
 ]
 DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [as the run's].")]
 
@@ -107,6 +114,7 @@ def export(
         str, typer.Option("--license", help="For the model card: what you give the models under.")
     ] = "other",
     force: Annotated[bool, typer.Option("--force", help="Replace what was exported.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Write a client's models as PEFT adapters with a model card, for use without fedms.
 
@@ -116,5 +124,6 @@ def export(
 
     if merged not in (None, "local", "global"):
         fail(f"got --merged {merged}; expected local or global")
-    for path in perform(folder, to, client, merged=merged, licence=licence, force=force):
-        typer.echo(str(path))
+    written = perform(folder, to, client, merged=merged, licence=licence, force=force)
+    names = [str(path) for path in written]
+    typer.echo(json.dumps({"written": names}, indent=2) if as_json else "\n".join(names))

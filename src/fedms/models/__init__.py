@@ -14,8 +14,11 @@ from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, Pro
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.prefix import Room
 from fedms.models.prompts import class_prompts
+from fedms.models.rehearsal import Rehearsal
 from fedms.models.saved import Opinions, SavedModel
 from fedms.models.settings import Mixing, Training
+from fedms.models.stack import Trainee
+from fedms.models.tariff import Tariff
 
 __all__ = [
     "AdapterSlots",
@@ -29,8 +32,11 @@ __all__ = [
     "Opinions",
     "Prediction",
     "PromptHead",
+    "Rehearsal",
     "Room",
     "SavedModel",
+    "Tariff",
+    "Trainee",
     "Training",
     "class_prompts",
     "load_backbone",

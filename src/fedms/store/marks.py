@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedms.core.errors import UserError
+from fedms.core.errors import UserError, did_you_mean
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
 
@@ -23,7 +23,17 @@ def expect_run(path: Path) -> None:
         UserError: if it was not.
     """
     if not is_run(path):
-        raise UserError(f"got {path}, which is no run folder; expected one that fedms run made")
+        raise UserError(
+            f"got {path}, which is no run folder; expected one that fedms run made{like_runs(path)}"
+        )
+
+
+def like_runs(path: Path) -> str:
+    """Which run folder was probably meant, for the end of a message: beside it, or in `runs`."""
+    places = dict.fromkeys((path.parent, Path("runs")))
+    return did_you_mean(
+        str(path), (str(mark.parent) for place in places for mark in place.glob(f"*/{CONFIG}"))
+    )
 
 
 def read_facts(path: Path) -> dict[str, Any]:
