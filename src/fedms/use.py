@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,7 +20,8 @@ from fedms.config import Config, load_config
 from fedms.core.algorithm import Score
 from fedms.core.errors import UserError
 from fedms.core.rows import Rows
-from fedms.models import Opinions, SavedModel
+from fedms.core.shelf import Shelf
+from fedms.models import Common, Opinions, SavedModel, predict_together
 from fedms.store.files import safe_name
 
 NEW = "new"
@@ -30,6 +30,7 @@ FILES = (".csv", ".csv.gz", ".parquet")
 """Of examples, a row each."""
 _CHUNK = 256
 """Rows that are held at a time."""
+_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Said:
         probability: of it.
         gate_weight: on the global expert; None where there is no gate.
         experts: label and probability of the `global` and the `local` expert alone, of a mixture.
-        probabilities: of all classes, by name.
+        probabilities: of all classes, by name, in the order of the federation's classes.
     """
 
     label: str
@@ -50,6 +51,11 @@ class Said:
     experts: dict[str, tuple[str, float]]
     probabilities: dict[str, float]
 
+    def likeliest(self, count: int) -> dict[str, float]:
+        """So many of the probabilities, the highest first."""
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        return dict(ranked[:count])
+
 
 class Models:
     """All models of a run, over one resident foundation model.
@@ -57,12 +63,13 @@ class Models:
     Args:
         folder: of the run, or of a site's run.
         device: as `runtime.device`; None: as the run's configuration says.
+        room: bytes of clients' models that are kept in memory.
 
     Raises:
         UserError: if there is no run that left models.
     """
 
-    def __init__(self, folder: Path, *, device: str | None = None) -> None:
+    def __init__(self, folder: Path, *, device: str | None = None, room: int = _ROOM) -> None:
         self.folder, self.adapters = folder, folder / "adapters"
         if not (folder / "config.toml").is_file() or not (self.adapters / "head.json").is_file():
             raise UserError(
@@ -73,7 +80,8 @@ class Models:
         self.classes = tuple(_read(self.adapters / "head.json")["classes"])
         device = device or self.config.runtime.device
         self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
-        self.model = lru_cache(maxsize=64)(self._load)
+        self.common = Common.load(self.learner, self.adapters)
+        self.model = Shelf[str, SavedModel](self._load, lambda model: model.bytes, room)
 
     @property
     def takes(self) -> str:
@@ -109,8 +117,8 @@ class Models:
             if client != NEW and self.clients:  # where nobody has one, all have the shared one
                 known = _some(self.clients)
                 raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
-            return SavedModel.load(self.learner, self.adapters, None)
-        return SavedModel.load(self.learner, self.adapters, own)
+            return SavedModel.load(self.common, None)
+        return SavedModel.load(self.common, own)
 
     def predict(self, table: data.Table, client: str) -> Iterator[Said]:
         """What a client's model says of each example, as it goes along.
@@ -120,14 +128,24 @@ class Models:
         """
         model = self.model(client)
         for rows in self._rows(table):
-            yield from self._said(model.predict(rows))
+            (said,) = predict_together([(model, rows)])
+            yield from self._said(said)
+
+    def together(self, asked: Sequence[tuple[str, data.Table]]) -> list[list[Said]]:
+        """What clients' models say of their examples, in one pass over the foundation model.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        parts = [(self.model(who), self._encoded(table)) for who, table in asked]
+        return [list(self._said(found)) for found in predict_together(parts)]
 
     def score(self, rows: Rows, client: str) -> dict[str, Score]:
         """Of a client's model as `personal`, and where it has both, of its experts."""
         model, total = self.model(client), dict[str, Score]()
         for start in range(0, len(rows), _CHUNK):
             part = rows.take(np.arange(start, min(start + _CHUNK, len(rows))))
-            said, labels = model.predict(part), torch.from_numpy(part.labels)
+            (said,), labels = predict_together([(model, part)]), torch.from_numpy(part.labels)
             for role, found in (
                 ("personal", said.personal),
                 ("global", said.shared),
@@ -153,9 +171,11 @@ class Models:
     def _rows(self, table: data.Table) -> Iterator[Rows]:
         self._check(table)
         for start in range(0, len(table), _CHUNK):
-            part = table.take(np.arange(start, min(start + _CHUNK, len(table))))
-            columns = build.encode(self.learner.backbone, part)
-            yield Rows(columns, np.zeros(len(part), np.int64))
+            yield self._encoded(table.take(np.arange(start, min(start + _CHUNK, len(table)))))
+
+    def _encoded(self, table: data.Table) -> Rows:
+        columns = build.encode(self.learner.backbone, table)
+        return Rows(columns, np.zeros(len(table), np.int64))
 
     def _check(self, table: data.Table) -> None:
         if table.kind != self.takes:

@@ -14,13 +14,15 @@ from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, Pro
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.prefix import Room
 from fedms.models.prompts import class_prompts
-from fedms.models.saved import Opinions, SavedModel
+from fedms.models.saved import Common, Opinions, SavedModel
 from fedms.models.settings import Mixing, Training
+from fedms.models.together import predict_together
 
 __all__ = [
     "AdapterSlots",
     "AttentionHead",
     "Backbone",
+    "Common",
     "ContextHead",
     "Head",
     "LinearHead",
@@ -35,6 +37,7 @@ __all__ = [
     "class_prompts",
     "load_backbone",
     "look_up",
+    "predict_together",
     "save_expert",
     "save_gate",
     "save_means",

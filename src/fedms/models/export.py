@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.core import calibration
 from fedms.core.algorithm import Expert, View
@@ -41,7 +40,7 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
     own = {name: t for name, t in expert.tensors.items() if name not in mixers}
     likeness = {} if expert.likeness is None else {"likeness": expert.likeness}
     joined, apart = ({}, expert.beneath) if mixers or likeness else (expert.beneath, {})
-    adapters = _of_one_rank(learner, learner.adapters(own, joined))
+    adapters = learner.slots.of_rank(learner.adapters(own, joined))  # PEFT knows one rank
     beside = {"head": heads, "mixers": mixers, "likeness": likeness, "beneath": apart}
     for name, tensors in beside.items():
         if tensors:
@@ -50,16 +49,6 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
         learner.slots.save_config(folder, adapters, base)
         metadata = {"format": "pt"}
         (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
-
-
-def _of_one_rank(learner: ModelLearner, adapters: Tensors) -> dict[str, Tensor]:
-    """Adapters filled up with zeros to the highest rank of any: PEFT knows one rank."""
-    down = learner.slots.down
-    rank = max((t.shape[0] for name, t in adapters.items() if name in down), default=0)
-    return {
-        name: F.pad(t, (0, 0, 0, rank - t.shape[0]) if name in down else (0, rank - t.shape[1]))
-        for name, t in adapters.items()
-    }
 
 
 def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
