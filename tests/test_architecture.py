@@ -101,9 +101,10 @@ ALLOWED = {
     "use": {"build", "config", "core", "data", "models", "store"},
     "export": {"core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
+    "serve": {"core", "data", "use"},
     "cli": {
         *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
-        *("progress", "run", "scoring", "store", "use"),
+        *("progress", "run", "scoring", "serve", "store", "use"),
     },
     "fedms": set(),
 }
@@ -124,8 +125,13 @@ ONE_IMPORTER = {
     "transformers": {"fedms.models.backbone", "fedms.bench.plain"},  # the second is a peer
     "peft": {"fedms.models.adapters", "fedms.bench.plain"},
     "flwr_datasets": {"fedms.data.partition"},
-    "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
-    "typer": {f"fedms.cli.{m}" for m in ("base", "models", "runs", "sites")},
+    "pydantic": {  # what people, sites and other programs write
+        *("fedms.config", "fedms.runtimes.messages", "fedms.serve.schema"),
+    },
+    "typer": {f"fedms.cli.{m}" for m in ("base", "models", "runs", "serving", "sites")},
+    "fastapi": {"fedms.serve.app"},
+    "starlette": {"fedms.serve.app"},
+    "uvicorn": {"fedms.serve.server"},
     "rich": {"fedms.progress"},
     "matplotlib": {"fedms.compare.plots"},
     "scipy": {"fedms.compare.scores"},

@@ -31,6 +31,8 @@ FILES = (".csv", ".csv.gz", ".parquet")
 _CHUNK = 256
 """Rows that are held at a time."""
 _ROOM = 1 << 30
+_APIECE = 1 << 14
+"""Bytes of a client's model beside its tensors."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ class Models:
         device = device or self.config.runtime.device
         self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
         self.common = Common.load(self.learner, self.adapters)
-        self.model = Shelf[str, SavedModel](self._load, lambda model: model.bytes, room)
+        self._models = Shelf[str, SavedModel](self._load, lambda m: m.bytes + _APIECE, room)
 
     @property
-    def takes(self) -> str:
+    def takes(self) -> data.Kind:
         """`text` or `image`."""
         return self.learner.backbone.takes
 
@@ -106,19 +108,27 @@ class Models:
             raise UserError(f"got no --client; expected one of {_some(known)}, or {NEW}")
         return known[0]
 
-    def _load(self, client: str) -> SavedModel:
-        """A client's, or for `new` that of somebody who took no part; remembered as `model`.
+    def model(self, client: str) -> SavedModel:
+        """A client's, or for `new` that of somebody who took no part.
 
         Raises:
             UserError: if there is none.
         """
-        own = self.adapters / "clients" / safe_name(client)
-        if not own.is_dir():
-            if client != NEW and self.clients:  # where nobody has one, all have the shared one
-                known = _some(self.clients)
-                raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
-            return SavedModel.load(self.common, None)
-        return SavedModel.load(self.common, own)
+        if not self.has(client):
+            known = _some(self.clients)
+            raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
+        return self._models(client if self._own(client).is_dir() else NEW)
+
+    def _load(self, client: str) -> SavedModel:
+        own = self._own(client)
+        return SavedModel.load(self.common, own if own.is_dir() else None)
+
+    def has(self, client: str) -> bool:
+        """Whether there is a model for somebody; where nobody has one, all have the shared one."""
+        return client == NEW or self._own(client).is_dir() or not self.clients
+
+    def _own(self, client: str) -> Path:
+        return self.adapters / "clients" / safe_name(client)
 
     def predict(self, table: data.Table, client: str) -> Iterator[Said]:
         """What a client's model says of each example, as it goes along.
@@ -131,13 +141,8 @@ class Models:
             (said,) = predict_together([(model, rows)])
             yield from self._said(said)
 
-    def together(self, asked: Sequence[tuple[str, data.Table]]) -> list[list[Said]]:
-        """What clients' models say of their examples, in one pass over the foundation model.
-
-        Raises:
-            UserError: as `predict`.
-        """
-        parts = [(self.model(who), self._encoded(table)) for who, table in asked]
+    def together(self, parts: Sequence[tuple[SavedModel, Rows]]) -> list[list[Said]]:
+        """What some of its models say of some rows, in one pass over the foundation model."""
         return [list(self._said(found)) for found in predict_together(parts)]
 
     def score(self, rows: Rows, client: str) -> dict[str, Score]:
@@ -171,9 +176,10 @@ class Models:
     def _rows(self, table: data.Table) -> Iterator[Rows]:
         self._check(table)
         for start in range(0, len(table), _CHUNK):
-            yield self._encoded(table.take(np.arange(start, min(start + _CHUNK, len(table)))))
+            yield self.encoded(table.take(np.arange(start, min(start + _CHUNK, len(table)))))
 
-    def _encoded(self, table: data.Table) -> Rows:
+    def encoded(self, table: data.Table) -> Rows:
+        """Examples as the foundation model takes them."""
         columns = build.encode(self.learner.backbone, table)
         return Rows(columns, np.zeros(len(table), np.int64))
 
@@ -227,8 +233,12 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
         origins += found if kind == "image" else [f"{word!r}"] * len(found)
     if not inputs:
         raise UserError(f"got no input; expected {kind}s, a file of them, or - for standard input")
-    table = data.Table("image" if kind == "image" else "text", inputs, [""] * len(inputs))
-    return data.Table(table.kind, inputs, table.labels, origins=origins, numbers=[0] * len(inputs))
+    for text, origin in zip(inputs, origins, strict=True):
+        if kind == "text" and not text.strip():
+            raise UserError(f"got no text at {origin}; expected some; try removing it")
+    labels, numbers = [""] * len(inputs), [0] * len(inputs)
+    of_kind: data.Kind = "image" if kind == "image" else "text"
+    return data.Table(of_kind, inputs, labels, origins=origins, numbers=numbers)
 
 
 def _files(path: Path) -> list[Path]:

@@ -36,8 +36,12 @@ def predict(
         str | None, typer.Option(help="Column of files, or several with + [data.input].")
     ] = None,
     device: DEVICE = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many likeliest classes of each [1; in JSON all]."),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with all probabilities.")
+        bool, typer.Option("--json", help="One JSON object a line, with probabilities.")
     ] = False,
 ) -> None:
     """Say what a client's model says of new examples, and what its two experts do.
@@ -51,13 +55,18 @@ def predict(
     who = client or models.only()
     for i, said in enumerate(models.predict(table, who)):
         if as_json:
-            typer.echo(json.dumps({"input": table.where(i), "client": who, **asdict(said)}))
+            facts = {"input": table.where(i), "client": who, **asdict(said)}
+            if top is not None:
+                facts["probabilities"] = said.likeliest(top)
+            typer.echo(json.dumps(facts))
             continue
         line = f"{said.label}\t{said.probability:.3f}\t{table.where(i)}"
         if said.gate_weight is not None:
             parts = [f"{name} expert {label} {p:.3f}" for name, (label, p) in said.experts.items()]
             line += f"\t({'; '.join(parts)}; weight on the global one {said.gate_weight:.3f})"
         typer.echo(line)
+        for label, probability in [*said.likeliest(top or 1).items()][1:]:
+            typer.echo(f"\t{probability:.3f}\t{label}")
 
 
 @app.command()
