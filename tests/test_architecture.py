@@ -99,11 +99,13 @@ ALLOWED = {
     "compare": {"config", "core", "events", "identity", "run", "store"},
     "progress": {"bench", "config", "events"},
     "use": {"build", "config", "core", "data", "models", "store"},
-    "export": {"core", "models", "store", "use"},
+    "hub": {"core"},
+    "card": {"hub", "models", "use"},
+    "export": {"card", "core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
     "serve": {"core", "data", "use"},
     "cli": {
-        *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
+        *("bench", "build", "compare", "config", "core", "deploy", "events", "export", "hub"),
         *("progress", "run", "scoring", "serve", "store", "use"),
     },
     "fedms": set(),
@@ -122,8 +124,10 @@ def test_core_needs_torch_numpy_and_safetensors_alone(module):
 
 
 ONE_IMPORTER = {
-    "transformers": {"fedms.models.backbone", "fedms.bench.plain"},  # the second is a peer
-    "peft": {"fedms.models.adapters", "fedms.bench.plain"},
+    # bench.plain is a peer; models.standalone is not of the library: it is put beside exports
+    "transformers": {f"fedms.{m}" for m in ("models.backbone", "bench.plain", "models.standalone")},
+    "peft": {f"fedms.{m}" for m in ("models.adapters", "bench.plain", "models.standalone")},
+    "huggingface_hub": {"fedms.hub"},
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {  # what people, sites and other programs write
         *("fedms.config", "fedms.runtimes.messages", "fedms.serve.schema"),
@@ -154,6 +158,11 @@ def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
     few = ("run", "clients", "events", "deploy.parts", "use", "scoring")
     assert users <= {f"fedms.{m}" for m in few}
+
+
+def test_what_is_put_beside_exports_needs_nothing_of_the_project():
+    assert not any(name.startswith("fedms") for name in IMPORTS["fedms.models.standalone"])
+    assert not any("fedms.models.standalone" in names for names in IMPORTS.values())
 
 
 def test_nobody_imports_the_root_package():

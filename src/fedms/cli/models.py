@@ -115,15 +115,43 @@ def export(
     licence: Annotated[
         str, typer.Option("--license", help="For the model card: what you give the models under.")
     ] = "other",
+    repository: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload what was written, as whoever is logged in, into a private repository.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="The repository may be seen by anyone. The files tell of the client's rows.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what was exported.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Write a client's models as PEFT adapters with a model card, for use without fedms.
 
     Example: fedms export runs/digits-fedms-seed0 --client 3 --to letters
     """
+    from fedms import hub
     from fedms.export import export as perform
 
     if merged not in (None, "local", "global"):
         fail(f"got --merged {merged}; expected local or global")
-    for path in perform(folder, to, client, merged=merged, licence=licence, force=force):
+    if public and repository is None:
+        fail("got --public; expected --push-to-hub OWNER/NAME with it")
+    if repository is not None:
+        hub.check_repository(repository)
+    paths = perform(folder, to, client, merged=merged, licence=licence, force=force)
+    url = None if repository is None else hub.push(to, repository, public=public)
+    if as_json:
+        typer.echo(json.dumps({"folders": [str(path) for path in paths], "pushed": url}, indent=2))
+        return
+    for path in paths:
         typer.echo(str(path))
+    if url is not None:
+        typer.echo(f"pushed to {url}, {'for anyone to see' if public else 'private'}")

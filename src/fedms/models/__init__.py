@@ -3,6 +3,7 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    save_beside,
     save_expert,
     save_gate,
     save_means,
@@ -12,6 +13,7 @@ from fedms.models.export import (
 )
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
+from fedms.models.names import hub_id, spoken
 from fedms.models.prefix import Room
 from fedms.models.prompts import class_prompts
 from fedms.models.saved import Common, Opinions, SavedModel
@@ -35,13 +37,16 @@ __all__ = [
     "SavedModel",
     "Training",
     "class_prompts",
+    "hub_id",
     "load_backbone",
     "look_up",
     "predict_together",
+    "save_beside",
     "save_expert",
     "save_gate",
     "save_means",
     "save_merged",
     "save_prior",
     "save_statistics",
+    "spoken",
 ]
