@@ -54,6 +54,18 @@ def export(
             f"got --to {to}, which exists; expected a new folder, or with --force one that "
             "fedms export made"
         )
+    write(models, to, who, merged=merged, licence=licence)
+    return sorted(path for path in to.iterdir() if path.is_dir())
+
+
+def write(
+    models: Models, to: Path, who: str, *, merged: str | None = None, licence: str = "other"
+) -> None:
+    """Write a client's models in the place of a folder: see `export`.
+
+    Raises:
+        UserError: if there is no such model.
+    """
     with whole_folder(to) as new:
         _copy(models, who, new)
         if merged is not None:
@@ -62,7 +74,6 @@ def export(
             save_merged(models.config.model.name, new, merged)
         write_text(new / _MARK, json.dumps({"client": who, "run": models.folder.name}) + "\n")
         write_text(new / "README.md", card(models, new, who, licence, merged))
-    return sorted(path for path in to.iterdir() if path.is_dir())
 
 
 def _is_free(to: Path, *, force: bool) -> bool:
