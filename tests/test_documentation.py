@@ -6,6 +6,7 @@ import configparser
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer.main
 
 from fedms.cli import app, main
 from fedms.config import Method, Rounds, load_config
+from fedms.serve.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,6 +124,26 @@ def test_commands_across_machines_are_understood(command):
     _, name, *words = command.split("#")[0].split()
     group = typer.main.get_command(app)
     group.commands[name].make_context(name, list(words))
+
+
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^ {4}(fedms .*)$", SERVING, re.MULTILINE))
+def test_commands_that_use_models_are_understood(command):
+    """`tests/cli/test_cli_models.py` and `tests/serve` perform them."""
+    _, name, *words = shlex.split(command)
+    group = typer.main.get_command(app)
+    group.commands[name].make_context(name, list(words))
+
+
+def test_limits_are_told_of_as_they_are():
+    limits = Limits()
+    assert f"{limits.inputs} inputs a request" in SERVING
+    assert f"{limits.characters:,} characters" in SERVING
+    assert f"{limits.pixels // 10**6} million pixels" in SERVING
+    assert f"{limits.waiting} rows and {limits.bodies // 10**6} MB" in SERVING
+    assert f"{limits.patience:g} s for a body" in SERVING
 
 
 def test_there_are_commands_across_machines():

@@ -28,6 +28,7 @@ from fedms.run import run
 from fedms.use import NEW, Models
 
 COMMON = ("runtime.threads=1", "partition.unseen_clients=1")
+SHORT = ("stage1.rounds=1", "stage2.rounds=1", "runtime.threads=1")
 WAYS = {
     "all that is ours": ("gate.statistics=personal",),
     "logits, with priors": ("gate.calibration=false", "gate.mix=logits", "gate.mix_prior=both"),
@@ -105,9 +106,9 @@ def test_texts_are_exported_too(tmp_path, model_folder, kind):
         "text,label\n" + "".join(f"{t} {i},{len(t) % 3}\n" for i, t in enumerate(words))
     )
     settings = [
-        *("partition.clients=2", "partition.by=iid", "stage1.rounds=1", "stage2.rounds=1"),
-        *("data.source=csv", f"data.path={tmp_path / 'data.csv'}", f"model.name={base}"),
-        "runtime.threads=1",
+        *SHORT,
+        *("partition.clients=2", "partition.by=iid", f"model.name={base}"),
+        *("data.source=csv", f"data.path={tmp_path / 'data.csv'}"),
     ]
     run(load_config(None, settings), tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out", "0", merged="local")
@@ -123,6 +124,17 @@ def test_texts_are_exported_too(tmp_path, model_folder, kind):
         str(tmp_path) not in card
     )  # in which folder the foundation model was is nobody's business
     assert f"`{Path(base).name}`, a folder that was not exported" in card
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_other_encoders_of_images_are_exported_too(tmp_path, model_folder, kind):
+    base = model_folder(kind)
+    settings = [*SHORT, "partition.clients=2", "data.max_rows=100", f"model.name={base}"]
+    run(load_config(None, settings), tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out", "0")
+    _, expected = said(tmp_path / "run", "0")
+    without = module(tmp_path / "out").Model(tmp_path / "out", base=str(base))
+    close(without.opinions(pictures())["personal"], expected.personal)
 
 
 @pytest.fixture(scope="module")

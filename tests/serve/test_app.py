@@ -99,6 +99,26 @@ def test_it_says_what_the_model_says(models):
     assert len(found["probabilities"]) == 3
 
 
+def test_texts_are_read_as_they_are(of_texts):
+    models, texts = Models(of_texts), ["lost card", "the blue bird is not a dog", "my cat"]
+    expected = list(models.predict(data.Table("text", texts, [""] * 3), "2"))
+    right, empty, long = asked(
+        models,
+        predict("2", texts),
+        predict("2", ["card", " \n"]),
+        predict("2", ["x" * 101]),
+        limits=Limits(characters=100),
+    )
+    found = right.json()["predictions"]
+    assert [one["label"] for one in found] == [one.label for one in expected]
+    assert found[1]["probability"] == pytest.approx(expected[1].probability, abs=1e-5)
+    assert (empty.status_code, empty.json()) == (
+        422,
+        {"error": "got no text at inputs[1]; expected some"},
+    )
+    assert long.json() == {"error": "got 101 characters at inputs[0]; expected at most 100"}
+
+
 def test_requests_of_several_clients_are_one_pass(models, monkeypatch):
     seen = []
     prefix = SplitForward.prefix
@@ -176,6 +196,11 @@ def test_a_body_is_counted_as_it_comes(models):
     )
     assert long.status_code == 413
     assert slow.status_code == 408
+
+
+def test_bodies_that_are_held_are_bounded_together(models):
+    (answer,) = asked(models, predict("1", ["x" * 2000]), limits=Limits(bodies=1000))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_more_than_may_wait_comes_again(models):

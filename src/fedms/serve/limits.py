@@ -24,8 +24,8 @@ class Limits:
         patience: seconds in which a request's body must arrive.
     """
 
-    body: int = 8 << 20
-    bodies: int = 256 << 20
+    body: int = 8_000_000
+    bodies: int = 256_000_000
     inputs: int = 64
     characters: int = 20_000
     pixels: int = 16_000_000
