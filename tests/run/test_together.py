@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from fedms import data
@@ -91,3 +92,19 @@ def test_models_of_unequal_depth_share_a_pass(done):
     parts = [(first, rows(models, 0, 3)), (second, rows(models, 10, 2)), (bare, rows(models, 5, 1))]
     for (model, part), said in zip(parts, predict_together(parts), strict=True):
         alike(said, model.predict(part))
+
+
+def test_models_are_kept_up_to_a_number_of_bytes(done):
+    path = done(*COMMON, *WAYS["all that is ours"]).path
+    small, large = Models(path, room=1), Models(path)
+    for models in (small, large):
+        first = models.model(models.clients[0])
+        models.model(models.clients[1])
+        again = models.model(models.clients[0])
+        assert (again is first) == (models is large)
+        assert again.partner is models.common.expert  # the global expert is in memory once
+    assert first.bytes == sum(
+        t.nbytes
+        for f in (path / "adapters" / "clients" / large.clients[0]).rglob("*.safetensors")
+        for t in load_file(f).values()
+    )

@@ -1,6 +1,6 @@
 """What stands before the application: who may ask, how much, and a line in the log.
 
-A log line has method, route, status, bytes and milliseconds: never what was asked or answered.
+A log line has method, route, status and milliseconds: never what was asked or answered.
 """
 
 from __future__ import annotations
