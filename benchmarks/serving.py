@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -125,6 +126,8 @@ class Figures:
         alone: seconds of each request, with nobody else asking.
         crowd: likewise, with several askers.
         rate: answers a second of these.
+        work: CPU seconds of the service an answer to these, which others on the machine do not
+            change as much.
         labels: that were said to some texts, to see that both sides say the same.
     """
 
@@ -133,6 +136,7 @@ class Figures:
     alone: list[float]
     crowd: list[float]
     rate: float
+    work: float
     labels: list[str]
 
 
@@ -149,12 +153,13 @@ def measure(
                 ready, memory = time.monotonic() - began, resident(process.pid)
                 draw = np.random.default_rng(0)
                 alone = await crowd(client, draw, clients, texts, words.alone, 1)
-                start = time.monotonic()
+                start, spent = time.monotonic(), worked(process.pid)
                 many = await crowd(client, draw, clients, texts, words.requests, words.askers)
                 rate = len(many) / (time.monotonic() - start)
+                work = (worked(process.pid) - spent) / len(many)
                 labels = [label for _, label in [*first, *alone]]
                 one, more = ([s for s, _ in found] for found in (alone, many))
-                return Figures(ready, memory, one, more, rate, labels)
+                return Figures(ready, memory, one, more, rate, work, labels)
 
         return asyncio.run(ask())
 
@@ -211,6 +216,12 @@ def resident(pid: int) -> int:
     return 1024 * int(kilobytes)
 
 
+def worked(pid: int) -> float:
+    """CPU seconds of a process, as Linux says."""
+    found = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(found[11]) + int(found[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def row(count: int, side: str, turns: Sequence[Figures]) -> list[str]:
     """Cells: medians over turns, and quantiles of all their requests."""
     alone = [s for one in turns for s in one.alone]
@@ -221,6 +232,7 @@ def row(count: int, side: str, turns: Sequence[Figures]) -> list[str]:
         *(f"{1000 * np.quantile(alone, q):.0f} ms" for q in (0.5, 0.95)),
         f"{statistics.median(one.rate for one in turns):.0f}",
         *(f"{1000 * np.quantile(many, q):.0f} ms" for q in (0.5, 0.95)),
+        f"{1000 * statistics.median(one.work for one in turns):.1f} ms",
         f"{statistics.median(one.ready for one in turns):.0f} s",
         f"{max(one.memory for one in turns) / 1e9:.2f} GB",
     ]
@@ -230,7 +242,7 @@ def text(rows: Sequence[Sequence[str]], words: argparse.Namespace, bytes_each: i
     """The table, and what made it."""
     facts = environment(0)
     head = ["clients", "models", "p50, alone", "p95, alone", f"answers/s, {words.askers} askers"]
-    head += ["p50", "p95", "all answered after", "memory"]
+    head += ["p50", "p95", "CPU an answer", "all answered after", "memory"]
     command = f"python benchmarks/serving.py --clients {words.clients} --askers {words.askers}"
     command += f" --requests {words.requests} --alone {words.alone} --turns {words.turns}"
     return "\n".join(
@@ -289,9 +301,9 @@ def main() -> None:
     )
     parser.add_argument("--clients", default="1,10,100", help="numbers of them, by commas")
     parser.add_argument("--askers", type=int, default=16, help="who ask at the same time")
-    parser.add_argument("--requests", type=int, default=600, help="of all askers")
-    parser.add_argument("--alone", type=int, default=150, help="requests with nobody else asking")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=400, help="of all askers")
+    parser.add_argument("--alone", type=int, default=100, help="requests with nobody else asking")
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--run", type=Path, help="folder of the run [a temporary one]")
     parser.add_argument("--write", action="store_true", help="into docs/serving.md")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
