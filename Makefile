@@ -70,9 +70,10 @@ results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)
 	$(BIN)/fedms bench
 
-performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
+performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md and docs/serving.md again, peers included (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/across.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --write
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python $(PFL)/bin/python
 
 glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fonts to install first)
