@@ -221,16 +221,22 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
     inputs: list[Any] = []
     origins: list[str] = []
     for word in words:
-        found = [str(x) for x in (_files(Path(word)) if kind == "image" else [word])]
         if word == "-":
-            found = [line.rstrip("\n") for line in lines if line.strip()]
+            for number, line in enumerate(lines, start=1):
+                if text := line.rstrip("\n").strip():
+                    inputs.append(Path(text) if kind == "image" else line.rstrip("\n"))
+                    origins.append(f"line {number} of standard input")
         elif word.endswith(FILES):
             table = data.load_inputs(Path(word), column, kind)
             inputs += table.inputs
             origins += [table.where(i) for i in range(len(table))]
-            continue
-        inputs += map(Path, found) if kind == "image" else found
-        origins += found if kind == "image" else [f"{word!r}"] * len(found)
+        elif kind == "image":
+            files = _files(Path(word))
+            inputs += files
+            origins += map(str, files)
+        else:
+            inputs.append(word)
+            origins.append(repr(word))
     if not inputs:
         raise UserError(f"got no input; expected {kind}s, a file of them, or - for standard input")
     for text, origin in zip(inputs, origins, strict=True):
