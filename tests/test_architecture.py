@@ -103,7 +103,9 @@ ALLOWED = {
     "compare": {"config", "core", "events", "identity", "run", "store"},
     "progress": {"bench", "config", "core", "events", "report"},
     "use": {"build", "config", "core", "data", "models", "store"},
-    "export": {"core", "models", "store", "use"},
+    "hub": {"core"},
+    "card": {"hub", "models", "use"},
+    "export": {"card", "core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
     "holdings": {"build", "config", "core", "data"},
     "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
@@ -112,10 +114,22 @@ ALLOWED = {
     "watching": {"store"},
     "live": {"curves", "progress", "tables", "watching"},
     "tables": {"holdings", "progress"},
+    "serve": {"core", "data", "use"},
     "cli": {
         *("bench", "build", "compare", "config", "core", "deploy", "doctor", "estimate", "events"),
-        *("export", "holdings", "live", "progress", "report", "run", "scoring", "store", "tables"),
-        *("use", "watching"),
+        *(
+            "export",
+            "holdings",
+            "hub",
+            "live",
+            "progress",
+            "report",
+            "run",
+            "scoring",
+            "serve",
+            "store",
+        ),
+        *("tables", "use", "watching"),
     },
     "fedms": set(),
 }
@@ -133,14 +147,21 @@ def test_core_needs_torch_numpy_and_safetensors_alone(module):
 
 
 ONE_IMPORTER = {
-    "transformers": {"fedms.models.backbone", "fedms.bench.plain"},  # the second is a peer
-    "peft": {"fedms.models.adapters", "fedms.bench.plain"},
+    # bench.plain is a peer; models.standalone is not of the library: it is put beside exports
+    "transformers": {f"fedms.{m}" for m in ("models.backbone", "bench.plain", "models.standalone")},
+    "peft": {f"fedms.{m}" for m in ("models.adapters", "bench.plain", "models.standalone")},
+    "huggingface_hub": {"fedms.hub"},
     "flwr_datasets": {"fedms.data.partition"},
-    "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
+    "pydantic": {  # what people, sites and other programs write
+        *("fedms.config", "fedms.runtimes.messages", "fedms.serve.schema"),
+    },
     "typer": {
         f"fedms.cli.{m}"
-        for m in ("base", "completion", "looking", "models", "reports", "runs", "sites")
+        for m in ("base", "completion", "looking", "models", "reports", "runs", "serving", "sites")
     },
+    "fastapi": {"fedms.serve.app"},
+    "starlette": {"fedms.serve.app"},
+    "uvicorn": {"fedms.serve.server"},
     "rich": {"fedms.live", "fedms.progress", "fedms.tables"},
     "matplotlib": {"fedms.compare.plots"},
     "scipy": {"fedms.compare.scores"},
@@ -163,6 +184,11 @@ def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
     few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings", "estimate")
     assert users <= {f"fedms.{m}" for m in few}
+
+
+def test_what_is_put_beside_exports_needs_nothing_of_the_project():
+    assert not any(name.startswith("fedms") for name in IMPORTS["fedms.models.standalone"])
+    assert not any("fedms.models.standalone" in names for names in IMPORTS.values())
 
 
 def test_nobody_imports_the_root_package():

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 from fedms.cli import app, main
 from fedms.config import Config, Method, Rounds, load_config
+from fedms.serve.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -227,15 +228,16 @@ def test_commands_across_machines_are_understood(command):
     group.commands[name].make_context(name, list(words))
 
 
-def reports() -> list[str]:
-    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
-    return re.findall(r"^ {4}(fedms report .*)$", text, re.MULTILINE)
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", reports())
-def test_commands_of_reports_are_understood(command):
-    """`tests/cli/test_cli_report.py` performs them."""
-    typer.main.get_command(app).commands["report"].make_context("report", command.split()[2:])
+def test_limits_are_told_of_as_they_are():
+    limits = Limits()
+    assert f"{limits.inputs} inputs a request" in SERVING
+    assert f"{limits.characters:,} characters" in SERVING
+    assert f"{limits.pixels // 10**6} million pixels" in SERVING
+    assert f"{limits.waiting} rows and {limits.bodies // 10**6} MB" in SERVING
+    assert f"{limits.patience:g} s for a body" in SERVING
 
 
 def test_there_are_commands_across_machines():

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Cohort = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0.0, le=1.0)]
-Size = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[kKMG]?B$")]
+SIZE = r"^\d+(\.\d+)?\s?[kKMG]?B$"
+"""Of bytes, as `60kB` or `2GB`."""
+Size = Annotated[str, Field(pattern=SIZE)]
 
 Rank = Annotated[int, Field(ge=1, strict=True)]
 Cap = Annotated[int, Field(ge=1, strict=True)] | Size

@@ -59,6 +59,7 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
         (results.PAGE, ["standing", *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
+        (module("serving").PAGE, ["serving"]),
     ):
         text = page.read_text(encoding="utf-8")
         for name in names:

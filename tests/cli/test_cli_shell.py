@@ -106,6 +106,7 @@ FOLDERS = {
     "resume": (),
     "watch": (),
     "report": (),
+    "serve": (),
     "predict": ("some text",),
     "evaluate": (),
     "export": ("--to", "out"),

@@ -3,6 +3,7 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    save_beside,
     save_expert,
     save_gate,
     save_means,
@@ -12,18 +13,21 @@ from fedms.models.export import (
 )
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
+from fedms.models.names import hub_id, spoken
 from fedms.models.prefix import Room
 from fedms.models.prompts import class_prompts
 from fedms.models.rehearsal import Rehearsal
-from fedms.models.saved import Opinions, SavedModel
+from fedms.models.saved import Common, Opinions, SavedModel
 from fedms.models.settings import Mixing, Training
 from fedms.models.stack import Trainee
 from fedms.models.tariff import Tariff
+from fedms.models.together import predict_together
 
 __all__ = [
     "AdapterSlots",
     "AttentionHead",
     "Backbone",
+    "Common",
     "ContextHead",
     "Head",
     "LinearHead",
@@ -39,12 +43,16 @@ __all__ = [
     "Trainee",
     "Training",
     "class_prompts",
+    "hub_id",
     "load_backbone",
     "look_up",
+    "predict_together",
+    "save_beside",
     "save_expert",
     "save_gate",
     "save_means",
     "save_merged",
     "save_prior",
     "save_statistics",
+    "spoken",
 ]
