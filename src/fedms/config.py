@@ -72,7 +72,9 @@ class Model(Section):
 class Data(Section):
     """Where examples come from."""
 
-    source: Literal["csv", "parquet", "folder", "hub", "digits"] = "digits"
+    source: Literal["csv", "parquet", "folder", "hub", "digits"] = Field(
+        "digits", description="what the data are; digits are scikit-learn's"
+    )
     path: str | None = Field(None, description="file, folder or hub id; unused for digits")
     config: str | None = Field(None, description="configuration name of a hub data set")
     input: str = Field("text", description='column with the text or image; "a+b" joins columns')
@@ -100,7 +102,9 @@ class Data(Section):
 class Partition(Section):
     """Who holds what."""
 
-    by: Literal["iid", "dirichlet", "shards", "quantity", "column"] = "dirichlet"
+    by: Literal["iid", "dirichlet", "shards", "quantity", "column"] = Field(
+        "dirichlet", description="how rows are dealt; column: to those to whom they belong"
+    )
     alpha: float = Field(0.3, gt=0, description="concentration of dirichlet; small is skewed")
     clients: int = Field(8, ge=1, description="number of clients; by = column: see max_clients")
     shards: int = Field(2, ge=1, description="shards of sorted classes a client gets")
@@ -127,7 +131,7 @@ class Partition(Section):
 class Lora(Section):
     """The adapters of an expert."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, description="columns of A, rows of B")
     alpha: float = Field(16.0, gt=0, description="low-rank products are scaled by alpha / rank")
     targets: str = Field("qv", pattern="^[qkvo]+$", description="projections, of q, k, v and o")
     ranks: dict[str, Rank] = Field(
@@ -138,7 +142,9 @@ class Lora(Section):
 class Sal(Section):
     """Sparsely activated LoRA: which blocks are trained, and when there are more."""
 
-    trigger: Literal["queue", "schedule", "all"] = "queue"
+    trigger: Literal["queue", "schedule", "all"] = Field(
+        "queue", description="when accuracy stands still; by the calendar; all from the start"
+    )
     start: int = Field(1, ge=1, description="active blocks at first")
     step: int = Field(1, ge=1, description="blocks activated at a time")
     queue: int = Field(3, ge=2, description="validation scores in the capability queue")
@@ -154,9 +160,9 @@ class Sal(Section):
 class Stage1(Section):
     """The global expert."""
 
-    rounds: int = Field(10, ge=0)
+    rounds: int = Field(10, ge=0, description="of this stage")
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, description="passes over a client's rows in a round")
     prior: Literal["none", "client", "learned"] = Field(
         "learned",
         description="class frequencies added to a client's logits while it trains; learned: as "
@@ -170,10 +176,12 @@ class Stage1(Section):
 class Stage2(Section):
     """Local experts and gate."""
 
-    rounds: int = Field(10, ge=0)
+    rounds: int = Field(10, ge=0, description="of this stage")
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
-    epochs: int = Field(1, ge=1)
-    local_init: Literal["global", "zero"] = "global"
+    epochs: int = Field(1, ge=1, description="passes over a client's rows in a round")
+    local_init: Literal["global", "zero"] = Field(
+        "global", description="a local expert starts as the global one, or as no adapter"
+    )
     checkpoint: Literal["mean", "best", "last"] = Field(
         "mean", description="of a client's rounds: mean of local experts, best on validation, last"
     )
@@ -242,18 +250,22 @@ class Faults(Section):
 class Gate(Section):
     """How the two experts are joined."""
 
-    share: Literal["adapter", "all", "none"] = "adapter"
+    share: Literal["adapter", "all", "none"] = Field(
+        "adapter", description="what of the gate is averaged"
+    )
     mixture: Literal["gate", "even", "none"] = Field(
         "gate", description="of both experts: by the gate, with equal weights, or local one alone"
     )
-    mix: Literal["probabilities", "logits", "features"] = "probabilities"
+    mix: Literal["probabilities", "logits", "features"] = Field(
+        "probabilities", description="what of the experts is weighed"
+    )
     mix_prior: Literal["none", "client", "both", "learned"] = Field(
         "none",
         description="whose logits get the log of the client's class frequencies; learned: both, in "
         "training, as calibration weighs them",
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
-    data: Literal["train", "val"] = "train"
+    data: Literal["train", "val"] = Field("train", description="rows the gate learns on")
     calibration: bool = Field(
         True, description="predict by weights of evidence that all clients fit on validation rows"
     )
@@ -296,10 +308,10 @@ class Baselines(Section):
 class Training(Section):
     """A client's optimiser."""
 
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    gate_learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    batch_size: int = Field(32, ge=1, description="rows of a step")
+    learning_rate: float = Field(3e-3, gt=0, description="AdamW's, of adapters and heads")
+    gate_learning_rate: float = Field(1e-3, gt=0, description="of the gate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="over the rounds of a stage: constant, or half a cosine towards 0"
     )
@@ -311,7 +323,9 @@ class Runtime(Section):
     name: Literal["simulator", "ray"] = Field(
         "simulator", description="ray: Flower's simulation engine, for who has a Ray cluster"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA where there is one"
+    )
     workers: int = Field(1, ge=1, le=1024, description="processes that share the clients")
     threads: int | None = Field(
         None, ge=1, description="of torch in every worker; unset: its own choice, shared out"
@@ -362,9 +376,11 @@ Method = Literal[
 class Config(Section):
     """A whole run."""
 
-    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    method: Method = "fedms"
-    seed: int = Field(0, ge=0, lt=2**63)
+    name: str = Field(
+        "digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="begins the run folder's"
+    )
+    method: Method = Field("fedms", description="what is run (docs/evaluation.md lists all)")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything that is drawn")
     evaluate_every: int = Field(
         5, ge=0, description="rounds between test scores; 0: stage ends only"
     )

@@ -116,7 +116,7 @@ def resume(
     Args:
         path: the run folder.
         watch: is called with every event as it happens.
-        tell: is told of files that are damaged, and not used.
+        tell: is told of files that are damaged, and not used; and of versions that have changed.
 
     Raises:
         UserError: if it is no run folder, another process is at work in it, no checkpoint is
@@ -135,6 +135,7 @@ def resume(
         experiment = build(config, path)
         clients = [client.id for client in experiment.trained]
         with _held_alone(folder):
+            _tell_of_versions(folder, config, tell)
             begin = checkpoints.latest(folder, clients, tell)
         return _simulate(config, experiment, folder, watch, begin)
 
@@ -151,6 +152,15 @@ def _reopen(path: Path) -> tuple[Config, RunFolder, dict[str, Any]]:
                 f"got {path}, whose {name} was {then} and is {now.get(name)} now; expected as then"
             )
     return config, folder, facts
+
+
+def _tell_of_versions(folder: RunFolder, config: Config, tell: Callable[[str], None]) -> None:
+    """Sums may come out otherwise, in their last bits."""
+    if changed := folder.resumed(config.seed):
+        tell(
+            f"{folder.path} was begun with {'; '.join(changed)}: "
+            "it may not end to the bit as it would have"
+        )
 
 
 def _create(path: Path, config: Config, computes: Mapping[str, Any], *, force: bool) -> RunFolder:
@@ -221,6 +231,8 @@ def serve(
             computes = {**experiment.computes, "identity": identity(config), "sites": name}
             folder = _create(path, config, computes, force=force)
         with _held_alone(folder):
+            if again:
+                _tell_of_versions(folder, config, tell)
             begin = checkpoints.latest(folder, (), tell) if again else None
             return _Run(config, experiment, folder, watch, clients, clients).perform(begin)
 

@@ -89,6 +89,21 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, done):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
+def test_other_versions_are_told_of_and_written_down(tmp_path, small):
+    path, told = tmp_path / "run", []
+    ended(small(), path, after=4)
+    facts = json.loads((path / "environment.json").read_text())
+    facts["packages"]["torch"] = "2.0.0"
+    (path / "environment.json").write_text(json.dumps(facts))
+    resume(path, tell=told.append)
+    (said,) = told
+    assert f"torch 2.0.0, now {torch.__version__.split('+')[0]}" in said
+    after = json.loads((path / "environment.json").read_text())
+    (again,) = after.pop("resumed")
+    assert after == facts
+    assert again["packages"]["torch"] != "2.0.0"
+
+
 def server(path):
     return sorted((path / "checkpoints" / "server").iterdir())
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -683,12 +684,18 @@ def test_the_relay_needs_no_torch():
 def test_a_site_that_crashed_at_work_is_asked_again_after_three_deadlines(tables, tmp_path):
     """Its question stays without an answer for ever, though it is back."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
+    north = started(tables, tmp_path, "north").answer
 
     def crashing(message):
         return None if message.kind == "train" and next(trained) == 0 else answer(message)
 
-    apps = {**two(tables, tmp_path), 7: node(crashing)}
-    words = ("stage1.rounds=40", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
+    def slow(message):
+        if message.kind == "train":
+            time.sleep(0.1)  # a round takes that long at least
+        return north(message)
+
+    apps = {**two(tables, tmp_path), 0: node(slow), 7: node(crashing)}
+    words = ("stage1.rounds=12", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
     served(tables, tmp_path / "served", apps, *words, deadline=0.2)
     said = [line.get("south") for line in rejected(tmp_path / "served")]
     assert said[:2] == ["gave no answer in 0.2 s", BUSY]

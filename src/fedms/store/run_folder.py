@@ -137,6 +137,20 @@ class RunFolder:
         """
         return read_facts(self.path / ENVIRONMENT)
 
+    def resumed(self, seed: int) -> list[str]:
+        """What differs from its beginning among versions; written down if anything does."""
+        facts, now = self.facts(), environment(seed)
+        last = (facts.get("resumed") or [facts])[-1]["packages"]
+        changed = [
+            f"{name} {then}, now {now['packages'][name]}"
+            for name, then in last.items()
+            if name in now["packages"] and now["packages"][name] != then
+        ]
+        if changed:
+            again = [*facts.get("resumed", ()), now]
+            write_json(self.path / ENVIRONMENT, {**facts, "resumed": again})
+        return changed
+
     def summary(self) -> dict[str, Any] | None:
         """Of a complete run, else None.
 
