@@ -204,9 +204,12 @@ def test_of_very_many_clients_and_classes_the_least_is_left_out(made, tmp_path, 
 
 
 def test_a_run_that_ended_early_shows_what_is_there(made, tmp_path):
-    run = made(tmp_path / "run", rounds=7, complete=False)
+    run = made(tmp_path / "run", rounds=7, complete=False, details=False)
+    scored = [{**line, "gate_weight": None} for line in lines(run, "clients")]
+    (run / "clients.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))
     found = page(write([run]))
     assert "This run is not complete: 7 rounds are on record." in found.text["p"]
+    assert "of this method have no gate" not in found.text["p"]  # stage 2 may be to come
     assert f"fedms resume {run}" in found.text["code"]
     assert [key for key, _, _ in found.data if key] == []  # there is no summary to be equal to
     last = lines(run, "rounds")[-1]

@@ -22,7 +22,7 @@ def percent(value: float | None, key: str | None = None) -> Html:
 def points(difference: float) -> str:
     """A difference of accuracies, in words."""
     if abs(difference) < _SAME:
-        return "equal to"
+        return "as much as"
     return f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
 
 
@@ -182,6 +182,8 @@ def _tiles(record: Record) -> Html:
                     " of ",
                     number(every, f"{every or 0:,}", key("total_parameters")),
                 ]
+                if every
+                else [number(own, f"{own or 0:,}"), " so far"]
             ),
         ),
         _tile("time", *_time(record)),

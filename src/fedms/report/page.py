@@ -212,7 +212,7 @@ def _gate(record: Record, data: Mapping[str, Any]) -> Html:
             "clients), and not which rows get which: that would tell the server their classes."
         )
     weights = {line["gate_weight"] for line in record.scored}
-    if record.scored and weights == {None}:
+    if record.summary is not None and weights == {None}:
         return _absent("Personal models of this method have no gate.")
     return _absent(f"Where the gate sends rows {_OLD}")
 

@@ -99,6 +99,9 @@ class Record:
             "download_bytes": sum(r["download_bytes"] for r in self.rounds),
             "train_flops": sum(flops) if flops else None,
             "train_seconds": sum(r["seconds"] for r in self.rounds),
+            "trainable_parameters": max(
+                (r["trainable_parameters"] for r in self.rounds), default=None
+            ),
             "peak_activation_bytes": max(peaks, default=None),
         }
 

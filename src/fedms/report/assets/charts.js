@@ -55,7 +55,7 @@ function lines(box, spec) {
     const [least, most] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
     const pad = (most - least) * 0.08 || 0.01;
     const low = spec.zero ? 0 : Math.max(0, least - pad);
-    const high = spec.top ? Math.min(spec.top, most + pad) : most + pad;
+    const high = spec.top ? Math.min(spec.top, most + pad) : Math.max(most + pad, spec.zero ? 1 : 0);
     const height = spec.height || 270;
     const below = spec.depth ? 96 : 0;
     const { x, y, grid } = frame(width, height, spec.n, low, high, spec.format, 5);
@@ -104,7 +104,7 @@ function bars(box, spec) {
     const height = 190;
     const totals = Array.from({ length: spec.n }, (_, i) => sum(spec.series.map((one) => one.values[i])));
     const { x, y, grid } = frame(width, height, spec.n, 0, Math.max(...totals) * 1.05 || 1, spec.format, 4);
-    const wide = Math.max(0.6, (x(1) - x(0)) * (spec.n > 80 ? 1 : 0.72));
+    const wide = clamp((x(1) - x(0)) * (spec.n > 80 ? 1 : 0.72), 0.6, 56);
     const base = new Array(spec.n).fill(0);
     const stacks = spec.series.map((one) => svg("path", {
       fill: one.color,
