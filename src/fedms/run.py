@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedms import checkpoints
+from fedms import checkpoints, report
 from fedms.build import Experiment, build, make_rules
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
@@ -22,6 +22,7 @@ from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
 from fedms.data import Table
+from fedms.details import write_labels, write_routing
 from fedms.events import (
     Evaluated,
     Event,
@@ -118,6 +119,12 @@ def run(
         return _simulate(config, experiment, folder, watch, given)
 
 
+def rehearse(config: Config, experiment: Experiment, path: Path) -> dict[str, Any]:
+    """Perform a run of parts that are there already, in a new folder, and return its summary."""
+    folder = _create(path, config, experiment.computes, force=False)
+    return _simulate(config, experiment, folder, lambda event: None, NOTHING)
+
+
 def resume(
     path: Path,
     *,
@@ -133,7 +140,7 @@ def resume(
     Args:
         path: the run folder.
         watch: is called with every event as it happens.
-        tell: is told of files that are damaged, and not used.
+        tell: is told of files that are damaged, and not used; and of versions that have changed.
         given: rows as at its beginning, if they were given then; and when to stop.
 
     Raises:
@@ -153,6 +160,7 @@ def resume(
         experiment = build(config, path, given.table)
         clients = [client.id for client in experiment.trained]
         with _held_alone(folder):
+            _tell_of_versions(folder, config, tell)
             begin = checkpoints.latest(folder, clients, tell)
         return _simulate(config, experiment, folder, watch, given, begin)
 
@@ -182,6 +190,15 @@ def _reopen(path: Path, table: Table | None = None) -> tuple[Config, RunFolder, 
                 f"got {path}, whose {name} was {then} and is {now.get(name)} now; expected as then"
             )
     return config, folder, facts
+
+
+def _tell_of_versions(folder: RunFolder, config: Config, tell: Callable[[str], None]) -> None:
+    """Sums may come out otherwise, in their last bits."""
+    if changed := folder.resumed(config.seed):
+        tell(
+            f"{folder.path} was begun with {'; '.join(changed)}: "
+            "it may not end to the bit as it would have"
+        )
 
 
 def _create(
@@ -267,6 +284,8 @@ def serve(
             computes = {**experiment.computes, "identity": identity(config), "sites": name}
             folder = _create(path, config, computes, force=force)
         with _held_alone(folder):
+            if again:
+                _tell_of_versions(folder, config, tell)
             begin = checkpoints.latest(folder, (), tell) if again else None
             with tracked(config, path, watch) as watching:
                 run = _Run(config, experiment, folder, watching, clients, clients)
@@ -302,6 +321,8 @@ class _Run:
         algorithm = self._experiment.algorithm
         self._watch(Started(self._experiment, self._folder.path, self._rounds))
         self._write_partition()
+        here = (*self._experiment.clients, *self._experiment.unseen)
+        write_labels(self._folder.path, self._experiment.federation.classes, here)
         zero_shot = self._zero_shot()
         scores: Scores = {}
         if begin is None:
@@ -334,10 +355,11 @@ class _Run:
         if not scores:  # stopped; or it ended after its last round, before it was complete
             scores = self._simulator.evaluate(state)
         self._save_models(state)
+        write_routing(self._folder.path, self._simulator.routing(state))
         summary = self._summary(zero_shot, scores, self._unseen(state))
         if state.round == self._rounds:
             self._folder.write_summary(summary)
-        self._watch(Finished(summary, self._folder.path))
+        self._watch(Finished(summary, self._folder.path, _report(self._folder.path)))
         return summary
 
     def _sizes(self) -> Sequence[ClientSizes]:
@@ -464,6 +486,15 @@ class _Run:
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,
         }
+
+
+def _report(folder: Path) -> str:
+    """Write the report of a run that is complete, whatever comes of that: why there is none."""
+    try:
+        report.write([folder])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[str, float | None]:

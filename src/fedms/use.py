@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,10 +18,12 @@ import torch
 from fedms import build, data
 from fedms.config import Config, load_config
 from fedms.core.algorithm import Score
-from fedms.core.errors import UserError
+from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
-from fedms.models import Opinions, SavedModel
+from fedms.core.shelf import Shelf
+from fedms.models import Common, Opinions, SavedModel, predict_together
 from fedms.store.files import safe_name
+from fedms.store.marks import like_runs
 
 NEW = "new"
 """Somebody who took no part: the global expert, and what all clients share."""
@@ -30,6 +31,9 @@ FILES = (".csv", ".csv.gz", ".parquet")
 """Of examples, a row each."""
 _CHUNK = 256
 """Rows that are held at a time."""
+_ROOM = 1 << 30
+_APIECE = 1 << 14
+"""Bytes of a client's model beside its tensors."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Said:
         probability: of it.
         gate_weight: on the global expert; None where there is no gate.
         experts: label and probability of the `global` and the `local` expert alone, of a mixture.
-        probabilities: of all classes, by name.
+        probabilities: of all classes, by name, in the order of the federation's classes.
     """
 
     label: str
@@ -50,6 +54,11 @@ class Said:
     experts: dict[str, tuple[str, float]]
     probabilities: dict[str, float]
 
+    def likeliest(self, count: int) -> dict[str, float]:
+        """So many of the probabilities, the highest first."""
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        return dict(ranked[:count])
+
 
 class Models:
     """All models of a run, over one resident foundation model.
@@ -57,26 +66,29 @@ class Models:
     Args:
         folder: of the run, or of a site's run.
         device: as `runtime.device`; None: as the run's configuration says.
+        room: bytes of clients' models that are kept in memory.
 
     Raises:
         UserError: if there is no run that left models.
     """
 
-    def __init__(self, folder: Path, *, device: str | None = None) -> None:
+    def __init__(self, folder: Path, *, device: str | None = None, room: int = _ROOM) -> None:
         self.folder, self.adapters = folder, folder / "adapters"
         if not (folder / "config.toml").is_file() or not (self.adapters / "head.json").is_file():
             raise UserError(
                 f"got {folder}, in which there are no models of a run; expected a run folder, or "
                 "SITE/state/RUN; a run that ended early has none: try fedms resume"
+                f"{like_runs(folder)}"
             )
         self.config = _without_cache(load_config(folder / "config.toml"))
         self.classes = tuple(_read(self.adapters / "head.json")["classes"])
         device = device or self.config.runtime.device
         self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
-        self.model = lru_cache(maxsize=64)(self._load)
+        self.common = Common.load(self.learner, self.adapters)
+        self._models = Shelf[str, SavedModel](self._load, lambda m: m.bytes + _APIECE, room)
 
     @property
-    def takes(self) -> str:
+    def takes(self) -> data.Kind:
         """`text` or `image`."""
         return self.learner.backbone.takes
 
@@ -98,19 +110,27 @@ class Models:
             raise UserError(f"got no --client; expected one of {_some(known)}, or {NEW}")
         return known[0]
 
-    def _load(self, client: str) -> SavedModel:
-        """A client's, or for `new` that of somebody who took no part; remembered as `model`.
+    def model(self, client: str) -> SavedModel:
+        """A client's, or for `new` that of somebody who took no part.
 
         Raises:
             UserError: if there is none.
         """
-        own = self.adapters / "clients" / safe_name(client)
-        if not own.is_dir():
-            if client != NEW and self.clients:  # where nobody has one, all have the shared one
-                known = _some(self.clients)
-                raise UserError(f"got --client {client}; expected one of {known}, or {NEW}")
-            return SavedModel.load(self.learner, self.adapters, None)
-        return SavedModel.load(self.learner, self.adapters, own)
+        if not self.has(client):
+            known, hint = _some(self.clients), did_you_mean(client, self.clients)
+            raise UserError(f"got --client {client}; expected one of {known}, or {NEW}{hint}")
+        return self._models(client if self._own(client).is_dir() else NEW)
+
+    def _load(self, client: str) -> SavedModel:
+        own = self._own(client)
+        return SavedModel.load(self.common, own if own.is_dir() else None)
+
+    def has(self, client: str) -> bool:
+        """Whether there is a model for somebody; where nobody has one, all have the shared one."""
+        return client == NEW or self._own(client).is_dir() or not self.clients
+
+    def _own(self, client: str) -> Path:
+        return self.adapters / "clients" / safe_name(client)
 
     def predict(self, table: data.Table, client: str) -> Iterator[Said]:
         """What a client's model says of each example, as it goes along.
@@ -120,14 +140,19 @@ class Models:
         """
         model = self.model(client)
         for rows in self._rows(table):
-            yield from self._said(model.predict(rows))
+            (said,) = predict_together([(model, rows)])
+            yield from self._said(said)
+
+    def together(self, parts: Sequence[tuple[SavedModel, Rows]]) -> list[list[Said]]:
+        """What some of its models say of some rows, in one pass over the foundation model."""
+        return [list(self._said(found)) for found in predict_together(parts)]
 
     def score(self, rows: Rows, client: str) -> dict[str, Score]:
         """Of a client's model as `personal`, and where it has both, of its experts."""
         model, total = self.model(client), dict[str, Score]()
         for start in range(0, len(rows), _CHUNK):
             part = rows.take(np.arange(start, min(start + _CHUNK, len(rows))))
-            said, labels = model.predict(part), torch.from_numpy(part.labels)
+            (said,), labels = predict_together([(model, part)]), torch.from_numpy(part.labels)
             for role, found in (
                 ("personal", said.personal),
                 ("global", said.shared),
@@ -153,9 +178,12 @@ class Models:
     def _rows(self, table: data.Table) -> Iterator[Rows]:
         self._check(table)
         for start in range(0, len(table), _CHUNK):
-            part = table.take(np.arange(start, min(start + _CHUNK, len(table))))
-            columns = build.encode(self.learner.backbone, part)
-            yield Rows(columns, np.zeros(len(part), np.int64))
+            yield self.encoded(table.take(np.arange(start, min(start + _CHUNK, len(table)))))
+
+    def encoded(self, table: data.Table) -> Rows:
+        """Examples as the foundation model takes them."""
+        columns = build.encode(self.learner.backbone, table)
+        return Rows(columns, np.zeros(len(table), np.int64))
 
     def _check(self, table: data.Table) -> None:
         if table.kind != self.takes:
@@ -195,20 +223,30 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
     inputs: list[Any] = []
     origins: list[str] = []
     for word in words:
-        found = [str(x) for x in (_files(Path(word)) if kind == "image" else [word])]
         if word == "-":
-            found = [line.rstrip("\n") for line in lines if line.strip()]
+            for number, line in enumerate(lines, start=1):
+                if text := line.rstrip("\n").strip():
+                    inputs.append(Path(text) if kind == "image" else line.rstrip("\n"))
+                    origins.append(f"line {number} of standard input")
         elif word.endswith(FILES):
             table = data.load_inputs(Path(word), column, kind)
             inputs += table.inputs
             origins += [table.where(i) for i in range(len(table))]
-            continue
-        inputs += map(Path, found) if kind == "image" else found
-        origins += found if kind == "image" else [f"{word!r}"] * len(found)
+        elif kind == "image":
+            files = _files(Path(word))
+            inputs += files
+            origins += map(str, files)
+        else:
+            inputs.append(word)
+            origins.append(repr(word))
     if not inputs:
         raise UserError(f"got no input; expected {kind}s, a file of them, or - for standard input")
-    table = data.Table("image" if kind == "image" else "text", inputs, [""] * len(inputs))
-    return data.Table(table.kind, inputs, table.labels, origins=origins, numbers=[0] * len(inputs))
+    for text, origin in zip(inputs, origins, strict=True):
+        if kind == "text" and not text.strip():
+            raise UserError(f"got no text at {origin}; expected some; try removing it")
+    labels, numbers = [""] * len(inputs), [0] * len(inputs)
+    of_kind: data.Kind = "image" if kind == "image" else "text"
+    return data.Table(of_kind, inputs, labels, origins=origins, numbers=numbers)
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout
+from fedms.core.routing import routing
 from fedms.core.rows import ClientData, Rows, shuffled_batches
 from fedms.core.seeds import derive_seed
 from fedms.models.mixture import class_evidence, evidence
@@ -160,6 +161,10 @@ class Toy:
             scores = calibration.log_probabilities(known, view.calibration)
         loss = float(F.nll_loss(scores, y, reduction="sum"))
         return Score(int((scores.argmax(1) == y).sum()), len(y), loss, float(weight.sum()))
+
+    def routing(self, view, data):
+        weight = self._evidence(view, data, torch.from_numpy(data.test.columns["x"]))[1]
+        return routing(data.test.labels, weight.numpy())
 
 
 def toy_client(name: str, rows: int = 9, seed: int = 0, cap: int | None = None) -> ClientData:

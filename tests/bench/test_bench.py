@@ -113,6 +113,7 @@ def test_an_unknown_measure_is_an_error_in_one_line():
     assert all(name in done.stderr for name in MEASURES)
 
 
+@pytest.mark.slow
 def test_memory_is_of_the_process_and_not_of_its_parent():
     """Linux gives a child its parent's peak; the parent here held 600 MB."""
     if not Path("/proc/self/status").exists():

@@ -56,9 +56,10 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     cells = [cell.name for cell in results.CELLS]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, ["standing", *cells]),
+        (results.PAGE, ["standing", "parts", *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
+        (module("serving").PAGE, ["serving"]),
     ):
         text = page.read_text(encoding="utf-8")
         for name in names:

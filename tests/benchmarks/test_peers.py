@@ -175,6 +175,7 @@ def python_with(package: str) -> str:
     pytest.skip(f"{where[package]}; `make test-peers` runs this")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "package"), [("flower_sim", "ray"), ("pfl_fedavg", "pfl")], ids=["flower", "pfl"]
 )
@@ -189,6 +190,7 @@ def test_frameworks_train_as_plain_peft_does(program: str, package: str, whole: 
     assert 0 < sum(result["round_seconds"]) < result["seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "package"),
     [("fedms_noop", "fedms"), ("flower_noop", "ray")],

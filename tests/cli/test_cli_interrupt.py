@@ -19,6 +19,7 @@ START = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupt_during_training(tmp_path, workers):

@@ -49,6 +49,17 @@ def test_predict_in_json_has_all_probabilities(fedms, folder, pictures):
     assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5) for one in said)
 
 
+def test_predict_says_the_likeliest_so_many(fedms, folder, pictures):
+    ended = fedms("predict", folder, pictures / "1.png", "--client", "1", "--top", "3")
+    lines = ended.out.splitlines()
+    assert [line.startswith("\t") for line in lines] == [False, True, True]
+    told = fedms("predict", folder, pictures / "1.png", "--client", "1", "--top", "2", "--json")
+    found = json.loads(told.out)["probabilities"]
+    assert len(found) == 2
+    assert next(iter(found)) == lines[0].split("\t")[0]
+    assert [*found][1] == lines[1].split("\t")[2]
+
+
 def test_evaluate_says_what_the_run_said(fedms, folder):
     ended = fedms("evaluate", folder, "--json")
     expected = json.loads((folder / "summary.json").read_text())["test"]["personal"]["per_client"]
@@ -62,6 +73,26 @@ def test_export_says_what_it_wrote(fedms, folder, tmp_path):
     assert ended.code == 0, ended.err
     assert {Path(line).name for line in ended.out.splitlines()} == {"gate", "global", "local"}
     assert (tmp_path / "out" / "README.md").is_file()
+    again = fedms("export", folder, "--client", "1", "--to", tmp_path / "other", "--json")
+    names = [Path(path).name for path in json.loads(again.out)["written"]]
+    assert names == [Path(line).name for line in ended.out.splitlines()]
+
+
+def test_export_pushes_only_when_told(fedms, folder, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(path, repository, *, public):
+        pushed.append((path, repository, public))
+        return f"https://hub/{repository}"
+
+    monkeypatch.setattr("fedms.hub.push", push)
+    words = ("export", folder, "--client", "1", "--json")
+    ended = fedms(*words, "--to", tmp_path / "a")
+    assert json.loads(ended.out)["pushed"] is None
+    assert pushed == []
+    ended = fedms(*words, "--to", tmp_path / "b", "--push-to-hub", "me/mine")
+    assert json.loads(ended.out)["pushed"] == "https://hub/me/mine"
+    assert pushed == [(tmp_path / "b", "me/mine", False)]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +104,8 @@ def test_export_says_what_it_wrote(fedms, folder, tmp_path):
         (("predict", "RUN", "x.png"), "got no --client; expected one of 0, 1, or new"),
         (("evaluate", "RUN", "seed=1"), "settings of data"),
         (("export", "RUN", "--client", "0", "--to", "out", "--merged", "both"), "local or global"),
+        (("export", "RUN", "--client", "0", "--to", "x", "--push-to-hub", "me"), "OWNER/NAME"),
+        (("export", "RUN", "--client", "0", "--to", "x", "--public"), "--push-to-hub OWNER/NAME"),
     ],
 )
 def test_what_a_person_can_mend_is_one_line(fedms, folder, words, said):

@@ -83,7 +83,8 @@ def test_progress(lines, tmp_path):
     ]
     assert [m["sent"] for m in found] == [f"{s / 1000:.1f} kB" for s in sent]
     assert sum("test accuracy after round" in line for line in lines) == 4
-    assert lines[-1] == "run folder: runs/digits-fedms-seed0"
+    assert lines[-2] == "run folder: runs/digits-fedms-seed0"
+    assert lines[-1] == "report: runs/digits-fedms-seed0/report.html"
     summary = json.loads((run / "summary.json").read_text())["test"]
     table = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if "│" in line}
     names = {"zero_shot": "zero-shot", "global": "global expert", "personal": "fedms"}

@@ -102,12 +102,45 @@ def test_table_leaves_out_what_was_not_measured():
         "total_parameters": 1000,
         "wall_seconds": 7.0,
     }
-    text = printed(
-        Finished({"test": test, "cost": cost}, Path("runs/x")), overrides=["method=local"]
-    )
+    summary = {"test": test, "cost": cost}
+    text = printed(Finished(summary, Path("runs/x")), overrides=["method=local"])
     rows = [row.split("│")[1:-1] for row in text.splitlines() if row.startswith("│")]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [[n, "0.500", "0.250", "0.625", "0.125"] for n in ("global expert", "local")]
     assert "1.5 kB up and 0 B down" in text
     assert "2.50% of 1,000 parameters" in text
-    assert text.endswith("run folder: runs/x\n")
+    assert text.endswith("run folder: runs/x\nreport: runs/x/report.html\n")
+    text = printed(Finished(summary, Path("runs/x"), "why"), overrides=["method=local"])
+    assert text.endswith("run folder: runs/x\nno report: why\n")
+
+
+def told(*, terminal: bool) -> str:
+    """What the start and a round show."""
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=terminal)
+    with Progress(load_config(None), console) as progress:
+        progress(started("a"))
+        progress(RoundDone(record(), 6, 4, 1, 12.3, 45.6))
+    return out.getvalue()
+
+
+def test_a_bar_is_for_terminals():
+    assert "2/4 rounds" in told(terminal=True)
+    plain = told(terminal=False)
+    assert "2/4 rounds" not in plain
+    assert "stage 2  round   2/4" in plain
+    assert "\x1b" not in plain
+
+
+def test_quiet_is_quiet_until_the_end():
+    out = io.StringIO()
+    scores = {"mean": 0.5, "worst_decile": 0.25, "weighted": 0.625, "std": 0.125}
+    cost = {"upload_bytes": 1, "download_bytes": 1, "trainable_parameters": 1}
+    cost |= {"total_parameters": 4, "wall_seconds": 1.0}
+    with Progress(load_config(None), Console(file=out), quiet=True) as progress:
+        progress(started("a"))
+        progress(RoundDone(record(), 6, 4, 1, 12.3, 45.6))
+        assert out.getvalue() == ""
+        progress(Finished({"test": {"personal": scores}, "cost": cost}, Path("runs/x")))
+    assert "0.625" in out.getvalue()
+    assert out.getvalue().endswith("run folder: runs/x\nreport: runs/x/report.html\n")

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.slow  # programs and a kernel of their own
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

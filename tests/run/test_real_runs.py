@@ -111,6 +111,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @needs_data
 @needs_minilm
 @pytest.mark.parametrize("name", RECIPES)

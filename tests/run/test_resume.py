@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedms.core.errors import UserError
-from fedms.run import Evaluated, RoundDone, Started, resume, run
+from fedms.events import RoundBegins, Saved
+from fedms.run import Evaluated, Finished, RoundDone, Started, resume, run
 from fedms.store import files as store
 from fedms.store import run_folder, states
 from fedms.store.files import locked
@@ -23,12 +24,15 @@ class EndError(Exception):
     """The process ends here."""
 
 
+COUNTED = Started, RoundDone, Evaluated, Finished
+
+
 def ended(config, path, *, after):
     """A run that ends after so many events."""
     left = iter(range(after))
 
     def watch(event):
-        if next(left, None) is None:
+        if isinstance(event, COUNTED) and next(left, None) is None:
             raise EndError
 
     with pytest.raises(EndError):
@@ -38,7 +42,7 @@ def ended(config, path, *, after):
 def facts(path):
     """All that a run leaves, but for times and what was computed twice."""
     lines = {}
-    for name in ("rounds", "clients"):
+    for name in ("rounds", "clients", "labels", "gates"):
         lines[name] = [json.loads(s) for s in (path / f"{name}.jsonl").read_text().splitlines()]
     for line in lines["rounds"]:
         del line["seconds"]
@@ -77,6 +81,9 @@ def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after):
 def test_so_many_events_there_are(tmp_path, small):
     seen = []
     run(small("partition.unseen_clients=1"), tmp_path / "run", watch=seen.append)
+    assert [type(e) for e in seen[:4]] == [Started, RoundBegins, RoundDone, Saved]
+    assert sum(isinstance(e, RoundBegins) for e in seen) == sum(isinstance(e, Saved) for e in seen)
+    seen = [event for event in seen if isinstance(event, COUNTED)]
     assert len(seen) == EVENTS + 1  # the last says that it is complete
     assert [type(e) for e in seen[:2]] == [Started, RoundDone]
     assert sum(isinstance(e, Evaluated) for e in seen) == 2
@@ -87,6 +94,21 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, done):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     assert resume(tmp_path / "run") == json.loads((tmp_path / "run/summary.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_other_versions_are_told_of_and_written_down(tmp_path, small):
+    path, told = tmp_path / "run", []
+    ended(small(), path, after=4)
+    facts = json.loads((path / "environment.json").read_text())
+    facts["packages"]["torch"] = "2.0.0"
+    (path / "environment.json").write_text(json.dumps(facts))
+    resume(path, tell=told.append)
+    (said,) = told
+    assert f"torch 2.0.0, now {torch.__version__.split('+')[0]}" in said
+    after = json.loads((path / "environment.json").read_text())
+    (again,) = after.pop("resumed")
+    assert after == facts
+    assert again["packages"]["torch"] != "2.0.0"
 
 
 def server(path):

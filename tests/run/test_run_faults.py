@@ -154,6 +154,7 @@ def test_false_labels_are_those_of_attackers_alone(small):
     assert attackers(Faults(attackers=0.5), "abc", 0) == frozenset()
 
 
+@pytest.mark.slow
 def test_lying_with_labels_costs_the_mean(done):
     honest = done(*PLAIN, "stage1.rounds=4", "stage2.rounds=0").summary["test"]["global"]["mean"]
     words = ("faults.attack=labels", "faults.attackers=0.67")

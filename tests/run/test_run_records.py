@@ -36,6 +36,7 @@ def test_folder_has_exactly_these_files(done):
     gate = ("gate.json", "gate.safetensors")
     expected = {"config.toml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"}
     expected |= {"adapters/head.json", "adapters/prior.json", "partition.json"}
+    expected |= {"classes.json", "labels.jsonl", "gates.jsonl", "report.html"}
     expected |= {f"checkpoints/server/{n:06}.safetensors" for n in (3, 4)}
     expected |= {f"adapters/global/{n}" for n in expert} | {f"adapters/gate/{n}" for n in gate}
     for client in "012":

@@ -46,7 +46,7 @@ def test_the_same_records_for_every_number_of_workers(pair):
     one, two = pair
     assert untimed(one.summary) == untimed(two.summary)
     assert one.summary["test"]["unseen"] is not None
-    for name in ("rounds", "clients"):
+    for name in ("rounds", "clients", "labels", "gates"):
         assert untimed(one.lines(name)) == untimed(two.lines(name))
 
 
@@ -74,6 +74,7 @@ def test_rows_are_shared_out_evenly(small):
     assert share(clients[::-1], 3) == at
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run_in_one_line(small, tmp_path):
     config = small("runtime.workers=2", "stage2.rounds=6")
 
@@ -86,12 +87,14 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(small, tmp_path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_what_the_user_must_mend_is_said_by_workers_too(small, tmp_path):
     config = small("runtime.workers=2", "training.learning_rate=1e20")
     with pytest.raises(UserError, match=r"training\.learning_rate"):
         run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_the_same_error_here(small, tmp_path):
     experiment = build(small())
     parts = WorkerParts(small("model.name=./no-such-folder"), ("a", "b"), tmp_path, 2)
@@ -100,6 +103,7 @@ def test_an_error_in_a_worker_is_the_same_error_here(small, tmp_path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     """A worker imports the script again; that must not start the run anew, and wipe its folder."""
     script = tmp_path / "script.py"

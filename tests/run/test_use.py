@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 
@@ -136,6 +137,11 @@ def test_inputs_are_words_files_and_lines(tmp_path):
     table = read_inputs(words, ["first\n", "\n", "second\n"], "text", "words")
     assert table.inputs == ["hello", "first", "second", "one", "two"]
     assert table.where(4) == "row 2 of a.csv"
+    assert table.where(2) == "line 3 of standard input"
+    assert table.where(0) == "'hello'"
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"words,more\none,x\n,y\n"))
+    with pytest.raises(UserError, match=r"no text at row 2 of b\.csv\.gz"):
+        read_inputs([str(tmp_path / "b.csv.gz")], [], "text", "words")
     with pytest.raises(UserError, match="no input"):
         read_inputs([], [], "text", "words")
     with pytest.raises(UserError, match="column 'other'"):

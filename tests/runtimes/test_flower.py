@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +35,14 @@ from fedms.run import run, serve
 from fedms.runtimes import messages, service
 from fedms.runtimes.flower import nodes, relay
 from fedms.runtimes.flower import sites as server
-from fedms.runtimes.site import Site, answer_all, listening, read_hello, read_refusal
+from fedms.runtimes.site import (
+    Site,
+    answer_all,
+    listening,
+    of_run,
+    read_hello,
+    read_refusal,
+)
 
 SITES = ("north", "south", "west")
 WORDS = (
@@ -201,6 +209,9 @@ def test_a_run_over_the_grid_is_the_simulators(tables, tmp_path):
     ):
         first, second = (tmp_path / run / name for run in ("simulated", "served"))
         assert first.read_bytes() == second.read_bytes()
+    private = ("labels.jsonl", "gates.jsonl")  # classes of rows
+    assert all((tmp_path / "simulated" / name).is_file() for name in private)
+    assert not any((tmp_path / "served" / name).exists() for name in private)
     for site in SITES:
         kept = tmp_path / site / "one" / "clients" / site
         simulated = tmp_path / "simulated" / "checkpoints" / "clients" / site
@@ -429,6 +440,13 @@ def test_a_site_of_another_federation_is_refused_and_told_why(tables, tmp_path):
     assert len(grid.asked) == 1  # what is refused is not asked again
     with pytest.raises(UserError, match=r"0 of 1 sites, and 1 that refused: .*'south' has config"):
         sites.meet(1)  # it would wait for ever
+
+
+def test_a_site_does_not_say_where_its_gate_sends_rows(tables, tmp_path):
+    """That tells their labels; a server that asks for it is refused."""
+    site, state = started(tables, tmp_path, "south"), ServerState(0, 5, 2, 1, {})
+    said = site.answer(of_run("one", service.ask_routing(state)))
+    assert read_refusal(said) == "got a message 'routing'; expected one that a site answers"
 
 
 def test_nonsense_is_left_out_wherever_it_comes(tables, tmp_path):
@@ -666,12 +684,18 @@ def test_the_relay_needs_no_torch():
 def test_a_site_that_crashed_at_work_is_asked_again_after_three_deadlines(tables, tmp_path):
     """Its question stays without an answer for ever, though it is back."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
+    north = started(tables, tmp_path, "north").answer
 
     def crashing(message):
         return None if message.kind == "train" and next(trained) == 0 else answer(message)
 
-    apps = {**two(tables, tmp_path), 7: node(crashing)}
-    words = ("stage1.rounds=40", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
+    def slow(message):
+        if message.kind == "train":
+            time.sleep(0.1)  # a round takes that long at least
+        return north(message)
+
+    apps = {**two(tables, tmp_path), 0: node(slow), 7: node(crashing)}
+    words = ("stage1.rounds=12", "stage2.rounds=0", "evaluate_every=0", "gate.statistics=none")
     served(tables, tmp_path / "served", apps, *words, deadline=0.2)
     said = [line.get("south") for line in rejected(tmp_path / "served")]
     assert said[:2] == ["gave no answer in 0.2 s", BUSY]

@@ -52,20 +52,20 @@ Names = frozenset[str]
 
 def fedavg(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Federated averaging of LoRA adapters in all blocks."""
-    return _grouped("fedavg", layout, options, Groups(shared=_all, private=_none))
+    return grouped("fedavg", layout, options, Groups(shared=_all, private=_none))
 
 
 def fedprox(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedProx: federated averaging whose clients are pulled towards what they received."""
     groups = Groups(shared=_all, private=_none, pull=options.pull)
-    return _grouped("fedprox", layout, options, groups)
+    return grouped("fedprox", layout, options, groups)
 
 
 def fedadam(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedAdam: federated averaging whose server takes Adam's steps."""
     momentum = options.server.momentum or 0.9
     adam = replace(options, server=replace(options.server, kind="adam", momentum=momentum))
-    return _grouped("fedadam", layout, adam, Groups(shared=_all, private=_none))
+    return grouped("fedadam", layout, adam, Groups(shared=_all, private=_none))
 
 
 def fedra(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -75,24 +75,24 @@ def fedra(layout: Layout, options: Options) -> FederatedAlgorithm:
     runs, which every client holds.
     """
     groups = Groups(shared=_all, private=_none, drawn=options.random_blocks)
-    return _grouped("fedra", layout, options, groups)
+    return grouped("fedra", layout, options, groups)
 
 
 def ffa(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FFA-LoRA: A stays as it was at first, B is averaged, so that the average is exact."""
     groups = Groups(shared=lambda names: names - layout.down, private=_none)
-    return _grouped("ffa", layout, options, groups)
+    return grouped("ffa", layout, options, groups)
 
 
 def fedsa(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedSA-LoRA: A is averaged; B, and a head, are the client's own."""
     groups = Groups(lambda names: names & layout.down, lambda names: names - layout.down)
-    return _grouped("fedsa", layout, options, groups)
+    return grouped("fedsa", layout, options, groups)
 
 
 def fedper(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedPer: the last blocks and the head are the client's own."""
-    return _grouped("fedper", layout, options, _last_blocks(layout, options))
+    return grouped("fedper", layout, options, _last_blocks(layout, options))
 
 
 def fedrep(layout: Layout, options: Options) -> FederatedAlgorithm:
@@ -101,29 +101,29 @@ def fedrep(layout: Layout, options: Options) -> FederatedAlgorithm:
     Two passes over a client's rows a round, and so half as many rounds (`Options.halved`).
     """
     groups = replace(_last_blocks(layout, options), apart=True)
-    return _grouped("fedrep", layout, options.halved(), groups)
+    return grouped("fedrep", layout, options.halved(), groups)
 
 
 def local(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Local-only LoRA: every client trains an expert alone and sends nothing."""
-    return _grouped("local", layout, options, Groups(shared=_none, private=_all))
+    return grouped("local", layout, options, Groups(shared=_none, private=_all))
 
 
 def promptfl(layout: Layout, options: Options) -> FederatedAlgorithm:
     """PromptFL: federated averaging of the head alone, whose prompts have learned words."""
-    return _grouped("promptfl", layout, options, _shared_head(layout))
+    return grouped("promptfl", layout, options, _shared_head(layout))
 
 
 def fedclip(layout: Layout, options: Options) -> FederatedAlgorithm:
     """FedCLIP: federated averaging of the head alone, which weighs features."""
-    return _grouped("fedclip", layout, options, _shared_head(layout))
+    return grouped("fedclip", layout, options, _shared_head(layout))
 
 
 def probe(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Linear probe: every client trains a linear head alone, on the frozen model's features."""
     head = frozenset(layout.head)
     groups = Groups(shared=_none, private=lambda names: names & head)
-    return _grouped("probe", layout, options, groups)
+    return grouped("probe", layout, options, groups)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _last_blocks(layout: Layout, options: Options) -> Groups:
     return Groups(lambda names: names - private, lambda names: names & private)
 
 
-def _grouped(name: str, layout: Layout, options: Options, groups: Groups) -> FederatedAlgorithm:
+def grouped(name: str, layout: Layout, options: Options, groups: Groups) -> FederatedAlgorithm:
     """The method with these groups.
 
     Where there are private tensors, a client's model is its expert as it was after the best (or

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedms.build import load_table
 from fedms.config import Config, load_config, validate
 from fedms.core.errors import UserError
 from fedms.data import Table
-from fedms.events import Event
+from fedms.events import Event, Warned
 from fedms.given import Given
 from fedms.models import keep
 from fedms.progress import Progress
@@ -147,9 +148,9 @@ class FedMS:
         if datasets is not None:
             parts, _ = parts_of(datasets, partition, dealt=True)
             table = load_table(config, parts)
-        watch, stop = _watching(config, callbacks, progress)
-        given = Given(table=table, stop=stop)
-        return Result(path, resume(path, watch=watch, given=given))
+        with _watching(config, callbacks, progress) as (watch, stop):
+            given = Given(table=table, stop=stop)
+            return Result(path, resume(path, watch=watch, given=given))
 
     def _configure(
         self, input: str | None, label: str | None, partition: Mapping[str, Any]
@@ -160,7 +161,6 @@ class FedMS:
         return validate(_merged({"name": _NAME, **self._settings}, own))
 
     def _run(self, config: Config, table: Table, folder: Path, *, force: bool) -> dict[str, Any]:
-        watch, stop = _watching(config, self._callbacks, self._progress)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
             foundation = None
             if not isinstance(self._model, str):
@@ -168,8 +168,9 @@ class FedMS:
                 keep(self._model, self._tokenizer, foundation)
                 named = config.model.model_copy(update={"name": str(foundation)})
                 config = config.model_copy(update={"model": named})
-            given = Given(table, foundation, stop)
-            return run(config, folder, force=force, watch=watch, given=given)
+            with _watching(config, self._callbacks, self._progress) as (watch, stop):
+                given = Given(table, foundation, stop)
+                return run(config, folder, force=force, watch=watch, given=given)
 
 
 def _values(config: str | Path | Config | None) -> dict[str, Any]:
@@ -189,19 +190,25 @@ def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+@contextmanager
 def _watching(
     config: Config, callbacks: Sequence[Any], progress: bool
-) -> tuple[Callable[[Event], None], Callable[[], bool]]:
+) -> Iterator[tuple[Callable[[Event], None], Callable[[], bool]]]:
     """Who is told of a run's events, and what asks it to stop."""
     called = Callbacks(callbacks, config)
-    shown = Progress(config) if progress else None
+    with Progress(config) if progress else nullcontext(_warn) as shown:
 
-    def watch(event: Event) -> None:
-        if shown is not None:
+        def watch(event: Event) -> None:
             shown(event)
-        called(event)
+            called(event)
 
-    return watch, called.stop
+        yield watch, called.stop
+
+
+def _warn(event: Event) -> None:
+    """Of a run that shows nothing, what failed."""
+    if isinstance(event, Warned):
+        warnings.warn(event.text, RuntimeWarning, stacklevel=2)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _COLOURS = {"global": "#0072b2", "local": "#e69f00", "personal": "#009e73"}
 """Told apart by colour-blind readers too (Okabe and Ito)."""
@@ -50,7 +51,7 @@ def _by_round(axes: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:
     second = [r["round"] for r in rounds if r["stage"] == 2]
     if second and second[0] > 1:
         axes.axvline(second[0] - 0.5, color="#999999", linestyle=":", label="stage 2")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
 
 

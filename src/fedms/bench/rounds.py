@@ -22,6 +22,7 @@ from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Expert, Fit, Score, View
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout
+from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.run import run
 from fedms.runtimes.rounds import run_rounds
@@ -67,6 +68,9 @@ class Idle:
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         return Score()
+
+    def routing(self, view: View, data: ClientData) -> Routing:
+        return Routing((), ())
 
     def derivatives(self, view: View, data: ClientData) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}

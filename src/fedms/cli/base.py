@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 T = TypeVar("T")
 _INTERRUPTED = 130
-"""What typer exits with on Ctrl-C."""
+"""What typer makes of Ctrl-C."""
+_FIRST = ("run", "resume", "watch", "partition", "estimate", "compare", "predict", "evaluate")
+"""Commands that help lists before the others."""
+
+
+class Commands(TyperGroup):
+    """Lists what people need first, and says which command was probably meant."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        names = super().list_commands(ctx)
+        return [n for n in _FIRST if n in names] + [n for n in names if n not in _FIRST]
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        if args and self.get_command(ctx, args[0]) is None:
+            from fedms.core.errors import did_you_mean
+
+            names = self.list_commands(ctx)
+            hint = did_you_mean(args[0], names)
+            fail(f"got command {args[0]!r}; expected one of {', '.join(names)}{hint}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=Commands,
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Personalised federated fine-tuning of foundation models.",
+    epilog="Exit codes: 0 fine; 2 what was given is wrong, or it was interrupted, and one line on "
+    "standard error says so; 1 anything else. Completion: fedms --install-completion.",
 )
 
 
 @app.callback(invoke_without_command=True)
 def _root(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --version: print JSON only.")
+    ] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(f"fedms {installed('fedms')}")
+        found = installed("fedms")
+        typer.echo(json.dumps({"fedms": found}) if as_json else f"fedms {found}")
         raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 def say_aside(text: str) -> None:
@@ -86,16 +118,33 @@ def fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: what the user can mend ends in one line and exit code 2."""
-    from fedms.config import ConfigError
+    try:
+        code = app(prog_name="fedms", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:
+        said = _to_mend(error)
+        if said is None:
+            raise
+        fail(said)
+    if code == _INTERRUPTED:
+        fail("interrupted; nothing was written")
+    raise SystemExit(code)
+
+
+def _to_mend(error: Exception) -> str | None:
+    """What to say of an error that is the user's; None for others.
+
+    Help does without what knows some kinds of them, which takes time to load.
+    """
     from fedms.core.errors import UserError
 
-    try:
-        app()
-    except (UserError, ConfigError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted; nothing was written")
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            fail("interrupted; nothing was written")
-        raise
+    config = sys.modules.get("fedms.config")
+    if isinstance(error, UserError) or (config and isinstance(error, config.ConfigError)):
+        return str(error)
+    usage = getattr(error, "format_message", None)  # of words and options
+    if usage is None:
+        return None
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "fedms"
+    return f"{usage().rstrip('.')}; try {where} --help"

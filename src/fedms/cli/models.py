@@ -11,11 +11,18 @@ from typing import Annotated
 import typer
 
 from fedms.cli.base import app, fail
+from fedms.cli.completion import clients, run_folders
 
-FOLDER = Annotated[Path, typer.Argument(help="A run folder; at a site, SITE/state/RUN.")]
+FOLDER = Annotated[
+    Path,
+    typer.Argument(help="A run folder; at a site, SITE/state/RUN.", autocompletion=run_folders),
+]
 CLIENT = Annotated[
     str | None,
-    typer.Option(help="Whose model; new: of somebody who took no part [the only one there]."),
+    typer.Option(
+        help="Whose model; new: of somebody who took no part [the only one there].",
+        autocompletion=clients,
+    ),
 ]
 DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [as the run's].")]
 
@@ -36,8 +43,12 @@ def predict(
         str | None, typer.Option(help="Column of files, or several with + [data.input].")
     ] = None,
     device: DEVICE = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many likeliest classes of each [1; in JSON all]."),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with all probabilities.")
+        bool, typer.Option("--json", help="One JSON object a line, with probabilities.")
     ] = False,
 ) -> None:
     """Say what a client's model says of new examples, and what its two experts do.
@@ -51,13 +62,18 @@ def predict(
     who = client or models.only()
     for i, said in enumerate(models.predict(table, who)):
         if as_json:
-            typer.echo(json.dumps({"input": table.where(i), "client": who, **asdict(said)}))
+            facts = {"input": table.where(i), "client": who, **asdict(said)}
+            if top is not None:
+                facts["probabilities"] = said.likeliest(top)
+            typer.echo(json.dumps(facts))
             continue
         line = f"{said.label}\t{said.probability:.3f}\t{table.where(i)}"
         if said.gate_weight is not None:
             parts = [f"{name} expert {label} {p:.3f}" for name, (label, p) in said.experts.items()]
             line += f"\t({'; '.join(parts)}; weight on the global one {said.gate_weight:.3f})"
         typer.echo(line)
+        for label, probability in [*said.likeliest(top or 1).items()][1:]:
+            typer.echo(f"\t{probability:.3f}\t{label}")
 
 
 @app.command()
@@ -106,15 +122,43 @@ def export(
     licence: Annotated[
         str, typer.Option("--license", help="For the model card: what you give the models under.")
     ] = "other",
+    repository: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload what was written, as whoever is logged in, into a private repository.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="The repository may be seen by anyone. The files tell of the client's rows.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what was exported.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Write a client's models as PEFT adapters with a model card, for use without fedms.
 
     Example: fedms export runs/digits-fedms-seed0 --client 3 --to letters
     """
+    from fedms import hub
     from fedms.export import export as perform
 
     if merged not in (None, "local", "global"):
         fail(f"got --merged {merged}; expected local or global")
-    for path in perform(folder, to, client, merged=merged, licence=licence, force=force):
+    if public and repository is None:
+        fail("got --public; expected --push-to-hub OWNER/NAME with it")
+    if repository is not None:
+        hub.check_repository(repository)
+    paths = perform(folder, to, client, merged=merged, licence=licence, force=force)
+    url = None if repository is None else hub.push(to, repository, public=public)
+    if as_json:
+        typer.echo(json.dumps({"written": [str(path) for path in paths], "pushed": url}, indent=2))
+        return
+    for path in paths:
         typer.echo(str(path))
+    if url is not None:
+        typer.echo(f"pushed to {url}, {'for anyone to see' if public else 'private'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,17 +11,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedms.cli.base import app, configuration, fail, listed, say_aside, split
+from fedms.cli.completion import methods as names_of_methods
+from fedms.cli.completion import run_folders, settings
 
 if TYPE_CHECKING:
     from fedms.events import Event
 
+QUIET = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show how it ended, alone: for logs and CI.")
+]
 
-def _warnings(event: Event) -> None:
-    """Of a run's events only what went wrong, aside."""
+
+def _quietly(event: Event) -> None:
+    """What is told of a run where JSON alone is printed: what failed that it can do without."""
     from fedms.events import Warned
 
     if isinstance(event, Warned):
-        say_aside(event.text)
+        say_aside(f"fedms: {event.text}")
+    if problem := getattr(event, "problem", ""):
+        say_aside(f"fedms: no report: {problem}")
 
 
 @app.command()
@@ -30,10 +39,12 @@ def run(
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE]...",
             help="A TOML file (default: the embedded digits job), and settings that override it.",
+            autocompletion=settings,
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [runs/NAME-METHOD-seedN].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
+    quiet: QUIET = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON only.")
     ] = False,
@@ -48,9 +59,10 @@ def run(
 
     config = configuration(words or [])
     folder = out or default_folder(config)
-    watch = _warnings if as_json else Progress(config)
     try:
-        summary = perform(config, folder, force=force, watch=watch)
+        with Progress(config, quiet=quiet or as_json) as progress:
+            watch: Callable[[Event], None] = _quietly if as_json else progress
+            summary = perform(config, folder, force=force, watch=watch)
     except KeyboardInterrupt:
         kept = (
             f"to go on: fedms resume {folder}"
@@ -64,7 +76,11 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run that ended early.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="The folder of a run that ended early.", autocompletion=run_folders),
+    ],
+    quiet: QUIET = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON only.")
     ] = False,
@@ -81,9 +97,10 @@ def resume(
     found = RunFolder.open(folder)
     complete = found.summary() is not None
     config = load_config(found.config)
-    watch = _warnings if as_json else Progress(config)
     try:
-        summary = perform(folder, watch=watch, tell=say_aside)
+        with Progress(config, quiet=quiet or as_json) as progress:
+            watch: Callable[[Event], None] = _quietly if as_json else progress
+            summary = perform(folder, watch=watch, tell=say_aside)
     except KeyboardInterrupt:
         fail(f"interrupted; try again: fedms resume {folder}")
     if as_json:
@@ -99,10 +116,15 @@ def compare(
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE]...",
             help="A TOML file (default: the embedded digits job), and settings for all methods.",
+            autocompletion=settings,
         ),
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Names, by commas; `fedms compare --methods help` lists them.")
+        str,
+        typer.Option(
+            help="Names, by commas; `fedms compare --methods help` lists them.",
+            autocompletion=names_of_methods,
+        ),
     ] = "zeroshot,local,fedavg,finetune,ditto,fedsa,fedms",
     seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
     rates: Annotated[
@@ -129,8 +151,9 @@ def compare(
     from fedms.progress import compare_line
 
     if methods == "help":
-        for name, variant in VARIANTS.items():
-            typer.echo(f"{name:18} {variant.group:18} {variant.title.replace('*', '')}")
+        known = {n: {"group": v.group, "title": v.title} for n, v in VARIANTS.items()}
+        lines = (f"{n:18} {v.group:18} {v.title.replace('*', '')}" for n, v in VARIANTS.items())
+        typer.echo(json.dumps(known, indent=2) if as_json else "\n".join(lines))
         return
     config = configuration(words or [])
     file, overrides = split(words or [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,15 @@ from typing import Annotated
 import typer
 
 from fedms.cli.base import app, configuration, fail, listed, say_aside, until_told
+
+LINES = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """How what happens is told."""
+    if as_json:
+        return lambda text: typer.echo(json.dumps({"said": text}))
+    return typer.echo
 
 
 @app.command()
@@ -36,6 +46,7 @@ def deploy(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS and keys: for a try on one machine.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Write what a server and sites on other machines need, with certificates and keys.
 
@@ -48,6 +59,10 @@ def deploy(
     names = listed(sites, str, "--sites")
     config = configuration(words or [])
     made = write_deployment(to, config, names, address=address, listen=listen, secure=not insecure)
+    if as_json:
+        folders = {path.name: str(path) for path in made.site_folders}
+        typer.echo(json.dumps({"server": str(made.path), "sites": folders}, indent=2))
+        return
     typer.echo(f"on this machine:  fedms server {made.path}")
     for path in made.site_folders:
         typer.echo(f"hand over {path}, there:  fedms site {path.name} data.path=FILE")
@@ -60,6 +75,7 @@ def server(
     proxy: Annotated[
         str, typer.Option(help="nginx, or none where another one publishes /v1/fleet/.")
     ] = "nginx",
+    as_json: LINES = False,
 ) -> None:
     """Let sites in and perform what is submitted, until interrupted.
 
@@ -69,7 +85,7 @@ def server(
     from fedms.deploy.server import serve
 
     with until_told("server ended"):
-        serve(read_server(folder), typer.echo, proxy=proxy)
+        serve(read_server(folder), _say(as_json), proxy=proxy)
 
 
 @app.command()
@@ -85,6 +101,7 @@ def site(
     server: Annotated[
         str | None, typer.Option(help="HOST:PORT of the server, if it is not as it was written.")
     ] = None,
+    as_json: LINES = False,
 ) -> None:
     """Take part with rows that stay here, until interrupted.
 
@@ -96,7 +113,7 @@ def site(
     found = read_site(folder)
     found = replace(found, server=server) if server else found
     with until_told("site ended"):
-        attend(found, site_config(found, words or []), typer.echo, state)
+        attend(found, site_config(found, words or []), _say(as_json), state)
 
 
 @app.command()

@@ -1,15 +1,20 @@
-"""Plots of a comparison: accuracies with intervals, and accuracy against cost."""
+"""Plots: of a comparison, accuracies with intervals, and against cost; and of who holds what."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fedms.compare.runs import Result
 from fedms.compare.scores import Spread, by_method
 from fedms.compare.variants import VARIANTS
+from fedms.store.files import write_bytes
 
 _COLOURS = {
     "reference": "#999999",
@@ -18,12 +23,35 @@ _COLOURS = {
     "ours": "#009e73",
 }
 """By group; told apart by colour-blind readers too (Okabe and Ito)."""
+_NAMES = 150
+"""The most names along an axis."""
 
 
 def write(folder: Path, results: Sequence[Result]) -> None:
     """Write `accuracy.svg` and `cost.svg`."""
     _accuracy(results).savefig(folder / "accuracy.svg")
     _cost(results).savefig(folder / "cost.svg")
+
+
+def holdings(
+    path: Path, clients: Sequence[str], classes: Sequence[str], counts: NDArray[Any]
+) -> None:
+    """Write a picture of `(clients, classes)` rows: darker for a larger share of a client's."""
+    tall, wide = (min(1.5 + 0.25 * count, 40) for count in counts.shape)
+    figure = Figure(figsize=(max(wide, 5), max(tall, 3)), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdims=True)
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
+    for axis, names in ((axes.xaxis, classes), (axes.yaxis, clients)):
+        every = -(-len(names) // _NAMES)
+        axis.set_ticks(np.arange(0, len(names), every), [str(n)[:24] for n in names[::every]])
+    axes.tick_params(axis="x", labelrotation=90)
+    axes.set_xlabel("class")
+    axes.set_ylabel("client")
+    figure.colorbar(drawn, label="share of the client's training rows")
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=path.suffix[1:].lower())
+    write_bytes(path, drawing.getvalue())
 
 
 def _accuracy(results: Sequence[Result]) -> Figure:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from fedms.compare.records import Record, Records
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
-from fedms.core.errors import DivergenceError, UserError
+from fedms.core.errors import DivergenceError, UserError, did_you_mean
 from fedms.events import Event, Started
 from fedms.run import check as check_run
 from fedms.run import run
@@ -136,7 +136,8 @@ def check(plan: Plan) -> None:
     """
     for name in plan.methods:
         if name not in VARIANTS:
-            raise UserError(f"got method {name!r}; expected one of {', '.join(VARIANTS)}")
+            hint = did_you_mean(name, VARIANTS)
+            raise UserError(f"got method {name!r}; expected one of {', '.join(VARIANTS)}{hint}")
         if not plan.perform:
             continue
         try:

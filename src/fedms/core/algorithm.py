@@ -30,6 +30,7 @@ import torch
 from fedms.core.costs import Costs
 from fedms.core.discriminant import Discriminant
 from fedms.core.layout import Layout, Shapes
+from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.core.tensors import Tensors, fingerprint
 
@@ -177,6 +178,10 @@ class Learner(Protocol):
 
     def score(self, view: View, data: ClientData, split: Split) -> Score:
         """How well `view` predicts the client's rows of one split."""
+        ...
+
+    def routing(self, view: View, data: ClientData) -> Routing:
+        """Where a view with a partner sends the client's test rows, of which there are some."""
         ...
 
     def derivatives(self, view: View, data: ClientData) -> dict[str, torch.Tensor]:

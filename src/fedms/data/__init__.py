@@ -19,11 +19,12 @@ from fedms.data.splits import (
     spread,
     summary,
 )
-from fedms.data.table import Table
+from fedms.data.table import Kind, Table
 
 __all__ = [
     "ClientIndex",
     "Federation",
+    "Kind",
     "Part",
     "Partitioning",
     "Table",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedms.core.errors import UserError
 from fedms.data.messages import reason
@@ -36,7 +37,9 @@ _CORRUPT = (
 )
 
 
-def decode_image(item: Any, where: str) -> Image.Image:
+def decode_image(
+    item: Any, where: str, most: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Image.Image:
     """The picture as RGB, upright as its EXIF orientation says.
 
     Grey, palette, CMYK and two-level pictures are converted, 16-bit grey keeps its upper 8 bits,
@@ -46,28 +49,32 @@ def decode_image(item: Any, where: str) -> Image.Image:
         item: encoded bytes, a path, a PIL image, or a uint8 array `(height, width)` or
             `(height, width, 3)`.
         where: names the row in errors, e.g. "row 17 of data.parquet".
+        most: pixels.
+        formats: of encoded bytes, as Pillow names them; None: any that it knows.
 
     Raises:
-        UserError: if the picture is corrupt, of an unsupported mode, or larger than `MAX_PIXELS`.
+        UserError: if the picture is corrupt, of an unsupported mode, or has more pixels.
     """
     try:
-        with _open(item) as image:
-            _check_size(image.size, where)
+        with _open(item, formats) as image:
+            _check_size(image.size, where, most)
             return _to_rgb(ImageOps.exif_transpose(image), where)
     except _BOMB as error:
-        raise _too_large(reason(error), where) from error
+        raise _too_large(reason(error), where, most) from error
     except _CORRUPT as error:
+        unknown = isinstance(error, UnidentifiedImageError) and isinstance(item, bytes)
+        why = "of no known format" if unknown else reason(error)
         raise UserError(
-            f"got an image that cannot be decoded at {where} ({reason(error)}); expected a "
+            f"got an image that cannot be decoded at {where} ({why}); expected a "
             f"complete PNG, JPEG, WebP or other common picture; try replacing or removing it"
         ) from error
 
 
-def _open(item: Any) -> Any:
+def _open(item: Any, formats: Sequence[str] | None) -> Any:
     if isinstance(item, Image.Image):
         return nullcontext(item)  # the caller's: left open
     if isinstance(item, bytes):
-        return Image.open(io.BytesIO(item))
+        return Image.open(io.BytesIO(item), formats=formats)
     if isinstance(item, np.ndarray):
         return Image.fromarray(item)
     if isinstance(item, str | Path):
@@ -75,14 +82,14 @@ def _open(item: Any) -> Any:
     raise TypeError(f"a {type(item).__name__} is no image")
 
 
-def _check_size(size: tuple[int, int], where: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise _too_large(f"{size[0]}x{size[1]} pixels", where)
+def _check_size(size: tuple[int, int], where: str, most: int) -> None:
+    if size[0] * size[1] > most:
+        raise _too_large(f"{size[0]}x{size[1]} pixels", where, most)
 
 
-def _too_large(got: str, where: str) -> UserError:
+def _too_large(got: str, where: str, most: int) -> UserError:
     return UserError(
-        f"got a huge image at {where} ({got}); expected at most {MAX_PIXELS:,} pixels; "
+        f"got a huge image at {where} ({got}); expected at most {most:,} pixels; "
         f"try scaling it down or removing it"
     )
 

@@ -4,6 +4,7 @@ from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
     peft_model,
+    save_beside,
     save_expert,
     save_gate,
     save_means,
@@ -14,15 +15,21 @@ from fedms.models.export import (
 from fedms.models.foundation import keep
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
+from fedms.models.names import hub_id, spoken
 from fedms.models.prefix import Room
 from fedms.models.prompts import class_prompts
-from fedms.models.saved import Opinions, SavedModel
+from fedms.models.rehearsal import Rehearsal
+from fedms.models.saved import Common, Opinions, SavedModel
 from fedms.models.settings import Mixing, Training
+from fedms.models.stack import Trainee
+from fedms.models.tariff import Tariff
+from fedms.models.together import predict_together
 
 __all__ = [
     "AdapterSlots",
     "AttentionHead",
     "Backbone",
+    "Common",
     "ContextHead",
     "Head",
     "LinearHead",
@@ -31,18 +38,25 @@ __all__ = [
     "Opinions",
     "Prediction",
     "PromptHead",
+    "Rehearsal",
     "Room",
     "SavedModel",
+    "Tariff",
+    "Trainee",
     "Training",
     "class_prompts",
+    "hub_id",
     "keep",
     "load_backbone",
     "look_up",
     "peft_model",
+    "predict_together",
+    "save_beside",
     "save_expert",
     "save_gate",
     "save_means",
     "save_merged",
     "save_prior",
     "save_statistics",
+    "spoken",
 ]

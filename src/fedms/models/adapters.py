@@ -218,6 +218,15 @@ class AdapterSlots:
         """
         return min(self.blocks_of(names), default=len(self.groups))
 
+    def of_rank(self, tensors: Tensors, rank: int | None = None) -> dict[str, Tensor]:
+        """Adapters filled up with zeros to a rank; None: the highest of any of them."""
+        down = self.down
+        rank = rank or max((t.shape[0] for name, t in tensors.items() if name in down), default=0)
+        return {
+            name: F.pad(t, (0, 0, 0, rank - t.shape[0]) if name in down else (0, rank - t.shape[1]))
+            for name, t in tensors.items()
+        }
+
     def save_config(self, folder: Path, tensors: Tensors, base: str) -> None:
         """Write `adapter_config.json` for adapters of one rank into an existing folder."""
         rank = next(t.shape[0] for name, t in tensors.items() if name in self.down)

@@ -205,11 +205,14 @@ class Backbone:
         )
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
 
+    def padded(self, longest: int) -> int:
+        """Tokens of a batch of texts whose longest row has so many."""
+        tile = 8 if self.dtype == torch.bfloat16 else 1
+        return max(longest, min(-(-longest // tile) * tile, self.max_length))
+
     def _pad(self, ids: Sequence[Tensor]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(row) for row in ids])
-        tile = 8 if self.dtype == torch.bfloat16 else 1
-        longest = int(lengths.max())
-        tokens = max(longest, min(-(-longest // tile) * tile, self.max_length))
+        tokens = self.padded(int(lengths.max()))
         padded = torch.full((len(ids), tokens), self.processor.pad_token_id)
         for line, row in zip(padded, ids, strict=True):
             line[: len(row)] = row

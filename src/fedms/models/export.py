@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.core import calibration
 from fedms.core.algorithm import Expert, View
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData
-from fedms.core.tensors import Tensors, serialise
+from fedms.core.tensors import Tensors, deserialise, serialise
 from fedms.models.adapters import adapted, merge
 from fedms.models.backbone import load_backbone
+from fedms.models.heads import ContextHead
 from fedms.models.learner import ModelLearner
 from fedms.models.mixture import class_evidence
+from fedms.models.names import spoken
 
 
 def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) -> None:
@@ -43,7 +46,7 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
     own = {name: t for name, t in expert.tensors.items() if name not in mixers}
     likeness = {} if expert.likeness is None else {"likeness": expert.likeness}
     joined, apart = ({}, expert.beneath) if mixers or likeness else (expert.beneath, {})
-    adapters = _of_one_rank(learner, learner.adapters(own, joined))
+    adapters = learner.slots.of_rank(learner.adapters(own, joined))  # PEFT knows one rank
     beside = {"head": heads, "mixers": mixers, "likeness": likeness, "beneath": apart}
     for name, tensors in beside.items():
         if tensors:
@@ -52,16 +55,6 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
         learner.slots.save_config(folder, adapters, base)
         metadata = {"format": "pt"}
         (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
-
-
-def _of_one_rank(learner: ModelLearner, adapters: Tensors) -> dict[str, Tensor]:
-    """Adapters filled up with zeros to the highest rank of any: PEFT knows one rank."""
-    down = learner.slots.down
-    rank = max((t.shape[0] for name, t in adapters.items() if name in down), default=0)
-    return {
-        name: F.pad(t, (0, 0, 0, rank - t.shape[0]) if name in down else (0, rank - t.shape[1]))
-        for name, t in adapters.items()
-    }
 
 
 def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
@@ -116,17 +109,87 @@ def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) 
         path.write_bytes(serialise({"means": means}))
 
 
-def save_merged(base: str, adapters: Path, folder: Path) -> None:
+def save_beside(folder: Path, learner: ModelLearner, experts: Mapping[str, Expert]) -> None:
+    """Write what adapters need to be used without fedms, into a folder of copies of a run's files.
+
+    That is `model.py`, which joins everything; `classes.safetensors`, where experts look for
+    classes when there are no class vectors (in an expert's folder, where it learned them); how
+    features are made and what cosines are multiplied by, into `head.json`. The foundation model is
+    named there, and in PEFT's configurations, as others know it.
+
+    Args:
+        folder: with `head.json`, and a folder for each expert.
+        learner: of the run.
+        experts: by the names of their folders.
+    """
+    head, backbone = learner.head, learner.backbone
+    facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+    facts |= {"model": spoken(facts["model"]), "temperature": head.temperature}
+    made = {"kind": backbone.kind, "pooling": backbone.pooling, "max_length": backbone.max_length}
+    text = json.dumps({**facts, "foundation": made}, indent=2, ensure_ascii=False)
+    (folder / "head.json").write_text(f"{text}\n", encoding="utf-8")
+    if head.prompts is not None:
+        _save_vectors(folder, head.prompts)
+    for name, expert in experts.items():
+        found = head.learned(expert.tensors) if isinstance(head, ContextHead) else None
+        if found is not None:
+            _save_vectors(folder / name, found)
+        _rename_base(folder / name / "adapter_config.json", facts["model"])
+    shutil.copyfile(Path(__file__).with_name("standalone.py"), folder / "model.py")
+
+
+def _save_vectors(folder: Path, vectors: Tensor) -> None:
+    content = serialise({"vectors": vectors.detach().cpu()})
+    (folder / "classes.safetensors").write_bytes(content)
+
+
+def _rename_base(path: Path, name: str) -> None:
+    """The foundation model's name in PEFT's configuration."""
+    if path.is_file():
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps({**facts, "base_model_name_or_path": name}, indent=2)
+        path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def save_merged(base: str, exported: Path, role: str) -> None:
     """Write the foundation model with an expert in its weights, as plain transformers models are.
+
+    Beside it stands what makes logits of its features: `head.json`, and if there are any
+    `head.safetensors` (a linear head), `classes.safetensors` (class vectors) and
+    `prior.safetensors` (what is added to logits).
 
     Args:
         base: the foundation model, as `load_backbone` takes it.
-        adapters: PEFT's folder of the expert.
-        folder: is made.
+        exported: folder with what `save_beside` wrote; `merged` is made in it.
+        role: of the expert, `global` or `local`.
     """
+    own, folder = exported / role, exported / "merged"
     plain = load_backbone(base, device="cpu")
-    merge(plain.model, adapters).save_pretrained(str(folder))
+    merge(plain.model, own).save_pretrained(str(folder))
     plain.processor.save_pretrained(str(folder))
+    facts = json.loads((exported / "head.json").read_text(encoding="utf-8"))
+    text = json.dumps({**facts, "expert": role}, indent=2, ensure_ascii=False)
+    (folder / "head.json").write_text(f"{text}\n", encoding="utf-8")
+    if (own / "head.safetensors").is_file():
+        shutil.copyfile(own / "head.safetensors", folder / "head.safetensors")
+    shared = _read(exported / "statistics.safetensors") if facts["kind"] != "context" else {}
+    for found in (
+        _read(own / "classes.safetensors"),
+        shared,
+        _read(exported / "classes.safetensors"),
+    ):
+        if "vectors" in found:
+            _save_vectors(folder, found["vectors"])
+            break
+    prior = exported / "prior.json"
+    counted = json.loads(prior.read_text(encoding="utf-8")) if prior.is_file() else {}
+    if role in counted.get("added_to", ()):
+        added = {"log_prior": torch.tensor(counted["log_prior"])}
+        (folder / "prior.safetensors").write_bytes(serialise(added))
+
+
+def _read(path: Path) -> Tensors:
+    return deserialise(path.read_bytes()) if path.is_file() else {}
 
 
 def peft_model(base: str, adapters: Path) -> Any:

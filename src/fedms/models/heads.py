@@ -29,6 +29,11 @@ class Head(Protocol):
         ...
 
     @property
+    def temperature(self) -> float:
+        """What cosines are multiplied by."""
+        ...
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     @property
@@ -149,6 +154,10 @@ class ContextHead(PromptHead):
     def initial(self, name: str, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, "head", name))
         return torch.randn(self.shapes[name], generator=generator) * self._spread
+
+    def learned(self, expert: Tensors) -> Tensor | None:
+        """Embeddings of an expert's own prompts, `(classes, width)`; None: it has none."""
+        return self._encode(expert[_CONTEXT]) if _CONTEXT in expert else None
 
     def __call__(self, features: Tensor, expert: Tensors) -> Tensor:
         if _CONTEXT not in expert:

@@ -13,6 +13,7 @@ from fedms.core import calibration, discriminant
 from fedms.core.algorithm import Fit, Score, View
 from fedms.core.costs import Costs
 from fedms.core.layout import Layout
+from fedms.core.routing import Routing, routing
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.models import stack
 from fedms.models.adapters import AdapterSlots
@@ -112,6 +113,13 @@ class ModelLearner(Resident):
             loss=-float(chosen.sum()),
             gate_weight=float(weight.sum()) if weight is not None else 0.0,
         )
+
+    def routing(self, view: View, data: ClientData) -> Routing:
+        """See `Learner.routing`."""
+        with self.meter.phase("evaluate"):
+            weight = self.predict(view, data, data.test).gate_weight
+        assert weight is not None
+        return routing(data.test.labels, weight.float().numpy())
 
     @torch.no_grad()
     def _oracle(self, view: View, data: ClientData, rows: Rows, labels: Tensor) -> Prediction:

@@ -58,6 +58,11 @@ class Meter:
             self._counting = outer
             self._spent += Costs(seconds={name: time.perf_counter() - began})
 
+    def charge(self, costs: Costs) -> None:
+        """Add costs of work that is not done here; of evaluation nothing."""
+        if self._counting:
+            self._spent += costs
+
     @contextmanager
     def step(
         self, kind: Hashable, *sizes: int, clients: int = 1, real: float = 1.0
@@ -135,9 +140,9 @@ class _Law:
         """
         if not sizes or len(self._counted) < 3:
             return None
-        terms = np.array([_terms(known) for known, _ in self._counted])
+        terms = np.array([polynomial(known) for known, _ in self._counted])
         scale = np.abs(terms).max(0)
-        terms, wanted = terms / scale, _terms(sizes) / scale
+        terms, wanted = terms / scale, polynomial(sizes) / scale
         costs = np.array([counted for _, counted in self._counted], dtype=float)
         law, _, rank, _ = np.linalg.lstsq(terms, costs, rcond=_EXACT)
         if len(terms) < rank + 2 or not np.allclose(terms @ law, costs, rtol=_EXACT, atol=0):
@@ -152,8 +157,8 @@ _EXACT = 1e-9
 """Relative error of what is equal in float64."""
 
 
-def _terms(sizes: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The polynomial's terms: one and every size but the last, times powers 0, 1, 2 of the last."""
+def polynomial(sizes: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What costs are sums of: one and every size but the last, times powers 0, 1, 2 of the last."""
     *counts, last = map(float, sizes)
     return np.outer([1.0, *counts], [1.0, last, last * last]).ravel()
 

@@ -34,3 +34,19 @@ def resolve(name: str) -> str:
             "a folder with a saved model, or a hub id such as 'openai/clip-vit-base-patch32'"
         )
     return name
+
+
+_PACKAGED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Under which id the hub has what comes as a package."""
+
+
+def hub_id(name: str) -> str | None:
+    """Of a model, by any name that `resolve` takes; None for one that the hub has not."""
+    if name == "glyphclip" or Path(name).is_dir() or name.startswith((".", "/", "~")):
+        return None
+    return _PACKAGED.get(name, name)
+
+
+def spoken(name: str) -> str:
+    """A model's name for others, whom it is no use to know which folder it is in."""
+    return hub_id(name) or Path(name).expanduser().resolve().name

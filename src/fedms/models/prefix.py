@@ -27,7 +27,6 @@ from fedms.models.backbone import Backbone
 from fedms.models.mapped import mapped
 from fedms.models.meter import Meter, sizes
 
-_BATCH = 128
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _log = logging.getLogger(__name__)
 
@@ -177,6 +176,9 @@ class PrefixCache:
         meter: counts what filling it costs.
     """
 
+    BATCH = 128
+    """Rows of a pass that fills it."""
+
     def __init__(self, backbone: Backbone, slots: AdapterSlots, room: Room, meter: Meter) -> None:
         self._meter, self._slots = meter, slots
         self.split = SplitForward(backbone, slots.root)
@@ -188,9 +190,23 @@ class PrefixCache:
         self._said: set[str] = set()
 
     @property
+    def room(self) -> Room:
+        return self._room
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """Tokens (of rows that have all the same number) and width of a state, once seen."""
+        return self._state
+
+    @property
     def bytes(self) -> int:
         """Bytes in use, in memory and in files."""
         return sum(kept.bytes for kept in self._kept.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of these, bytes in files."""
+        return self._used(on_disk=True)
 
     def find(self, rows: Rows, below: Callable[[int], str]) -> Kept | None:
         """What is kept for `rows`, if it fits the adapters whose hash below a boundary is given."""
@@ -226,8 +242,8 @@ class PrefixCache:
         place: tuple[Tensor, bool] | None = None
         if self._state and not (place := self._place(len(rows), starts)):
             return None
-        for at in range(0, len(rows), _BATCH):
-            index = order[at : at + _BATCH]
+        for at in range(0, len(rows), self.BATCH):
+            index = order[at : at + self.BATCH]
             batch = self._backbone.collate(rows.take(index))
             kind = ("prefix", boundary, self._slots.active, *batch)
             with self._meter.step(kind, *sizes(batch)):
@@ -263,7 +279,7 @@ class PrefixCache:
         wanted = math.prod(shape) * dtype.itemsize
         if wanted <= self._room.memory - self._used(on_disk=False):
             with suppress(torch.OutOfMemoryError):  # the device has less than the budget: to files
-                return torch.empty(shape, dtype=dtype, device=self._backbone.device), False
+                return self._in_memory(shape, dtype), False
         if self._room.folder is None or wanted > self._disk - self._used(on_disk=True):
             self._say(
                 "room",
@@ -272,7 +288,7 @@ class PrefixCache:
             )
             return None
         try:
-            return mapped(self._room.folder, shape, dtype), True
+            return self._in_file(self._room.folder, shape, dtype), True
         except OSError as error:
             self._disk = 0
             self._say(
@@ -281,6 +297,12 @@ class PrefixCache:
                 f"({error.strerror or error}); what is not kept yet is computed again every time",
             )
             return None
+
+    def _in_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._backbone.device)
+
+    def _in_file(self, folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return mapped(folder, shape, dtype)
 
     def _used(self, *, on_disk: bool) -> int:
         return sum(kept.bytes for kept in self._kept.values() if kept.on_disk == on_disk)

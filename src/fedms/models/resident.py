@@ -29,7 +29,7 @@ from fedms.models.mixture import class_evidence, log_prior, mix_linear, mix_prob
 from fedms.models.prefix import Kept, PrefixCache, Room, take
 from fedms.models.settings import Mixing
 
-_PREDICT_BATCH = 128
+PREDICT_BATCH = 128
 _NONE: Tensors = {}
 FROZEN = Expert({})
 
@@ -218,8 +218,8 @@ class Resident:
         lengths = self.backbone.lengths(rows)
         order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
-        for start in range(0, len(rows), _PREDICT_BATCH):
-            index = order[start : start + _PREDICT_BATCH]
+        for start in range(0, len(rows), PREDICT_BATCH):
+            index = order[start : start + PREDICT_BATCH]
             batch = self.backbone.collate(rows.take(index))
             if shares is not None:
                 self.slots.weigh(shares[torch.from_numpy(index).to(shares.device)])

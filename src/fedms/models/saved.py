@@ -44,6 +44,52 @@ class Opinions:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """Features of rows, `(rows, width)`, that a model needs.
+
+    Args:
+        own: under its expert.
+        partner: under its partner, where it has one.
+        frozen: under the foundation model, where it asks for that.
+    """
+
+    own: Tensor
+    partner: Tensor | None
+    frozen: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Common:
+    """What all models of a run have in common, read once.
+
+    Args:
+        learner: the foundation model of the run, which has slots for the experts.
+        folder: of the run's adapters.
+        expert: the global one, where there is one.
+        statistics: of `statistics.safetensors`.
+    """
+
+    learner: ModelLearner
+    folder: Path
+    expert: Expert | None
+    statistics: Tensors
+
+    @classmethod
+    def load(cls, learner: ModelLearner, folder: Path) -> Common:
+        """Read what `outcome.Outcome` wrote.
+
+        Args:
+            learner: of the same foundation model, head and adapters' rank.
+            folder: of what all clients have.
+
+        Raises:
+            UserError: if files are damaged, or of another model.
+        """
+        expert = _expert(learner, folder / "global")
+        return cls(learner, folder, expert, _tensors(folder / "statistics.safetensors"))
+
+
+@dataclass(frozen=True, eq=False)
 class SavedModel:
     """A model read from files. It predicts as the client's own does, to rounding.
 
@@ -53,6 +99,7 @@ class SavedModel:
         partner, gate: the global expert and the gate of a mixture.
         facts: of `prior.json`.
         statistics: of `statistics.safetensors`, with the client's own means.
+        bytes: of what it has for itself.
     """
 
     learner: ModelLearner
@@ -61,50 +108,76 @@ class SavedModel:
     gate: Tensors | None
     facts: dict[str, Any]
     statistics: Tensors
+    bytes: int = 0
 
     @classmethod
-    def load(cls, learner: ModelLearner, adapters: Path, own: Path | None) -> SavedModel:
-        """Read what `outcome.Outcome` wrote.
+    def load(cls, common: Common, own: Path | None) -> SavedModel:
+        """Read what a client has.
 
         Args:
-            learner: of the same foundation model, head and adapters' rank.
-            adapters: the folder of what all clients have.
+            common: what all have.
             own: the folder of what one has; None for somebody who took no part.
 
         Raises:
             UserError: if files are missing, damaged, or of another model.
         """
-        shared = _expert(learner, adapters / "global")
+        learner, shared = common.learner, common.expert
         local = _expert(learner, own / "local") if own else None
         gate = _tensors(own / "gate" / "gate.safetensors") if own else {}
         mixture = bool(local and shared and gate)
         expert = local or shared
         if expert is None:
-            raise UserError(f"got {adapters}, which has no expert; expected the adapters of a run")
-        place = own or adapters
-        statistics = _tensors(adapters / "statistics.safetensors")
-        statistics |= _tensors(place / "means.safetensors")
+            raise UserError(
+                f"got {common.folder}, which has no expert; expected the adapters of a run"
+            )
+        place = own or common.folder
+        means = _tensors(place / "means.safetensors")
         facts = _facts(place / "prior.json", learner.head.classes)
-        partner = shared if mixture else None
-        return cls(learner, expert, partner, gate if mixture else None, facts, statistics)
+        held = [means, gate, *((local.tensors, local.beneath) if local else ())]
+        return cls(
+            learner,
+            expert,
+            shared if mixture else None,
+            gate if mixture else None,
+            facts,
+            {**common.statistics, **means},
+            sum(t.nbytes for tensors in held for t in tensors.values()),
+        )
+
+    @property
+    def sees_frozen(self) -> bool:
+        """Whether it needs the foundation model's features: for a gate, or class statistics."""
+        counted = self.facts["calibration"] is not None and bool(self.statistics)
+        return self.partner is not None or counted
 
     @torch.no_grad()
     def predict(self, rows: Rows) -> Opinions:
         """What it says of rows, of which it does not see the labels."""
         learner = self.learner
-        features = learner.features(self.expert, rows)[None]
+        return self.judge(
+            Seen(
+                learner.features(self.expert, rows),
+                None if self.partner is None else learner.features(self.partner, rows),
+                learner.frozen(rows) if self.sees_frozen else None,
+            )
+        )
+
+    @torch.no_grad()
+    def judge(self, seen: Seen) -> Opinions:
+        """What it says of rows with these features."""
+        learner, features = self.learner, seen.own[None]
         own = self._own(self.expert, "local")
         logits = learner.logits(features, own)[0]
-        constants = self._constants(rows)
+        constants = self._constants(seen)
         if constants is None:
             said = F.log_softmax(logits, -1).cpu()
-            return Opinions(self._calibrated(rows, logits, logits, None, said))
+            return Opinions(self._calibrated(seen, logits, logits, None, said))
         assert self.gate is not None
         gate = {name: t.to(features.device) for name, t in alone(self.gate).items()}
         mixed, _ = learner.mix(features, own, gate, constants.take(None))
         weight = gate_weights(gate, constants.frozen[None])[0, :, 0].exp().cpu()
         first, second = (F.log_softmax(x, -1).float().cpu() for x in (constants.logits, logits))
-        personal = self._calibrated(rows, constants.logits, logits, weight, mixed[0].cpu())
+        personal = self._calibrated(seen, constants.logits, logits, weight, mixed[0].cpu())
         return Opinions(personal, first, second, weight)
 
     def _own(self, expert: Expert, role: str) -> Own:
@@ -119,33 +192,33 @@ class SavedModel:
             return Own(heads, None)
         return Own(heads, torch.tensor(self.facts["log_prior"])[None, None].to(device))
 
-    def _constants(self, rows: Rows) -> Constants | None:
-        if self.partner is None:
+    def _constants(self, seen: Seen) -> Constants | None:
+        if self.partner is None or seen.partner is None or seen.frozen is None:
             return None
-        features, frozen = self.learner.features(self.partner, rows), self.learner.frozen(rows)
-        logits = self.learner.logits(features[None], self._own(self.partner, "global"))[0]
-        return Constants(frozen, features, logits)
+        own = self._own(self.partner, "global")
+        logits = self.learner.logits(seen.partner[None], own)[0]
+        return Constants(seen.frozen, seen.partner, logits)
 
     def _calibrated(
-        self, rows: Rows, shared: Tensor, own: Tensor, weight: Tensor | None, mixed: Tensor
+        self, seen: Seen, shared: Tensor, own: Tensor, weight: Tensor | None, mixed: Tensor
     ) -> Tensor:
         """By weights of evidence, where the model has them; as mixed otherwise."""
         weights = self.facts["calibration"]
         if weights is None:
             return mixed
         counted = torch.tensor([self.facts["log_prior"], self.facts["unseen"]])
-        even = torch.full((len(rows),), 0.5) if weight is None else weight
+        even = torch.full((len(mixed),), 0.5) if weight is None else weight
         both = shared.float().cpu(), own.float().cpu()
-        known = evidence(*both, even, self._by_statistics(rows), counted)
+        known = evidence(*both, even, self._by_statistics(seen), counted)
         order = [weights[name] for name in calibration.EVIDENCE]
         return calibration.log_probabilities(known, torch.tensor(order))
 
-    def _by_statistics(self, rows: Rows) -> Tensor:
+    def _by_statistics(self, seen: Seen) -> Tensor:
         """`(rows, classes)`, see `Discriminant.scores`; zeros without class statistics."""
         said = self.statistics
-        if not said:
-            return torch.zeros(len(rows), self.learner.head.classes)
-        whitened = F.normalize(self.learner.frozen(rows).cpu(), dim=-1) @ said["whitening"].T
+        if not said or seen.frozen is None:
+            return torch.zeros(len(seen.own), self.learner.head.classes)
+        whitened = F.normalize(seen.frozen.cpu(), dim=-1) @ said["whitening"].T
         means = said["means"]
         return whitened @ means.T - means.square().sum(-1) / 2 + said["bias"]
 

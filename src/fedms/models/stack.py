@@ -33,8 +33,8 @@ _NO_ROW = -100
 def train(resident: Resident, training: Training, fits: Sequence[Fit], pace: int) -> list[View]:
     """What comes of every fit, in order; those that are alike are trained together."""
     with resident.meter.phase("cache"):
-        trainees = [_Trainee(resident, fit) for fit in fits]
-    alike: dict[object, list[_Trainee]] = {}
+        trainees = [Trainee(resident, fit) for fit in fits]
+    alike: dict[object, list[Trainee]] = {}
     for trainee in trainees:
         alike.setdefault(trainee.kind, []).append(trainee)
     for stack in alike.values():
@@ -42,7 +42,7 @@ def train(resident: Resident, training: Training, fits: Sequence[Fit], pace: int
     return [trainee.trained() for trainee in trainees]
 
 
-class _Trainee:
+class Trainee:
     """One client's tensors as they train, on the model's device, and its rows."""
 
     def __init__(self, resident: Resident, fit: Fit) -> None:
@@ -82,7 +82,7 @@ class _Trainee:
         self.features = self._constant(resident)
         """`(rows, width)` where no block trains, and they stand still."""
         self.kept = self.prefix(resident, self.rows)  # last: the cache holds one of these rows
-        self.kind = (
+        self.form = (
             self.features is None,
             fit.names,
             tuple((name, *t.shape) for name, t in self.expert.items()),
@@ -92,9 +92,9 @@ class _Trainee:
             view.partner is None,
             view.statistics is None,
             self.kept is None,
-            fit.epochs,
-            fit.rate,
         )
+        """What the cost of a step depends on, beside its sizes."""
+        self.kind = (*self.form, fit.epochs, fit.rate)
         """What must be equal in a stack."""
 
     def _constant(self, resident: Resident) -> Tensor | None:
@@ -177,7 +177,7 @@ class _Stack:
     """Clients whose steps are taken together."""
 
     def __init__(
-        self, resident: Resident, training: Training, trainees: Sequence[_Trainee], pace: int
+        self, resident: Resident, training: Training, trainees: Sequence[Trainee], pace: int
     ) -> None:
         self._pace = pace
         self._resident, self._size, self._trainees = resident, training.batch_size, trainees
@@ -250,7 +250,7 @@ class _Stack:
         clients, rows = batch.labels.shape
         return self._resident.meter.step(kind, clients, rows, clients=clients, real=batch.real)
 
-    def _features(self, one: _Trainee, rows: Rows) -> Tensor:
+    def _features(self, one: Trainee, rows: Rows) -> Tensor:
         """`(rows, width)` under a client's expert as it is now."""
         kept = one.prefix(self._resident, rows)
         with self._resident.slots.holding(_stacked([one.adapters])):

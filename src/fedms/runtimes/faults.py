@@ -17,6 +17,7 @@ from torch import Tensor
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.robust import SUMS
+from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
@@ -157,6 +158,9 @@ class FaultyClients:
 
     def evaluate(self, state: ServerState) -> dict[Split, dict[str, dict[str, Score]]]:
         return self._clients.evaluate(state)
+
+    def routing(self, state: ServerState) -> dict[str, Routing]:
+        return self._clients.routing(state)
 
     def newcomers(
         self, plan: RoundPlan, state: ServerState, rounds: int, rows: int

@@ -20,6 +20,7 @@ from fedms.core.algorithm import (
 from fedms.core.costs import Costs
 from fedms.core.errors import DivergenceError, UserError
 from fedms.core.robust import Rule, aggregator, change
+from fedms.core.routing import Routing
 from fedms.core.rows import Split
 from fedms.core.screening import Screen, reason_to_reject, too_long
 from fedms.core.seeds import draw_cohort
@@ -89,9 +90,11 @@ class Clients(Protocol):
 
 
 class ScoredClients(Clients, Protocol):
-    """Clients that also score models on their own rows; see `Simulator` for all four."""
+    """Clients that also score models on their own rows; see `Simulator` for all five."""
 
     def evaluate(self, state: ServerState) -> dict[Split, dict[str, dict[str, Score]]]: ...
+
+    def routing(self, state: ServerState) -> dict[str, Routing]: ...
 
     def newcomers(
         self, plan: RoundPlan, state: ServerState, rounds: int, rows: int

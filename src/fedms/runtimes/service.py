@@ -20,6 +20,7 @@ from fedms.core.algorithm import (
     View,
 )
 from fedms.core.costs import Costs
+from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Split
 from fedms.runtimes.messages import Message, MessageError, write
 from fedms.runtimes.rounds import Answer
@@ -47,6 +48,10 @@ class Service:
             sent = Sent(plan, asked.tensors)
             for answer in self._simulator.answers(sent, asked.fact("clients", list[str])):
                 yield of_answer(answer)
+            return
+        if asked.kind == "routing":
+            found = self._simulator.routing(read_state(asked))
+            yield Message("routing", {"clients": {c: write(r) for c, r in found.items()}})
             return
         scores = self._scores(asked)
         facts = {
@@ -109,6 +114,22 @@ def ask_train(sent: Sent, clients: Sequence[str]) -> Message:
 def ask_evaluate(state: ServerState) -> Message:
     """See `Simulator.evaluate`; answered as `read_scores` reads it, like those that follow."""
     return Message("evaluate", _facts(state), state.tensors)
+
+
+def ask_routing(state: ServerState) -> Message:
+    """See `Simulator.routing`; it tells labels of rows: for processes of one machine only."""
+    return Message("routing", _facts(state), state.tensors)
+
+
+def read_routing(message: Message) -> dict[str, Routing]:
+    """What `Simulator.routing` found, by client.
+
+    Raises:
+        MessageError: if the message is anything else.
+    """
+    _need(message, "routing")
+    found: dict[str, Routing] = message.fact("clients", dict[str, Routing])
+    return found
 
 
 def ask_newcomers(plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Message:

@@ -24,6 +24,7 @@ from fedms.core.algorithm import (
     perform,
 )
 from fedms.core.costs import Costs
+from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Split
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, pick
@@ -136,6 +137,15 @@ class Simulator:
                     score = self._learner.score(replace(view, oracle=True), data, split)
                     scores.setdefault("oracle", {})[data.id] = score
         return scores
+
+    def routing(self, state: ServerState) -> dict[str, Routing]:
+        """Where gates send test rows, of clients whose personal model is a mixture."""
+        found = {}
+        for data in self._scored:
+            view = self._algorithm.view(state, self._states.load(data.id, state.round), "personal")
+            if view is not None and view.partner is not None and len(data.test):
+                found[data.id] = self._learner.routing(view, data)
+        return found
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """Test scores of unseen clients' personal models: `before` and `after` they adapt.

@@ -34,6 +34,8 @@ from fedms.store.states import ClientStates
 
 _LONGEST_RUN = _LONGEST_NAME = 200
 _MOST_ROWS = 10**9
+_ANSWERED = ("hello", "train", "evaluate", "score_all", "finish")
+"""Not where its gate sends rows: that tells their labels."""
 Keep = Callable[[Path, ServerState, ClientState | None], None]
 
 
@@ -78,6 +80,8 @@ class Site:
             return refusal(f"site {self._data.id!r} failed: {type(error).__name__}")
 
     def _answer(self, asked: Message) -> Message:
+        if asked.kind not in _ANSWERED:
+            raise MessageError(f"got a message {asked.kind!r}; expected one that a site answers")
         self._open(asked.fact("run", str))
         if asked.kind == "hello":
             return self._hello(asked)

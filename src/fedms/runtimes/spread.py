@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
+from fedms.core.routing import Routing
 from fedms.core.rows import Split
 from fedms.runtimes import service
 from fedms.runtimes.messages import Message
 from fedms.runtimes.simulator import SCORED, Scores
+
+T = TypeVar("T")
 
 
 class SpreadClients(ABC):
@@ -29,6 +33,12 @@ class SpreadClients(ABC):
         """See `Simulator.evaluate`."""
         found = self._scores(service.ask_evaluate(state))
         return {split: found.get(split, {}) for split in SCORED}
+
+    def routing(self, state: ServerState) -> dict[str, Routing]:
+        """See `Simulator.routing`."""
+        question = service.ask_routing(state)
+        parts = [service.read_routing(answer) for answer in self._ask(question)]
+        return self._sorted({c: found for part in parts for c, found in part.items()})
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """See `Simulator.newcomers`."""
@@ -58,7 +68,7 @@ class SpreadClients(ABC):
             for split, by_role in found.items()
         }
 
-    def _sorted(self, scores: dict[str, Score]) -> dict[str, Score]:
+    def _sorted(self, found: dict[str, T]) -> dict[str, T]:
         """In the order in which clients were given."""
-        known = [client for client in self.declared if client in scores]
-        return {client: scores[client] for client in (*known, *sorted(scores.keys() - {*known}))}
+        known = [client for client in self.declared if client in found]
+        return {client: found[client] for client in (*known, *sorted(found.keys() - {*known}))}

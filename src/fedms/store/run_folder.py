@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -25,11 +24,19 @@ from fedms.store.files import (
     write_lines,
     write_text,
 )
+from fedms.store.marks import (
+    CONFIG,
+    ENVIRONMENT,
+    SUMMARY,
+    expect_run,
+    is_run,
+    read_facts,
+    read_summary,
+)
 from fedms.store.states import ClientStates, DamagedError, ServerStates
 
 FOUNDATION = "foundation"
 """In a run folder: the foundation model, where a program gave it."""
-_MARK, _ENVIRONMENT = "config.toml", "environment.json"
 _PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
 
 
@@ -74,8 +81,8 @@ class RunFolder:
         cls.check(path, force=force)
         try:
             with whole_folder(path) as folder:
-                write_text(folder / _MARK, config_toml)
-                write_json(folder / _ENVIRONMENT, {**environment(seed), **(computes or {})})
+                write_text(folder / CONFIG, config_toml)
+                write_json(folder / ENVIRONMENT, {**environment(seed), **(computes or {})})
                 for name in ("rounds.jsonl", "clients.jsonl"):
                     write_text(folder / name, "")
                 if foundation is not None:
@@ -91,8 +98,7 @@ class RunFolder:
         Raises:
             UserError: if it is no run folder.
         """
-        if not all((path / name).is_file() for name in (_MARK, _ENVIRONMENT)):
-            raise UserError(f"got {path}, which is no run folder; expected one that fedms run made")
+        expect_run(path)
         return cls(path, every)
 
     @staticmethod
@@ -108,10 +114,10 @@ class RunFolder:
             raise UserError(
                 f"got run folder {path}, which exists; try --out OTHER, or --force to replace it"
             )
-        if not all((path / name).is_file() for name in (_MARK, _ENVIRONMENT)):
+        if not is_run(path):
             raise UserError(f"got --force for {path}, which is no run folder; it was left alone")
         try:
-            with locked(path / _MARK):
+            with locked(path / CONFIG):
                 pass
         except BlockingIOError:
             raise UserError(f"got --force for {path}, where another process is at work") from None
@@ -128,7 +134,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The file with the resolved configuration; whoever is at work here holds its lock."""
-        return self.path / _MARK
+        return self.path / CONFIG
 
     def facts(self) -> dict[str, Any]:
         """What `create` wrote of machine and code.
@@ -136,7 +142,21 @@ class RunFolder:
         Raises:
             UserError: if it cannot be read.
         """
-        return self._json(_ENVIRONMENT)
+        return read_facts(self.path / ENVIRONMENT)
+
+    def resumed(self, seed: int) -> list[str]:
+        """What differs from its beginning among versions; written down if anything does."""
+        facts, now = self.facts(), environment(seed)
+        last = (facts.get("resumed") or [facts])[-1]["packages"]
+        changed = [
+            f"{name} {then}, now {now['packages'][name]}"
+            for name, then in last.items()
+            if name in now["packages"] and now["packages"][name] != then
+        ]
+        if changed:
+            again = [*facts.get("resumed", ()), now]
+            write_json(self.path / ENVIRONMENT, {**facts, "resumed": again})
+        return changed
 
     def summary(self) -> dict[str, Any] | None:
         """Of a complete run, else None.
@@ -144,13 +164,7 @@ class RunFolder:
         Raises:
             UserError: if it cannot be read.
         """
-        return self._json("summary.json") if (self.path / "summary.json").exists() else None
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"got {self.path / name}, which cannot be read: {error}") from None
+        return read_summary(self.path)
 
     def lines(self, rounds: int) -> list[dict[str, Any]]:
         """What `add_round` wrote of the first rounds.
@@ -177,7 +191,7 @@ class RunFolder:
         append_json(self.path / "clients.jsonl", record)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_json(self.path / "summary.json", summary)
+        write_json(self.path / SUMMARY, summary)
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
 from fedms.core.errors import UserError
+from fedms.core.routing import Routing
 from fedms.core.rows import ClientSizes, Split
 from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.core.tensors import Tensors, pick
@@ -260,6 +261,10 @@ class Sites:
                 continue
             reason = said.reason if isinstance(said, Failure) else f"it answered {said.kind[:99]!r}"
             self._tell(f"site {client!r} did not keep its models: {reason}")
+
+    def routing(self, state: ServerState) -> dict[str, Routing]:
+        """None: it would tell labels of rows, which stay where they are."""
+        return {}
 
     def newcomers(self, plan: RoundPlan, state: ServerState, rounds: int, rows: int) -> Scores:
         """None: every site that is there trains."""

@@ -1,0 +1,63 @@
+"""`report.html`: what a run came to, or several side by side, in one file that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedms.core.errors import UserError
+from fedms.report.page import document
+from fedms.report.records import ROLES, read
+from fedms.store.files import write_text
+
+__all__ = ["NAME", "figures", "write"]
+
+NAME = "report.html"
+
+
+def write(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write a report, and say where it is.
+
+    Args:
+        folders: of runs, one or more.
+        out: the file; None: `report.html` in the only run's folder, or here of several.
+
+    Raises:
+        UserError: if a folder is no run's or has records that cannot be read, or the report cannot
+            be written.
+    """
+    path = out or (folders[0] / NAME if len(folders) == 1 else Path(NAME))
+    records = [read(folder) for folder in folders]
+    try:
+        text = document(records)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"got records of {', '.join(map(str, folders))} that are not as fedms writes them: "
+            f"{type(error).__name__} {error}"
+        ) from error
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"got report {path}, which cannot be written: {error}") from None
+    return path
+
+
+def figures(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What reports begin with: test accuracy and costs of runs, None where it is not known.
+
+    Raises:
+        UserError: as `write`.
+    """
+    return [
+        {
+            "folder": str(record.path),
+            "method": record.config["method"],
+            "seed": record.config["seed"],
+            "complete": record.summary is not None,
+            "rounds": len(record.rounds),
+            "test": {role: record.test.get(role) for role in ROLES},
+            "cost": record.cost,
+        }
+        for record in map(read, folders)
+    ]

@@ -1,0 +1,115 @@
+"""`fedms serve`: the application on a socket, until interrupted. The only importer of uvicorn."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import quote
+
+import uvicorn
+
+from fedms.core.errors import UserError
+from fedms.serve.app import make_app
+from fedms.serve.guard import LOCAL
+from fedms.serve.service import Service
+
+TOKEN = "FEDMS_TOKEN"  # noqa: S105 - the name of a variable
+"""Environment variable that has the token."""
+_SHORTEST = 16
+_END = 30
+"""Seconds in which requests are answered when the service is to end."""
+_CONNECTIONS = 1024
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token, from a file or the environment; None where there is none.
+
+    Raises:
+        UserError: if it cannot be read, or is short.
+    """
+    try:
+        found = os.environ.get(TOKEN, "") if file is None else file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"got --token-file {file}, which cannot be read: {error}") from None
+    token = found.strip()
+    if not token and file is None:
+        return None
+    if len(token) < _SHORTEST or not token.isascii() or not token.isprintable():
+        raise UserError(
+            f"got a token of {len(token)} characters; expected {_SHORTEST} or more of ASCII; "
+            "try: python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
+    return token
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, number)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(_CONNECTIONS)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"got --host {host} --port {port}, where nothing can listen ({reason}); try another"
+        ) from None
+    return found
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(
+    service: Service,
+    line: socket.socket,
+    *,
+    token: str | None,
+    local: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Answer until interrupted; then what is being asked is answered first.
+
+    Args:
+        service: answers.
+        line: a socket that listens.
+        token: see `Guard`.
+        local: whether only this machine reaches it; it is then asked by its own names only.
+        say: is told a line for every request.
+    """
+    app = make_app(service, token=token, hosts=LOCAL if local else None, say=say)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_END,
+    )
+    uvicorn.Server(config).run(sockets=[line])
+
+
+def address(line: socket.socket, host: str) -> str:
+    """Where it is reached."""
+    name = f"[{host}]" if ":" in host else quote(host)
+    return f"http://{name}:{line.getsockname()[1]}"

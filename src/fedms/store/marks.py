@@ -1,0 +1,58 @@
+"""What tells a run folder from others, and its facts; without what states need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedms.core.errors import UserError, did_you_mean
+
+CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder was made for a run."""
+    return all((path / name).is_file() for name in (CONFIG, ENVIRONMENT))
+
+
+def expect_run(path: Path) -> None:
+    """Make sure that a folder was made for a run.
+
+    Raises:
+        UserError: if it was not.
+    """
+    if not is_run(path):
+        raise UserError(
+            f"got {path}, which is no run folder; expected one that fedms run made{like_runs(path)}"
+        )
+
+
+def like_runs(path: Path) -> str:
+    """Which run folder was probably meant, for the end of a message: beside it, or in `runs`."""
+    places = dict.fromkeys((path.parent, Path("runs")))
+    return did_you_mean(
+        str(path), (str(mark.parent) for place in places for mark in place.glob(f"*/{CONFIG}"))
+    )
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A file of facts by name.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"got {path}, which cannot be read: {error}") from None
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Of a complete run, else None.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = folder / SUMMARY
+    return read_facts(path) if path.exists() else None

@@ -1,0 +1,121 @@
+"""`fedms serve` as a program, and what is refused before it listens."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedms.cli import main
+from fedms.core.errors import UserError
+from fedms.serve import server
+
+TOKEN = "x" * 20
+
+
+@pytest.fixture(scope="module")
+def program(served):
+    """A service on a free port, with a token, until the module's tests are done."""
+    command = [sys.executable, "-m", "fedms.cli", "serve", str(served)]
+    found = subprocess.Popen(
+        [*command, "--port", "0", "--json", "--wait", "0.3"],
+        env={**os.environ, "FEDMS_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    facts = json.loads(found.stdout.readline())
+    yield found, facts
+    if found.poll() is None:
+        found.kill()
+    found.communicate()
+
+
+def test_it_answers_and_ends_when_told_after_what_was_asked(program):
+    process, facts = program
+    assert facts["clients"] == 3
+    assert (facts["takes"], facts["token"]) == ("image", True)
+    assert facts["url"].startswith("http://127.0.0.1:")
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture, "PNG")
+    ask = {"client": "1", "inputs": [base64.b64encode(picture.getvalue()).decode()]}
+    answers = []
+
+    def post():
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        answers.append(httpx.post(f"{facts['url']}/predict", json=ask, headers=headers))
+
+    assert httpx.get(f"{facts['url']}/clients").status_code == 401
+    post()
+    assert answers[0].status_code == 200
+    late = threading.Thread(target=post)
+    late.start()
+    time.sleep(0.15)  # of the 0.3 s that its batch waits
+    process.send_signal(signal.SIGTERM)
+    late.join(10)
+    assert answers[1].json() == answers[0].json()
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert said.splitlines()[-1] == "service ended"
+    assert said.count("POST /predict 200") == 2
+    assert "Traceback" not in said
+
+
+@pytest.fixture
+def fails(monkeypatch, capfd):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["fedms", "serve", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr().err
+        assert ended.value.code == 2
+        assert len(said.splitlines()) == 1
+        return said
+
+    return call
+
+
+def test_what_a_person_can_mend_is_one_line(served, fails, tmp_path, monkeypatch):
+    monkeypatch.delenv(server.TOKEN, raising=False)
+    assert "without a token" in fails(served, "--host", "0.0.0.0")
+    assert "expected a size" in fails(served, "--memory", "much")
+    assert "no models of a run" in fails(tmp_path)
+    assert "cannot be read" in fails(served, "--token-file", tmp_path / "none")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "nothing can listen" in fails(served, "--port", taken.getsockname()[1])
+
+
+def test_tokens_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv(server.TOKEN, raising=False)
+    assert server.read_token(None) is None
+    monkeypatch.setenv(server.TOKEN, TOKEN)
+    assert server.read_token(None) == TOKEN
+    file = tmp_path / "token"
+    file.write_text(f"{'y' * 16}\n")
+    assert server.read_token(file) == "y" * 16
+    for wrong in ("short", "", "ö" * 20, "a b\x00" * 9):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match="expected 16 or more"):
+            server.read_token(file)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_addresses_that_only_this_machine_reaches(host, local):
+    assert server.is_local(host) == local
