@@ -60,7 +60,7 @@ class Case:
 
 CASES = {
     "femnist": Case(
-        "femnist", (*_COMMON, "partition.max_clients=20", "runtime.stack=10"), (0.1, 0.3)
+        "femnist", (*_COMMON, "partition.max_clients=20", "runtime.stack=10"), (0.3, 0.1)
     ),
     "banking77": Case(
         "banking77",

@@ -34,6 +34,8 @@ SMALL = (
 NOT_ALONE = {"probe": ("model.head=linear",), "flexlora": ("lora.ranks.*=4",)}
 METHODS = get_args(Method)
 TIMES = {"seconds", "train_seconds", "phase_seconds", "wall_seconds"}
+TIMED = {"environment.json", "config.toml", "report.html"}
+"""Files that say when and where; the report is made of the others."""
 TWICE = {"flops", "train_flops", "cache_bytes"}
 
 
@@ -69,7 +71,7 @@ def ending(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in ("environment.json", "config.toml"):
+        if path.is_file() and name not in TIMED:
             data = path.read_bytes()
             if path.suffix in (".json", ".jsonl"):
                 lines = [data.decode()] if path.suffix == ".json" else data.decode().splitlines()

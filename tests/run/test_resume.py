@@ -41,9 +41,11 @@ def ended(config, path, *, after):
 
 def facts(path):
     """All that a run leaves, but for times and what was computed twice."""
-    lines = {}
-    for name in ("rounds", "clients", "labels", "gates"):
-        lines[name] = [json.loads(s) for s in (path / f"{name}.jsonl").read_text().splitlines()]
+    lines = {
+        p.stem: [json.loads(s) for s in p.read_text().splitlines()]
+        for p in sorted(path.glob("*.jsonl"))
+    }
+    assert {"rounds", "clients", "labels"} <= lines.keys()
     for line in lines["rounds"]:
         del line["seconds"]
         for word in ("seconds", "flops", "cache_bytes"):
