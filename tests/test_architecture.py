@@ -84,9 +84,13 @@ ALLOWED = {
     "measures": {"runtimes"},
     "trackers": set(),
     "tracking": {"config", "core", "events", "measures"},
+    "course": {
+        *("build", "checkpoints", "config", "core", "details", "events", "models", "outcome"),
+        *("report", "runtimes", "store"),
+    },
     "run": {
-        *("build", "clients", "events", "checkpoints", "config", "core", "data", "details"),
-        *("given", "identity", "models", "outcome", "report", "runtimes", "store", "tracking"),
+        *("build", "checkpoints", "clients", "config", "core", "course", "data", "events"),
+        *("given", "identity", "runtimes", "store", "tracking"),
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
@@ -184,7 +188,17 @@ def test_flower_has_one_importer():
 def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
     few = (
-        *("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings", "estimate"),
+        *(
+            "run",
+            "course",
+            "clients",
+            "events",
+            "deploy.parts",
+            "use",
+            "scoring",
+            "holdings",
+            "estimate",
+        ),
         "api.federation",
     )
     assert users <= {f"fedms.{m}" for m in few}

@@ -377,12 +377,8 @@ def _pooling(folder: str) -> Pooling | None:
     on = [key for key, value in found.items() if key.startswith("pooling_mode_") and value]
     if "pooling_mode" in found:  # as sentence-transformers writes it since version 6
         on = [str(found["pooling_mode"])]
-    known: dict[str, Pooling] = {
-        "cls": "cls",
-        "mean": "mean",
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-    }
+    known: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "cls": "cls"}
+    known |= {"pooling_mode_mean_tokens": "mean", "mean": "mean"}
     if len(on) != 1 or on[0] not in known:
         raise UserError(
             f"got a sentence encoder in {folder!r} with pooling {', '.join(on) or 'none'}; "
