@@ -129,6 +129,8 @@ def _permuted(rows: Rows) -> Rows:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_test_rows_never_influence_training(done, small, tmp_path, monkeypatch, split):
+    expected = done()  # before anything is changed
+
     def changed(config, scratch, table):
         return _with_rows(
             build(config, scratch, table),
@@ -137,10 +139,10 @@ def test_test_rows_never_influence_training(done, small, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(run_module, "build", changed)
     summary = run_module.run(small(), tmp_path / "run")
-    finished = type(done())(tmp_path / "run", summary)
-    assert (finished.bytes() == done().bytes()) == (split == "test")
-    assert (finished.bytes("checkpoints") == done().bytes("checkpoints")) == (split == "test")
-    assert summary["test"]["personal"] != done().summary["test"]["personal"]
+    finished = type(expected)(tmp_path / "run", summary)
+    assert (finished.bytes() == expected.bytes()) == (split == "test")
+    assert (finished.bytes("checkpoints") == expected.bytes("checkpoints")) == (split == "test")
+    assert summary["test"]["personal"] != expected.summary["test"]["personal"]
 
 
 def test_results_do_not_depend_on_the_order_of_clients(done, small, tmp_path):
