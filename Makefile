@@ -10,10 +10,10 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow loopback e2e browser screenshots soak fuzz test-peers check lint types results bench performance docs glyphclip clean
+.PHONY: help install demo test slow loopback e2e browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Make the environment and install fedms in it
 
@@ -69,6 +69,11 @@ fuzz: $(STAMP)  ## Fuzz what reads updates and configurations, ten minutes in al
 test-peers: $(RAY) $(PFL_STAMP)  ## Run the tests of benchmarks/peers with Flower and pfl-research, which `test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or not slow' tests/benchmarks/test_peers.py
 
+test-trackers: $(STAMP)  ## Run the tests of all trackers; Trackio, which needs another Pillow, is put aside
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[tensorboard,mlflow,wandb]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target .trackio 'trackio>=0.24,<1'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "trackers or not trackers" tests/tracking
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,4 +106,4 @@ glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/glyphclip/train.py --bank build/glyphs.npz --out build/glyphclip --compile
 
 clean:  ## Remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PFL) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PFL) .trackio .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -73,27 +73,28 @@ ALLOWED = {
     "runtimes": {"core", "store"},
     "machine": {"config", "core"},
     "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
-    "identity": {"config", "core", "machine", "models", "store"},
+    "identity": {"config", "core", "data", "machine", "models", "store"},
     "outcome": {"core", "models", "store"},
     "details": {"core", "store"},
     "report": {"core", "store"},
     "checkpoints": {"core", "runtimes", "store"},
     "events": {"build", "runtimes"},
     "clients": {"build", "config", "core", "runtimes", "store"},
+    "given": {"data"},
+    "measures": {"runtimes"},
+    "trackers": set(),
+    "tracking": {"config", "core", "events", "measures"},
+    "course": {
+        *("build", "checkpoints", "config", "core", "details", "events", "models", "outcome"),
+        *("report", "runtimes", "store"),
+    },
     "run": {
-        "build",
-        "clients",
-        "events",
-        "checkpoints",
-        "config",
-        "core",
-        "details",
-        "identity",
-        "models",
-        "outcome",
-        "report",
-        "runtimes",
-        "store",
+        *("build", "checkpoints", "clients", "config", "core", "course", "data", "events"),
+        *("given", "identity", "runtimes", "store", "tracking"),
+    },
+    "api": {
+        *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
+        *("progress", "run", "runtimes", "store", "use"),
     },
     "bench": {"build", "config", "machine", "core", "models", "run", "runtimes", "store"},
     "deploy": {
@@ -131,7 +132,7 @@ ALLOWED = {
         ),
         *("tables", "use", "watching"),
     },
-    "fedms": set(),
+    "fedms": {"api", "config", "core"},  # when they are asked for
 }
 
 
@@ -163,7 +164,11 @@ ONE_IMPORTER = {
     "starlette": {"fedms.serve.app"},
     "uvicorn": {"fedms.serve.server"},
     "rich": {"fedms.live", "fedms.progress", "fedms.tables"},
-    "matplotlib": {"fedms.compare.plots"},
+    "matplotlib": {"fedms.compare.plots", "fedms.api.plots"},  # to files, and in notebooks
+    "tensorboard": {"fedms.trackers.to_tensorboard"},
+    "mlflow": {"fedms.trackers.to_mlflow"},
+    "wandb": {"fedms.trackers.to_wandb"},
+    "trackio": {"fedms.trackers.to_trackio"},
     "scipy": {"fedms.compare.scores"},
 }
 
@@ -182,7 +187,20 @@ def test_flower_has_one_importer():
 
 def test_few_build():
     users = {m for m in FILES if "build" in inner(m) and package(m) not in ("bench", "cli")}
-    few = ("run", "clients", "events", "deploy.parts", "use", "scoring", "holdings", "estimate")
+    few = (
+        *(
+            "run",
+            "course",
+            "clients",
+            "events",
+            "deploy.parts",
+            "use",
+            "scoring",
+            "holdings",
+            "estimate",
+        ),
+        "api.federation",
+    )
     assert users <= {f"fedms.{m}" for m in few}
 
 

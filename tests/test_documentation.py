@@ -54,7 +54,8 @@ def test_the_python_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     (personal,) = re.findall(r"'personal': ([\d.]+)", done.stdout)
     assert 0.9 < float(personal) <= 1
-    assert done.stdout.count("stage") == 7
+    assert done.stdout.count("stage ") == 7
+    assert re.search(r"\['\d', '\d', '\d'\]$", done.stdout.strip())
 
 
 def commands() -> list[str]:

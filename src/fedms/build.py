@@ -49,18 +49,21 @@ class Experiment:
         return (_pooled(self.clients),) if self.algorithm.name == CENTRALISED else self.clients
 
 
-def build(config: Config, scratch: Path | None = None) -> Experiment:
+def build(
+    config: Config, scratch: Path | None = None, table: data.Table | None = None
+) -> Experiment:
     """Load data and foundation model, deal rows to clients, make learner and algorithm.
 
     Args:
         config: what to build.
         scratch: folder for files of the prefix cache; None for none. It may be made later.
+        table: the examples; None: those that `[data]` describes.
 
     Raises:
         UserError: if data, model and configuration do not fit together.
     """
     check(config)
-    table = load_table(config)
+    table = load_table(config) if table is None else table
     federation = deal(config, table)
     trainers = 1 if config.method == CENTRALISED else len(federation.clients)
     workers = min(config.runtime.workers, trainers)
@@ -114,24 +117,14 @@ class WorkerParts:
         return make_algorithm(self.config, learner.layout), learner
 
 
-def load_table(config: Config) -> data.Table:
-    """The labelled examples that `[data]` describes, with the column that names natural clients."""
-    source = config.data
-    return data.load_table(
-        source.source,
-        source.path,
-        input=source.input,
-        label=source.label,
-        split=source.split,
-        group=config.partition.column,
-        drop_labels=source.drop_labels,
-        drop_empty=source.drop_empty,
-        drop_duplicates=source.drop_duplicates,
-        max_rows=source.max_rows,
-        seed=config.seed,
-        config=source.config,
-        classes=source.classes,
-    )
+def load_table(config: Config, parts: Sequence[data.Part] = ()) -> data.Table:
+    """The labelled examples that `[data]` describes, with the column that names natural clients.
+
+    If rows are in memory, `parts` are the data sets.
+    """
+    wanted = {name: getattr(config.data, name) for name in type(config.data).model_fields}
+    group = config.partition.column
+    return data.load_table(**wanted, group=group, seed=config.seed, parts=parts)
 
 
 def deal(config: Config, table: data.Table) -> data.Federation:

@@ -74,8 +74,9 @@ class Model(Section):
 class Data(Section):
     """Where examples come from."""
 
-    source: Literal["csv", "parquet", "folder", "hub", "digits"] = Field(
-        "digits", description="what the data are; digits are scikit-learn's"
+    source: Literal["csv", "parquet", "folder", "hub", "digits", "memory"] = Field(
+        "digits",
+        description="what the data are; digits: scikit-learn's; memory: what a program gives",
     )
     path: str | None = Field(None, description="file, folder or hub id; unused for digits")
     config: str | None = Field(None, description="configuration name of a hub data set")
@@ -348,6 +349,32 @@ class Runtime(Section):
     )
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
+class Tracking(Section):
+    """Where rounds are logged beside the run folder's own records; no part of what a run is."""
+
+    to: Tracker | list[Tracker] = Field(
+        default_factory=list, description="tensorboard, mlflow, wandb, trackio; one, or several"
+    )
+    project: str = Field("fedms", min_length=1, description="experiment or project of runs there")
+    mlflow_uri: str | None = Field(
+        None, description="of an MLflow server; unset: an SQLite file in the run folder"
+    )
+    wandb_mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: into the run folder, for wandb sync"
+    )
+    trackio_space: str | None = Field(
+        None, description="a Hugging Face Space to send to; unset: Trackio's own local files"
+    )
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """Each once, in the order given."""
+        return tuple(dict.fromkeys([self.to] if isinstance(self.to, str) else self.to))
+
+
 Method = Literal[
     "fedms",
     "finetune",
@@ -404,6 +431,7 @@ class Config(Section):
     baselines: Baselines = Field(default_factory=Baselines)
     training: Training = Field(default_factory=Training)
     runtime: Runtime = Field(default_factory=Runtime)
+    tracking: Tracking = Field(default_factory=Tracking)
 
     @model_validator(mode="after")
     def _some_rounds(self) -> Config:
@@ -411,7 +439,7 @@ class Config(Section):
             raise ValueError(
                 "stage1.rounds and stage2.rounds are both 0; expected at least one round"
             )
-        if self.data.source != "digits" and self.data.path is None:
+        if self.data.source not in ("digits", "memory") and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         return self
 
@@ -441,6 +469,11 @@ def validate(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def untracked(config: Config) -> Config:
+    """What identifies a run: a configuration without trackers."""
+    return config.model_copy(update={"tracking": Tracking()})
 
 
 def dump_config(config: Config) -> str:

@@ -21,6 +21,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class RoundBegins:
+    """A round, from 0, is next."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class RoundDone:
     """A round is complete. `seconds_left` extrapolates what rounds took so far."""
 
@@ -41,12 +48,29 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """After `round` rounds there is a checkpoint, from which the run could go on."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something failed that the run can do without."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
-    """The run is complete and its folder written; `problem` says why it has no report."""
+    """The run is complete and its folder written, or it was stopped, after a checkpoint.
+
+    `problem` says why it has no report.
+    """
 
     summary: Mapping[str, Any]
     folder: Path
     problem: str = ""
 
 
-Event = Started | RoundDone | Evaluated | Finished
+Event = Started | RoundBegins | RoundDone | Evaluated | Saved | Warned | Finished

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedms.bench import Row
 from fedms.config import Config
 from fedms.core.units import size
-from fedms.events import Evaluated, Event, Finished, RoundDone, Started
+from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned
 from fedms.report import NAME
 
 _LONGEST_PARTITION = 20
@@ -73,7 +73,7 @@ class Progress:
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        if self._quiet and not isinstance(event, Finished):
+        if self._quiet and not isinstance(event, Finished | Warned):
             return
         self._advance(event)
         match event:
@@ -88,6 +88,8 @@ class Progress:
                     style="dim",
                     soft_wrap=True,
                 )
+            case Warned():
+                self._console.print(event.text, style="yellow", markup=False, soft_wrap=True)
             case Finished():
                 self._finished(event)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedms.core.errors import UserError
-from fedms.run import Evaluated, RoundDone, Started, resume, run
+from fedms.events import RoundBegins, Saved
+from fedms.run import Evaluated, Finished, RoundDone, Started, resume, run
 from fedms.store import files as store
 from fedms.store import run_folder, states
 from fedms.store.files import locked
@@ -23,12 +24,15 @@ class EndError(Exception):
     """The process ends here."""
 
 
+COUNTED = Started, RoundDone, Evaluated, Finished
+
+
 def ended(config, path, *, after):
     """A run that ends after so many events."""
     left = iter(range(after))
 
     def watch(event):
-        if next(left, None) is None:
+        if isinstance(event, COUNTED) and next(left, None) is None:
             raise EndError
 
     with pytest.raises(EndError):
@@ -79,6 +83,9 @@ def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after):
 def test_so_many_events_there_are(tmp_path, small):
     seen = []
     run(small("partition.unseen_clients=1"), tmp_path / "run", watch=seen.append)
+    assert [type(e) for e in seen[:4]] == [Started, RoundBegins, RoundDone, Saved]
+    assert sum(isinstance(e, RoundBegins) for e in seen) == sum(isinstance(e, Saved) for e in seen)
+    seen = [event for event in seen if isinstance(event, COUNTED)]
     assert len(seen) == EVENTS + 1  # the last says that it is complete
     assert [type(e) for e in seen[:2]] == [Started, RoundDone]
     assert sum(isinstance(e, Evaluated) for e in seen) == 2

@@ -23,7 +23,11 @@ QUIET = Annotated[
 
 
 def _quietly(event: Event) -> None:
-    """What is told of a run where JSON alone is printed: that it has no report, if so."""
+    """What is told of a run where JSON alone is printed: what failed that it can do without."""
+    from fedms.events import Warned
+
+    if isinstance(event, Warned):
+        say_aside(f"fedms: {event.text}")
     if problem := getattr(event, "problem", ""):
         say_aside(f"fedms: no report: {problem}")
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fedms.config import Config, ConfigError, load_config, validate
+from fedms.config import Config, ConfigError, load_config, untracked, validate
 from fedms.core.errors import UserError
 from fedms.identity import identity
 from fedms.store.files import append_json
@@ -74,12 +74,12 @@ class Record:
         return cls(line["config"], line["facts"], line["summary"], points)
 
     def is_of(self, config: Config) -> bool:
-        """Whether it is of exactly this configuration.
+        """Whether it is of exactly this configuration, wherever it is tracked.
 
         An option that came later than the record counts as its default.
         """
         try:
-            return validate(self.config) == config
+            return untracked(validate(self.config)) == untracked(config)
         except ConfigError:
             return False
 

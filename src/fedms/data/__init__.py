@@ -6,6 +6,7 @@ or `alone` the one client of a site.
 
 from __future__ import annotations
 
+from fedms.data.given import Part
 from fedms.data.images import decode_image
 from fedms.data.partition import Partitioning, partition
 from fedms.data.sources import load_inputs, load_table
@@ -24,6 +25,7 @@ __all__ = [
     "ClientIndex",
     "Federation",
     "Kind",
+    "Part",
     "Partitioning",
     "Table",
     "alone",

@@ -58,10 +58,10 @@ def read_hub(path: str | Path | None, want: Request, config: str | None) -> Tabl
             f"id or a local folder; try checking its name, its config and the network"
         ) from error
     tables = [
-        _from_frame(_dataset_frame(part, f"{path} ({name})"), want, split=str(name))
+        from_frame(dataset_frame(part, f"{path} ({name})"), want, split=str(name))
         for name, part in parts.items()
     ]
-    return _concat(tables, str(path))
+    return concat(tables, str(path))
 
 
 def _read_files(
@@ -72,7 +72,7 @@ def _read_files(
 ) -> Table:
     root = existing(path, f"a {' or '.join(suffixes)} file, or a folder of them")
     if not root.is_dir():
-        return _from_frame(frame(root), want, split=None)
+        return from_frame(frame(root), want, split=None)
     files = sorted(p for p in root.iterdir() if p.name.endswith(suffixes))
     if not files:
         inside = listing(sorted(p.name for p in root.iterdir()))
@@ -81,8 +81,8 @@ def _read_files(
             f"try source='folder' if its sub-folders are classes, or the path of one file"
         )
     splits = _splits_of(files) if want.split is None else [None] * len(files)
-    tables = [_from_frame(frame(f), want, s) for f, s in zip(files, splits, strict=True)]
-    return _concat(tables, str(root))
+    tables = [from_frame(frame(f), want, s) for f, s in zip(files, splits, strict=True)]
+    return concat(tables, str(root))
 
 
 def _splits_of(files: Sequence[Path]) -> list[str | None]:
@@ -136,7 +136,8 @@ def _parquet_frame(path: Path) -> _Frame:
     return _Frame(schema.names, column, is_image, path.name, path.parent)
 
 
-def _dataset_frame(part: Any, origin: str) -> _Frame:
+def dataset_frame(part: Any, origin: str) -> _Frame:
+    """Columns of a `datasets.Dataset`; classes by their names, where it has these."""
     import datasets
 
     names = {c: f.names for c, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
@@ -175,7 +176,8 @@ def _arrow_is_image(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
+def from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
+    """The table that is asked for; all rows are of one split, unless a column names it."""
     inputs = [want.input] if want.input in frame.names else want.input.split("+")
     for name in (*inputs, want.label, want.split, want.group):
         if name is not None and name not in frame.names:
@@ -240,7 +242,7 @@ def _images(frame: _Frame, name: str) -> list[Any]:
     return [item(value) for value in frame.column(name)]
 
 
-def _concat(tables: Sequence[Table], origin: str) -> Table:
+def concat(tables: Sequence[Table], origin: str) -> Table:
     """The tables below each other; their kinds and columns are the same by construction."""
     if len({table.kind for table in tables}) > 1:
         raise UserError(

@@ -18,12 +18,13 @@ from fedms.core.errors import UserError
 from fedms.core.seeds import derive_seed
 from fedms.data.apportion import apportion
 from fedms.data.folders import read_digits, read_folder
+from fedms.data.given import Part, read_given
 from fedms.data.messages import listing, nearest
 from fedms.data.readers import read_csv, read_hub, read_parquet
 from fedms.data.request import SPLITS, Request
 from fedms.data.table import Table
 
-SOURCES = ("csv", "parquet", "folder", "hub", "digits")
+SOURCES = ("csv", "parquet", "folder", "hub", "digits", "memory")
 KINDS = ("auto", "text", "image")
 
 
@@ -43,11 +44,12 @@ def load_table(
     seed: int = 0,
     config: str | None = None,
     classes: Collection[str] = (),
+    parts: Sequence[Part] = (),
 ) -> Table:
     """Reads labelled examples and checks them.
 
     Args:
-        source: "csv", "parquet", "folder" (one sub-folder per class), "hub" or "digits".
+        source: "csv", "parquet", "folder" (one sub-folder per class), "hub", "digits" or "memory".
         path: file or folder; for "hub" the id of a data set; unused for "digits".
         input: column with the text or the image, or text columns joined with "+" (by newline, empty
             ones left out). Like `label` not used by "folder" and "digits".
@@ -65,13 +67,15 @@ def load_table(
         seed: of that subset.
         config: configuration of a data set with several, for "hub".
         classes: that rows may have, of which any number may be there; empty: whatever they have.
+        parts: data sets for "memory". Either all name a client, and these are the groups, or none.
 
     Raises:
         UserError: if something is missing, unreadable or empty, a class is none of `classes`, or
             fewer than 2 classes are left where these are not given.
     """
     _check_options(source, kind, max_rows)
-    table = _read(source, path, Request(input, label, split, group, kind), config)
+    want = Request(input, label, split, group, kind)
+    table = read_given(parts, want) if parts else _read(source, path, want, config)
     if not len(table):
         raise UserError(f"got no rows in {_name(source, path)}; expected some; try another path")
     rows = len(table)
@@ -119,6 +123,11 @@ def _read(source: str, path: str | Path | None, want: Request, config: str | Non
         return read_parquet(path, want)
     if source == "folder":
         return read_folder(path, want)
+    if source == "memory":
+        raise UserError(
+            'got data.source = "memory", rows that a Python program gave to its run; expected them '
+            "from there; try FedMS.resume, or another data.source"
+        )
     if source == "hub":
         return read_hub(path, want, config)
     return read_digits(want)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +73,16 @@ class Table:
         origin = "the table" if self.origins is None else self.origins[row]
         return f"row {number} of {origin}" if number else origin
 
+    def fingerprint(self) -> str:
+        """Hash of inputs, labels, splits and groups."""
+        found = hashlib.blake2b(digest_size=16)
+        for column in (self.inputs, self.labels, self.split or (), self.groups or ()):
+            found.update(f"{len(column)}\n".encode())
+            for value in column:
+                content = _content(value)
+                found.update(f"{type(value).__name__} {len(content)}\n".encode() + content)
+        return found.hexdigest()
+
     def take(self, index: NDArray[np.int64]) -> Table:
         """The rows at `index`, in that order."""
         numbers = range(1, len(self) + 1) if self.numbers is None else self.numbers
@@ -83,6 +95,17 @@ class Table:
             origins=_at(self.origins, index),
             numbers=_at(numbers, index),
         )
+
+
+def _content(value: Any) -> bytes:
+    """Of an input: text, encoded bytes, pixels, or the file behind a path."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, np.ndarray):
+        return f"{value.shape}".encode() + value.tobytes()
+    if isinstance(value, Path):
+        return value.read_bytes()
+    return str(value).encode()
 
 
 def _at(column: Sequence[Any] | None, index: NDArray[np.int64]) -> list[Any] | None:

@@ -12,7 +12,7 @@ from fedms.identity import identity
 from fedms.runtimes.messages import SCHEMA
 
 _OWN = {"name", "seed", "evaluate_every", "partition", "runtime", "data"}
-_OWN |= {"rounds", "screen", "aggregation"}
+_OWN |= {"rounds", "screen", "aggregation", "tracking"}
 """Sections in which sites differ, or of which they are told by every message."""
 _OWN_PARTITION = ("test_fraction", "val_fraction")
 

@@ -3,6 +3,7 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    peft_model,
     save_beside,
     save_expert,
     save_gate,
@@ -11,6 +12,7 @@ from fedms.models.export import (
     save_prior,
     save_statistics,
 )
+from fedms.models.foundation import keep
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.names import hub_id, spoken
@@ -44,8 +46,10 @@ __all__ = [
     "Training",
     "class_prompts",
     "hub_id",
+    "keep",
     "load_backbone",
     "look_up",
+    "peft_model",
     "predict_together",
     "save_beside",
     "save_expert",

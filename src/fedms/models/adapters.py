@@ -233,9 +233,14 @@ class AdapterSlots:
         self.config(self.blocks_of(tensors), base, rank).save_pretrained(str(folder))
 
 
+def adapted(model: nn.Module, folder: Path) -> Any:
+    """A `PeftModel`: a plain model with PEFT's adapters beside its weights; `model` is changed."""
+    return PeftModel.from_pretrained(model, str(folder))
+
+
 def merge(model: nn.Module, folder: Path) -> Any:
     """A plain model with PEFT's adapters in its weights; `model` is changed."""
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return adapted(model, folder).merge_and_unload()
 
 
 def _mixer(down: str) -> str:

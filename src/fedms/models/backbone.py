@@ -313,7 +313,7 @@ def _has_pooler(config: Any) -> bool:
 def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
     """`from_pretrained` without remote code, quietly; what goes wrong becomes one line."""
     try:
-        with _quiet():
+        with quiet():
             return loader.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -324,7 +324,7 @@ def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers without progress bars and notices; its settings are put back afterwards."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -375,10 +375,10 @@ def _pooling(folder: str) -> Pooling | None:
     if found is None:
         return None
     on = [key for key, value in found.items() if key.startswith("pooling_mode_") and value]
-    known: dict[str, Pooling] = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-    }
+    if "pooling_mode" in found:  # as sentence-transformers writes it since version 6
+        on = [str(found["pooling_mode"])]
+    known: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "cls": "cls"}
+    known |= {"pooling_mode_mean_tokens": "mean", "mean": "mean"}
     if len(on) != 1 or on[0] not in known:
         raise UserError(
             f"got a sentence encoder in {folder!r} with pooling {', '.join(on) or 'none'}; "

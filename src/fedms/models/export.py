@@ -7,15 +7,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedms.core import calibration
 from fedms.core.algorithm import Expert, View
+from fedms.core.errors import UserError
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, deserialise, serialise
-from fedms.models.adapters import merge
+from fedms.models.adapters import adapted, merge
 from fedms.models.backbone import load_backbone
 from fedms.models.heads import ContextHead
 from fedms.models.learner import ModelLearner
@@ -188,6 +190,17 @@ def save_merged(base: str, exported: Path, role: str) -> None:
 
 def _read(path: Path) -> Tensors:
     return deserialise(path.read_bytes()) if path.is_file() else {}
+
+
+def peft_model(base: str, adapters: Path) -> Any:
+    """A `peft.PeftModel` of the foundation model and an expert, on the CPU.
+
+    Raises:
+        UserError: if the expert adapts nothing.
+    """
+    if not (adapters / "adapter_model.safetensors").is_file():
+        raise UserError(f"got {adapters}, in which there are no adapters; expected some of a run")
+    return adapted(load_backbone(base, device="cpu").model, adapters)
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ from fedms.store.marks import (
 )
 from fedms.store.states import ClientStates, DamagedError, ServerStates
 
+FOUNDATION = "foundation"
+"""In a run folder: the foundation model, where a program gave it."""
 _PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
 
 
@@ -58,6 +61,7 @@ class RunFolder:
         computes: Mapping[str, Any] | None = None,
         every: int = 1,
         force: bool = False,
+        foundation: Path | None = None,
     ) -> RunFolder:
         """Make a run folder with its configuration and environment, as a whole or not at all.
 
@@ -68,6 +72,7 @@ class RunFolder:
             computes: device, precision and the like, as resolved on this machine.
             every: rounds between checkpoints.
             force: replace an earlier run's folder.
+            foundation: a folder with a foundation model that is moved into it.
 
         Raises:
             UserError: if something is in the way, or (with `force`) is no run folder, or the
@@ -80,6 +85,8 @@ class RunFolder:
                 write_json(folder / ENVIRONMENT, {**environment(seed), **(computes or {})})
                 for name in ("rounds.jsonl", "clients.jsonl"):
                     write_text(folder / name, "")
+                if foundation is not None:
+                    shutil.move(foundation, folder / FOUNDATION)
         except OSError as error:
             raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
         return cls(path, every)

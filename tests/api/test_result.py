@@ -1,0 +1,76 @@
+"""What `fit` returns: tables, predictions, plain PEFT models, figures."""
+
+from __future__ import annotations
+
+import pandas as pd
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from fedms import Result, UserError
+
+
+def test_tables(fitted):
+    rounds, clients = pd.DataFrame(fitted.rounds), pd.DataFrame(fitted.clients)
+    assert list(rounds["round"]) == [1, 2, 3, 4, 5]
+    assert list(rounds["stage"]) == [0, 1, 1, 2, 2]
+    assert rounds["upload_bytes"].sum() == fitted.summary["cost"]["upload_bytes"]
+    assert list(clients["id"]) == ["alice", "bob", "carol"]
+    mean = fitted.summary["test"]["personal"]["mean"]
+    assert clients["test_accuracy_personal"].mean() == pytest.approx(mean)
+
+
+def test_predictions(fitted):
+    texts = ["red my card", "green not i", "blue where is"]
+    labels, chances = fitted.predict("bob", texts), fitted.predict_proba("bob", texts)
+    assert chances.shape == (3, 3)
+    assert chances.sum(1) == pytest.approx(1, abs=1e-5)
+    assert labels == [fitted.classes[i] for i in chances.argmax(1)]
+    assert set(fitted.classes) == {"red cat", "green dog", "blue bird"}
+    said = fitted.opinions("bob", texts)[0]
+    assert {*said.experts} == {"global", "local"}
+    assert 0 <= said.gate_weight <= 1
+    assert fitted.predict_proba("bob", []).shape == (0, 3)
+
+
+def test_wrong_inputs(fitted):
+    for inputs, message in (("red", r"try \['red'\]"), ([3], "expected texts")):
+        with pytest.raises(UserError, match=message):
+            fitted.predict("bob", inputs)
+    with pytest.raises(UserError, match="expected one of alice, bob, carol"):
+        fitted.predict("bop", ["red"])
+
+
+def test_experts_are_plain_peft_models(fitted, bert):
+    """The same features as with PEFT alone, on the model that was given."""
+    expert = fitted.local_expert("alice")
+    assert isinstance(expert, peft.PeftModel)
+    folder = fitted.run_folder / "adapters" / "clients" / "alice" / "local"
+    own = transformers.AutoModel.from_pretrained(bert.folder)
+    plain = peft.PeftModel.from_pretrained(own, folder).eval()
+    batch = bert.tokenizer(["red cat my card"], return_tensors="pt")
+    with torch.no_grad():
+        got, expected = (m(**batch).last_hidden_state for m in (expert, plain))
+    assert torch.equal(got, expected)
+    assert any(t.any() for n, t in load_file(folder / "adapter_model.safetensors").items())
+    assert isinstance(fitted.global_expert(), peft.PeftModel)
+
+
+def test_export_and_a_result_of_a_folder(fitted, tmp_path):
+    assert {p.name for p in fitted.export(tmp_path / "out", "carol")} >= {"local", "global"}
+    again = Result(fitted.run_folder)
+    assert again.complete
+    assert again.summary == fitted.summary
+    with pytest.raises(UserError, match="no run folder"):
+        Result(tmp_path)
+
+
+def test_what_notebooks_show(fitted):
+    assert "personal" in fitted._repr_html_()
+    figure = fitted.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    first, second = figure.axes
+    assert first.lines[0].get_label() == "validation"
+    assert [t.get_text() for t in second.get_xticklabels()] == ["alice", "bob", "carol"]
