@@ -129,9 +129,9 @@ def _permuted(rows: Rows) -> Rows:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_test_rows_never_influence_training(done, small, tmp_path, monkeypatch, split):
-    def changed(config, scratch):
+    def changed(config, scratch, table):
         return _with_rows(
-            build(config, scratch),
+            build(config, scratch, table),
             lambda c: dataclasses.replace(c, **{split: _permuted(c.split(split))}),
         )
 
