@@ -51,7 +51,7 @@ loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, wi
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback tests
 
 e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" -s --durations=12 tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
 
 browser: $(PLAYWRIGHT)  ## Test reports in a real browser (Debian: apt-get install chromium)
 	$(BIN)/pytest -m browser tests/report

@@ -189,3 +189,12 @@ def make_client(make_rows: Callable[..., Rows]) -> Callable[..., ClientData]:
         return ClientData(name, *parts, cap)
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests say of what they saw (`record_property("survived", text)`)."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            for name, text in report.user_properties:
+                if name == "survived" and report.when == "call":
+                    terminalreporter.write_line(f"{text}")

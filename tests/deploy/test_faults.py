@@ -11,7 +11,6 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,8 +27,10 @@ pytestmark = pytest.mark.e2e
 SEED = int(os.environ.get("FEDMS_E2E_SEED", random.SystemRandom().randrange(1000)))
 
 
-def report(text):
-    sys.stdout.write(f"\n  {text} (moments drawn with FEDMS_E2E_SEED={SEED})\n")
+@pytest.fixture
+def report(record_property):
+    """`report(text)` is shown when all tests have ended (see `tests/conftest.py`)."""
+    return lambda text: record_property("survived", f"{text} (FEDMS_E2E_SEED={SEED})")
 
 
 def rounds(folder):
@@ -82,7 +83,7 @@ def equal(states, here, served):
 
 
 @pytest.mark.parametrize("victim", ["fedms server", "flower-superlink", "flwr-serverapp"])
-def test_the_server_dies_and_the_run_goes_on(loopback, states, tmp_path, victim):
+def test_the_server_dies_and_the_run_goes_on(loopback, states, report, tmp_path, victim):
     here, out = loopback(rounds=2), tmp_path / "served"
     here.everyone()
     here.submit("--out", out)
@@ -117,7 +118,7 @@ ROUNDS = 17
 """Eight a stage, and class statistics first."""
 
 
-def test_a_site_dies_and_comes_back(loopback, tmp_path):
+def test_a_site_dies_and_comes_back(loopback, report, tmp_path):
     here, out = loopback(rounds=8), tmp_path / "served"
     here.everyone()
     here.submit("rounds.deadline=20", "--out", out)
@@ -137,7 +138,7 @@ def test_a_site_dies_and_comes_back(loopback, tmp_path):
     assert "south" in scored
 
 
-def test_strangers_are_kept_out(loopback, tmp_path):
+def test_strangers_are_kept_out(loopback, report, tmp_path):
     here = loopback()
     here.deploy()
     here.serve()
