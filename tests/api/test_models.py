@@ -48,8 +48,9 @@ def test_a_vision_encoder_has_a_linear_head(model_folder, pictures):
 
 
 def test_a_sentence_encoder_scores_prompts(model_folder, datasets):
-    encoders = pytest.importorskip("sentence_transformers")
-    encoder = encoders.SentenceTransformer(str(model_folder("sentence")))
+    from sentence_transformers import SentenceTransformer  # slow to import
+
+    encoder = SentenceTransformer(str(model_folder("sentence")))
     result = FedMS(encoder, **ONE).fit(datasets)
     assert result.summary["test"]["zero_shot"] is not None
 

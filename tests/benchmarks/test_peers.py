@@ -169,7 +169,7 @@ def python_with(package: str) -> str:
     if package == "pfl" and PFL_PYTHON.exists():
         return str(PFL_PYTHON)
     where = {
-        "ray": "flwr and ray are in the extra 'bench', which CI does not install",
+        "ray": "ray is in the extra 'ray', which make loopback installs",
         "pfl": "pfl is in an environment of its own, which CI does not make",
     }
     pytest.skip(f"{where[package]}; `make test-peers` runs this")
