@@ -115,10 +115,11 @@ def main() -> None:
             elif draw.random() < 1 / 3:
                 kills += perform(command("resume", run), draw.uniform(0.3, 1.0) * took) is None
             perform(command("resume", run))
-            same = ending(run) == expected
-            equal += same
-            if not same:
-                sys.stdout.write(f"{method}, run {runs}: another ending\n")
+            ended = ending(run)
+            equal += ended == expected
+            if other := sorted(n for n in ended | expected if ended.get(n) != expected.get(n)):
+                sys.stdout.write(f"{run.name}, {method}: {', '.join(other)} not as undisturbed\n")
+                sys.stdout.flush()
     sys.stdout.write(
         f"{kills} kills in {runs} runs of {len(whole)} methods, {before} before there was a run "
         f"folder: {equal} equal endings ({figure(equal / runs, 'share')})\n"

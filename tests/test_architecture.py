@@ -90,7 +90,7 @@ ALLOWED = {
     },
     "run": {
         *("build", "checkpoints", "clients", "config", "core", "course", "data", "events"),
-        *("given", "identity", "runtimes", "store", "tracking"),
+        *("given", "identity", "report", "runtimes", "store", "tracking"),
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),

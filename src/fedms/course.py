@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from fedms import checkpoints, report
@@ -14,7 +13,6 @@ from fedms.checkpoints import Checkpoint
 from fedms.config import Config
 from fedms.core.algorithm import Score, ServerState, View
 from fedms.core.costs import Costs
-from fedms.core.errors import UserError
 from fedms.core.metrics import ClientSummary, summarise
 from fedms.core.rows import ClientSizes, Split
 from fedms.details import write_labels, write_routing
@@ -114,7 +112,7 @@ class Course:
         summary = self._summary(zero_shot, scores, self._unseen(state))
         if state.round == self._rounds:
             self._folder.write_summary(summary)
-        self._watch(Finished(summary, self._folder.path, _report(self._folder.path)))
+        self._watch(Finished(summary, self._folder.path, report.attempt(self._folder.path)))
         return summary
 
     def _sizes(self) -> Sequence[ClientSizes]:
@@ -241,15 +239,6 @@ class Course:
             "trainable_parameters": max(r.trainable_parameters for r in self._records),
             "total_parameters": frozen,
         }
-
-
-def _report(folder: Path) -> str:
-    """Write the report of a run that is complete, whatever comes of that: why there is none."""
-    try:
-        report.write([folder])
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[str, float | None]:

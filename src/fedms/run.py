@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedms import checkpoints
+from fedms import checkpoints, report
 from fedms.build import Experiment, build
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
@@ -28,7 +28,7 @@ from fedms.events import (
 from fedms.given import NOTHING, Given
 from fedms.identity import identity
 from fedms.runtimes.workers import on_threads
-from fedms.store.files import locked
+from fedms.store.files import locked, sweep
 from fedms.store.run_folder import FOUNDATION, RunFolder
 from fedms.tracking import check as check_trackers
 from fedms.tracking import tracked
@@ -118,6 +118,10 @@ def resume(
     """
     config, folder, facts = _reopen(path, given.table)
     if (summary := folder.summary()) is not None:
+        with _held_alone(folder):
+            sweep(path)
+            if not (path / report.NAME).exists():  # it was killed right before
+                report.attempt(path)
         return summary
     if "sites" in facts:
         raise UserError(f"got {path}, a run with sites elsewhere; try fedms submit --resume {path}")

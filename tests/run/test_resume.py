@@ -277,6 +277,10 @@ def test_a_run_may_end_at_any_write(tmp_path, small, done, share):
     last = writes(small(), tmp_path / "counted", 0)
     at = max(5, round(share * last))  # the folder itself is made as a whole, or not at all
     writes(small(), tmp_path / "run", at)
+    (tmp_path / "run/adapters").mkdir(exist_ok=True)
+    (tmp_path / "run/adapters/.global.1234.aside").mkdir()  # as a killed process leaves one
     resume(tmp_path / "run")
+    assert not [*(tmp_path / "run").rglob(".*")]
+    assert (tmp_path / "run/report.html").exists()
     assert files(tmp_path / "run") == files(expected)
     assert facts(tmp_path / "run") == facts(expected)

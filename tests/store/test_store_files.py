@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from fedms.store.files import (
     append_json,
     digest,
     safe_name,
+    sweep,
     whole_folder,
     write_bytes,
     write_json,
@@ -50,6 +54,32 @@ def test_failing_write_leaves_what_was(tmp_path, monkeypatch, step, old):
         patched.setattr(os, step, broken)
         with pytest.raises(OSError, match="no space"):
             write_bytes(path, b"new")
+    assert content(tmp_path) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fedms.store.files import whole_folder, write_text
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+path = Path(sys.argv[1])
+if sys.argv[2] == "file":
+    write_text(path / "a.txt", "new")
+with whole_folder(path / "deep" / "b") as folder:
+    write_text(folder / "c.txt", "new")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_was_writing_is_swept_up(tmp_path, kind):
+    write_text(tmp_path / "a.txt", "old")
+    write_text(tmp_path / ".hidden", "not ours")
+    before = content(tmp_path)
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, kind], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert content(tmp_path) != before
+    sweep(tmp_path)
     assert content(tmp_path) == before
 
 

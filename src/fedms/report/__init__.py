@@ -11,7 +11,7 @@ from fedms.report.page import document
 from fedms.report.records import ROLES, read
 from fedms.store.files import write_text
 
-__all__ = ["NAME", "figures", "write"]
+__all__ = ["NAME", "attempt", "figures", "write"]
 
 NAME = "report.html"
 
@@ -41,6 +41,15 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     except OSError as error:
         raise UserError(f"got report {path}, which cannot be written: {error}") from None
     return path
+
+
+def attempt(folder: Path) -> str:
+    """Write a run's report, and say why there is none, if so: a run is complete without it."""
+    try:
+        write([folder])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def figures(folders: Sequence[Path]) -> list[dict[str, Any]]:

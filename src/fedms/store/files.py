@@ -20,12 +20,14 @@ except ImportError:  # no Unix: there are no locks
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST_NAME = 200
+_ASIDE = ".aside"
+"""How names end of what is being written."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically, making its folder if needed. On any error nothing is left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, aside = tempfile.mkstemp(_ASIDE, f".{path.name}.", path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -99,7 +101,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     On an error `path` is as it was and nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    aside = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.", path.parent))
     aside.chmod(0o755)
     try:
         yield aside
@@ -113,7 +115,7 @@ def _put_in_place(new: Path, path: Path) -> None:
     if not path.exists():
         os.replace(new, path)
         return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    old = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.old.", path.parent))
     os.replace(path, old / "it")
     try:
         os.replace(new, path)
@@ -122,6 +124,15 @@ def _put_in_place(new: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Take away what killed processes were writing below a folder. Nobody may be writing there."""
+    for left in list(path.rglob(f".*{_ASIDE}")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def digest(path: Path, suffixes: tuple[str, ...] = ("",)) -> str:

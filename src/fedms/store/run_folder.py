@@ -19,6 +19,7 @@ from fedms.store.files import (
     locked,
     read_lines,
     safe_name,
+    sweep,
     whole_folder,
     write_json,
     write_lines,
@@ -179,7 +180,8 @@ class RunFolder:
         return kept
 
     def rewind(self, rounds: int) -> None:
-        """Take away what is of later rounds."""
+        """Take away what is of later rounds, and what was being written."""
+        sweep(self.path)
         scored = read_lines(self.path / "clients.jsonl")
         write_lines(self.path / "rounds.jsonl", self.lines(rounds))
         write_lines(self.path / "clients.jsonl", [s for s in scored if s["round"] <= rounds])
