@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -36,6 +37,11 @@ SMALL = [
     "stage2.rounds=1",
     "sal.start=1",
 ]
+
+
+def test_wheels_are_of_this_version():
+    named = re.findall(r"fedms-([\d.]+)-py3", "".join(page.read_text("utf-8") for page in PAGES))
+    assert set(named) == {version("fedms")}
 
 
 @pytest.mark.slow
@@ -259,7 +265,7 @@ def test_units_and_container_file_are_well_formed():
         writable = parser["Service"]["ReadWritePaths"]
         assert writable in parser["Service"]["ExecStart"]
     (container,) = re.findall(r"```dockerfile\n(.*?)```", DEPLOYMENT, re.DOTALL)
-    known = {"FROM", "RUN", "USER", "WORKDIR", "VOLUME", "ENTRYPOINT", "CMD"}
+    known = {"FROM", "COPY", "RUN", "USER", "WORKDIR", "VOLUME", "ENTRYPOINT", "CMD"}
     for line in container.splitlines():
         instruction, rest = line.split(" ", 1)
         assert instruction in known

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from fedms.cli import app
+from fedms.cli.base import SPINS
 from fedms.store.files import append_json, write_json, write_text
 
 COLOUR = r"\x1b\[([0-9;]*;)?3[0-8]"
@@ -41,6 +42,29 @@ def test_help_of_no_command_loads_what_is_heavy():
     assert (done.returncode, done.stderr) == (0, "[]")
     assert done.stdout.count("Usage: fedms") == len(COMMANDS) + 1
     assert done.stdout.count("Example: fedms") == len(COMMANDS)
+
+
+WAITING = """
+import os, sys
+from fedms.cli import base
+base.app = lambda **how: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+base.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=str,
+)
+def test_threads_do_not_look_for_work_for_long(settings, spins):
+    """Set before torch is loaded, in a process of ours; what the user set stands."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    words = [sys.executable, "-c", WAITING]
+    done = subprocess.run(
+        words, env={**kept, **settings}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == (f"{spins} False\n", 0)
 
 
 def test_exit_codes_are_told_in_help(fedms):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 T = TypeVar("T")
+SPINS = 10_000
+"""How often torch's threads look for work before they sleep (libgomp, which reads it when torch is
+loaded): enough to lose nothing alone; its 300,000 make a run on a busy machine many times slower
+(`docs/performance.md`). What the user has set stands."""
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 _FIRST = ("run", "resume", "watch", "partition", "estimate", "compare", "predict", "evaluate")
@@ -118,6 +123,8 @@ def fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: what the user can mend ends in one line and exit code 2."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     try:
         code = app(prog_name="fedms", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
