@@ -311,7 +311,7 @@ def make_rules(config: Config) -> Rules:
     return Rules(
         rounds.min_updates,
         rounds.attempts,
-        Screen(screen.max_norm_ratio, screen.above == "reject"),
+        Screen(screen.max_norm_ratio, screen.above == "reject", screen.contradictions),
         Rule(aggregation.rule, aggregation.malicious),
     )
 

@@ -216,6 +216,11 @@ class Screen(Section):
     above: Literal["reject", "warn"] = Field(
         "reject", description="what is done with longer ones; warn: they are used, and told of"
     )
+    contradictions: Literal["reject", "warn", "off"] = Field(
+        "reject",
+        description="what is done with class statistics of a client whose classes are where "
+        "others have other classes",
+    )
 
 
 class Aggregation(Section):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fedms import run as running
+from fedms.runtimes.faults import Faults, attackers
 from fedms.runtimes.simulator import Simulator
 
 FIVE = ("partition.clients=5", "data.max_rows=200", "gate.calibration=false", "stage2.rounds=1")
@@ -67,5 +68,32 @@ def test_what_changes_too_much_is_left_out_or_told_of(honest, poisoned, small, t
 
 def test_without_anything_odd_screening_changes_nothing(honest, done):
     plain, screened = honest, done(*FIVE, "screen.max_norm_ratio=100")
+    assert plain.bytes() == screened.bytes()
+    assert plain.bytes("checkpoints") == screened.bytes("checkpoints")
+
+
+TEN = ("partition.clients=10", "data.max_rows=600", "partition.alpha=2", "stage2.rounds=1")
+TEN += ("gate.statistics=personal",)
+FALSE = ("faults.attack=labels", "faults.attackers=0.3")
+
+
+def test_class_statistics_that_contradict_the_others_are_left_out(done, small, tmp_path):
+    faults = Faults(attack="labels", attackers=0.3)
+    liars = sorted(attackers(faults, [str(i) for i in range(10)], 0))
+    found = done(*TEN, *FALSE)
+    lines = found.lines("rounds")
+    assert sorted(lines[0]["rejected"]) == liars
+    assert "where others have other classes: agreement " in lines[0]["rejected"][liars[0]]
+    assert all(line["rejected"] == {} for line in lines[1:])
+    told = done(*TEN, *FALSE, "screen.contradictions=warn").lines("rounds")
+    assert (sorted(told[0]["warned"]), told[0]["rejected"]) == (liars, {})
+    untold = done(*TEN, *FALSE, "screen.contradictions=off")
+    assert untold.lines("rounds")[0]["warned"] == {}
+    accuracy = [run.summary["test"]["personal"]["mean"] for run in (found, untold)]
+    assert accuracy[0] > accuracy[1] + 0.03
+
+
+def test_without_contradictions_comparing_changes_nothing(done):
+    plain, screened = done(*TEN, "screen.contradictions=off"), done(*TEN)
     assert plain.bytes() == screened.bytes()
     assert plain.bytes("checkpoints") == screened.bytes("checkpoints")

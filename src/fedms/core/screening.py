@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from fedms.core import calibration, discriminant
+from fedms.core.agreement import agreements
 from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan
 from fedms.core.layout import Shapes
 from fedms.core.tensors import all_finite
@@ -48,10 +50,18 @@ class Screen:
     Args:
         max_norm_ratio: how many times as long as the cohort's median change it may be; 0: any.
         reject: whether a longer one is left out, or only told of.
+        contradictions: what becomes of class sums that contradict those of others: `reject`,
+            `warn`, or `off`, where they are not compared.
     """
 
     max_norm_ratio: float = 0.0
     reject: bool = True
+    contradictions: Literal["reject", "warn", "off"] = "reject"
+
+    def compares(self, update: ClientUpdate) -> bool:
+        """Whether it has to wait for all others."""
+        gathered = discriminant.SUMS in update.tensors and self.contradictions != "off"
+        return gathered or self.max_norm_ratio > 0
 
 
 def too_long(changes: Mapping[str, float], ratio: float) -> dict[str, str]:
@@ -62,6 +72,18 @@ def too_long(changes: Mapping[str, float], ratio: float) -> dict[str, str]:
         "the median of its cohort"
         for client, length in changes.items()
         if length > most
+    }
+
+
+def contradicting(updates: Sequence[ClientUpdate]) -> dict[str, str]:
+    """Clients whose class sums contradict those of the others, with what to say of them."""
+    sums = [u for u in updates if discriminant.SUMS in u.tensors]
+    found = agreements([u.tensors for u in sums], [u.rows for u in sums])
+    return {
+        update.client: "has its classes where others have other classes: agreement "
+        f"{one.value:.2f}, median of all {one.median:.2f}"
+        for update, one in zip(sums, found, strict=True)
+        if one.contradicts
     }
 
 

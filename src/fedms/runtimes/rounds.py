@@ -22,7 +22,7 @@ from fedms.core.errors import DivergenceError, UserError
 from fedms.core.robust import Rule, aggregator, change
 from fedms.core.routing import Routing
 from fedms.core.rows import Split
-from fedms.core.screening import Screen, reason_to_reject, too_long
+from fedms.core.screening import Screen, contradicting, reason_to_reject, too_long
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors, pick, wire_bytes
 
@@ -235,7 +235,7 @@ class _Intake:
         reason = reason_to_reject(update, self._plan, expected, info)
         if reason:
             self._rejected[update.client] = reason
-        elif self._rules.screen.max_norm_ratio:
+        elif self._rules.screen.compares(update):
             self._waiting.append(update)  # for all others, to be measured by them
             self._changes[update.client] = change(update, self._tensors)
         else:
@@ -250,16 +250,21 @@ class _Intake:
     def settle(self) -> None:
         """All answers are there: those are accepted that waited for others."""
         began, screen = time.perf_counter(), self._rules.screen
-        odd = too_long(self._changes, screen.max_norm_ratio)
-        if screen.reject:
-            self._rejected |= odd
-        else:
-            self._warned |= odd
+        if screen.max_norm_ratio:
+            odd = too_long(self._changes, screen.max_norm_ratio)
+            self._tell(odd, reject=screen.reject)
+        if screen.contradictions != "off":
+            odd = contradicting(self._waiting)
+            self._tell(odd, reject=screen.contradictions == "reject")
         for update in self._waiting:
             if update.client not in self._rejected:
                 self._accept(update)
         self._waiting = []
         self._costs += _aggregation(began)
+
+    def _tell(self, odd: Mapping[str, str], *, reject: bool) -> None:
+        said = self._rejected if reject else self._warned
+        said.update(odd)
 
     def suffices(self) -> bool:
         return self._aggregator.clients >= self._least
