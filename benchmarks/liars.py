@@ -45,9 +45,8 @@ def accused(cell: results.Cell, seed: int, *settings: str) -> tuple[set[str], se
             told.update(event.record.warned)
             raise _EnoughError
 
-    with tempfile.TemporaryDirectory(prefix="fedms-") as place:
-        with contextlib.suppress(_EnoughError):
-            run(config, Path(place) / "run", watch=watch)
+    with tempfile.TemporaryDirectory(prefix="fedms-") as place, contextlib.suppress(_EnoughError):
+        run(config, Path(place) / "run", watch=watch)
     return cohort, {*attackers(Faults(**config.faults.model_dump()), cohort, seed)}, told
 
 
