@@ -59,7 +59,7 @@ browser: $(PLAYWRIGHT)  ## Test reports in a real browser (Debian: apt-get insta
 screenshots: $(PLAYWRIGHT)  ## Take pictures of reports, light, dark, on a phone and printed, into build/screenshots
 	FEDMS_SCREENSHOTS=build/screenshots $(BIN)/pytest -m browser tests/report -k pictures
 
-soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (an hour)
+soak: $(STAMP)  ## Kill runs of every method 200 times, resume them, and count equal endings (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 fuzz: $(STAMP)  ## Fuzz what reads updates and configurations, ten minutes in all (Linux)

@@ -4,10 +4,10 @@
     python benchmarks/soak.py --kills 20 --seed 3
 
 A small run on the digits is performed once per method without harm. Then it is started again and
-again as a process of its own, killed (SIGKILL) at a moment drawn from its later half (in the first
-it is still starting), resumed, and in one of three cases killed once more. Adapters, checkpoints,
-records and summaries must be equal but for times and what was computed twice
-(docs/reliability.md).
+again as a process of its own (forked when all is imported, which saves minutes), killed (SIGKILL)
+at a random moment after its run folder has appeared, resumed, and in one of three cases killed once
+more. Adapters, checkpoints, records and summaries must be equal but for times and what was computed
+twice, and no other file may be there (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import fedms.run  # noqa: F401 - before processes are forked
+from fedms.cli import main as main_of_fedms
 from fedms.config import Method
 from fedms.progress import figure
 
@@ -32,6 +36,7 @@ SMALL = (
     *("stage1.rounds=2", "stage2.rounds=2", "evaluate_every=1", "runtime.threads=1"),
 )
 NOT_ALONE = {"probe": ("model.head=linear",), "flexlora": ("lora.ranks.*=4",)}
+CONTEXT = multiprocessing.get_context("fork")
 METHODS = get_args(Method)
 TIMES = {"seconds", "train_seconds", "phase_seconds", "wall_seconds"}
 TIMED = {"environment.json", "config.toml", "report.html"}
@@ -39,31 +44,45 @@ TIMED = {"environment.json", "config.toml", "report.html"}
 TWICE = {"flops", "train_flops", "cache_bytes"}
 
 
-def command(*words: object) -> list[str]:
-    """Of ours, in a process of its own."""
-    return [sys.executable, "-m", "fedms.cli", *map(str, words)]
-
-
 def settings(method: str) -> list[str]:
     """A small run of a method."""
     return [*SMALL, f"method={method}", *NOT_ALONE.get(method, ())]
 
 
-def perform(words: Sequence[str], seconds: float | None = None) -> float | None:
-    """Seconds that a command took; None if it was killed after so many."""
-    began = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603 - our own words
-        list(words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return None
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {said[-500:]}")
-    return time.monotonic() - began
+def perform(words: Sequence[str], run: Path, kill_after: float | None = None) -> float | None:
+    """Seconds that a command took once there was a run folder; None if it was killed.
+
+    Args:
+        words: of the command.
+        run: the run folder.
+        kill_after: so many seconds after the folder has appeared.
+    """
+    with tempfile.TemporaryFile("w+") as said:
+        process = CONTEXT.Process(target=_command, args=(list(words), said.fileno()))
+        process.start()
+        while process.is_alive() and not (run / "config.toml").exists():
+            time.sleep(0.002)
+        began = time.monotonic()
+        process.join(kill_after)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        took = time.monotonic() - began
+        if process.exitcode == -signal.SIGKILL:
+            return None
+        if process.exitcode:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(words)} ended with {process.exitcode}: {said.read()}")
+        return took
+
+
+def _command(words: Sequence[str], said: int) -> None:
+    """A command of ours, in this process."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(said, 2)
+    sys.argv = ["fedms", *words]
+    main_of_fedms()
 
 
 def ending(folder: Path) -> dict[str, str]:
@@ -71,8 +90,8 @@ def ending(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in TIMED:
-            data = path.read_bytes()
+        if path.is_file():
+            data = b"" if name in TIMED else path.read_bytes()
             if path.suffix in (".json", ".jsonl"):
                 lines = [data.decode()] if path.suffix == ".json" else data.decode().splitlines()
                 data = json.dumps([_without(json.loads(line)) for line in lines]).encode()
@@ -95,34 +114,30 @@ def main() -> None:
     asked = parser.parse_args()
     draw, methods = random.Random(asked.seed), asked.methods.split(",")  # noqa: S311 - no secret
     whole: dict[str, tuple[float, dict[str, str]]] = {}
-    kills = runs = equal = before = 0
+    kills = runs = equal = 0
     with tempfile.TemporaryDirectory(prefix="fedms-soak-") as scratch:
         while kills < asked.kills:
             method = methods[runs % len(methods)]
-            run = Path(scratch) / f"run{runs}"
-            start = command("run", *settings(method), "--out", run)
             if method not in whole:
-                took = perform(command("run", *settings(method), "--out", Path(scratch) / method))
-                whole[method] = took or 0.0, ending(Path(scratch) / method)
+                undisturbed = Path(scratch) / method
+                took = perform(["run", *settings(method), "--out", f"{undisturbed}"], undisturbed)
+                whole[method] = took or 0.0, ending(undisturbed)
             took, expected = whole[method]
+            run = Path(scratch) / f"run{runs}"
             runs += 1
-            if perform(start, draw.uniform(0.5, 1.0) * took) is not None:
-                kills -= 1  # it was faster this time
-            kills += 1
-            if not (run / "config.toml").exists():
-                before += 1
-                perform(start)
-            elif draw.random() < 1 / 3:
-                kills += perform(command("resume", run), draw.uniform(0.3, 1.0) * took) is None
-            perform(command("resume", run))
+            start = ["run", *settings(method), "--out", f"{run}"]
+            kills += perform(start, run, draw.random() * took) is None
+            if draw.random() < 1 / 3:
+                kills += perform(["resume", f"{run}"], run, draw.random() * took) is None
+            perform(["resume", f"{run}"], run)
             ended = ending(run)
             equal += ended == expected
             if other := sorted(n for n in ended | expected if ended.get(n) != expected.get(n)):
                 sys.stdout.write(f"{run.name}, {method}: {', '.join(other)} not as undisturbed\n")
                 sys.stdout.flush()
     sys.stdout.write(
-        f"{kills} kills in {runs} runs of {len(whole)} methods, {before} before there was a run "
-        f"folder: {equal} equal endings ({figure(equal / runs, 'share')})\n"
+        f"{kills} kills in {runs} runs of {len(whole)} methods: {equal} equal endings "
+        f"({figure(equal / runs, 'share')})\n"
     )
     sys.exit(equal != runs)
 
