@@ -92,7 +92,7 @@ def ending(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if path.is_file():
             data = b"" if name in TIMED else path.read_bytes()
-            if path.suffix in (".json", ".jsonl"):
+            if data and path.suffix in (".json", ".jsonl"):
                 lines = [data.decode()] if path.suffix == ".json" else data.decode().splitlines()
                 data = json.dumps([_without(json.loads(line)) for line in lines]).encode()
             found[name] = hashlib.blake2b(data, digest_size=16).hexdigest()
