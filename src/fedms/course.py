@@ -20,7 +20,7 @@ from fedms.events import Evaluated, Event, Finished, RoundBegins, RoundDone, Sav
 from fedms.models.resident import FROZEN
 from fedms.outcome import Outcome
 from fedms.runtimes.rounds import Held, RoundRecord, ScoredClients, run_rounds
-from fedms.store.files import write_json
+from fedms.store.files import flush, write_json
 from fedms.store.run_folder import RunFolder
 
 
@@ -198,6 +198,7 @@ class Course:
         for client in experiment.clients:
             own = folder.client_states.load(client.id, state.round)
             outcome.save_own(folder.client_adapters(client.id), state, own, client)
+        flush(folder.adapters)
         if self._elsewhere is not None:
             self._elsewhere.finish(state)
 

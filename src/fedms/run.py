@@ -28,7 +28,7 @@ from fedms.events import (
 from fedms.given import NOTHING, Given
 from fedms.identity import identity
 from fedms.runtimes.workers import on_threads
-from fedms.store.files import locked, sweep
+from fedms.store.files import UNWRITABLE, locked, sweep
 from fedms.store.run_folder import FOUNDATION, RunFolder
 from fedms.tracking import check as check_trackers
 from fedms.tracking import tracked
@@ -196,12 +196,19 @@ def _create(
 
 @contextmanager
 def _held_alone(folder: RunFolder) -> Iterator[None]:
-    """Keep other processes from the folder of a run."""
+    """Keep other processes from the folder of a run; say what to do where its disk is full."""
     try:
         with locked(folder.config):
             yield
     except BlockingIOError:
         raise UserError(f"got {folder.path}, where another process is at work") from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(
+            f"got {folder.path}, which cannot be written ({error}); expected room, and leave to "
+            "write; once there is, try to resume the run: it goes on from its last checkpoint"
+        ) from error
 
 
 def _simulate(

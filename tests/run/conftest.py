@@ -96,3 +96,37 @@ def done(tmp_path_factory, small) -> Callable[..., Done]:
         return Done(path, run(small(*overrides), path))
 
     return perform
+
+
+TIMES = ("train_seconds", "phase_seconds", "wall_seconds")
+TWICE = ("train_flops", "cache_bytes")
+"""What is computed again to fill the cache anew."""
+
+
+def _ending(path: Path) -> tuple[Any, Any, Any]:
+    """All that a run leaves, but for times and what was computed twice: files, lines, summary."""
+    files = {
+        p.relative_to(path): p.read_bytes()
+        for folder in ("adapters", "checkpoints")
+        for p in (path / folder).rglob("*")
+        if p.is_file()
+    }
+    lines = {
+        p.stem: [json.loads(s) for s in p.read_text().splitlines()]
+        for p in sorted(path.glob("*.jsonl"))
+    }
+    assert {"rounds", "clients", "labels"} <= lines.keys()
+    for line in lines["rounds"]:
+        del line["seconds"]
+        for word in ("seconds", "flops", "cache_bytes"):
+            del line["costs"][word]
+    summary = json.loads((path / "summary.json").read_text())
+    for name in (*TIMES, *TWICE):
+        del summary["cost"][name]
+    return files, lines, summary
+
+
+@pytest.fixture(scope="session")
+def ending() -> Callable[[Path], tuple[Any, Any, Any]]:
+    """`ending(folder)`: equal for runs that ended alike."""
+    return _ending

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -14,10 +16,6 @@ from fedms.run import Evaluated, Finished, RoundDone, Started, resume, run
 from fedms.store import files as store
 from fedms.store import run_folder, states
 from fedms.store.files import locked
-
-TIMES = ("train_seconds", "phase_seconds", "wall_seconds")
-TWICE = ("train_flops", "cache_bytes")
-"""What is computed again to fill the cache anew."""
 
 
 class EndError(Exception):
@@ -39,44 +37,17 @@ def ended(config, path, *, after):
         run(config, path, watch=watch)
 
 
-def facts(path):
-    """All that a run leaves, but for times and what was computed twice."""
-    lines = {
-        p.stem: [json.loads(s) for s in p.read_text().splitlines()]
-        for p in sorted(path.glob("*.jsonl"))
-    }
-    assert {"rounds", "clients", "labels"} <= lines.keys()
-    for line in lines["rounds"]:
-        del line["seconds"]
-        for word in ("seconds", "flops", "cache_bytes"):
-            del line["costs"][word]
-    summary = json.loads((path / "summary.json").read_text())
-    for name in (*TIMES, *TWICE):
-        del summary["cost"][name]
-    return lines, summary
-
-
-def files(path):
-    return {
-        p.relative_to(path): p.read_bytes()
-        for folder in ("adapters", "checkpoints")
-        for p in (path / folder).rglob("*")
-        if p.is_file()
-    }
-
-
 EVENTS = 7
 """Started, then of four rounds each that it is done, and at its end or the stage's its scores."""
 
 
 @pytest.mark.parametrize("after", [0, 2, 4, 5, EVENTS])
-def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after):
+def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after, ending):
     config = small("partition.unseen_clients=1")
     ended(config, tmp_path / "run", after=after)
     summary = resume(tmp_path / "run")
     expected = done("partition.unseen_clients=1").path
-    assert files(tmp_path / "run") == files(expected)
-    assert facts(tmp_path / "run") == facts(expected)
+    assert ending(tmp_path / "run") == ending(expected)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
@@ -130,7 +101,7 @@ def alter(path):
 @pytest.mark.parametrize("damage", [cut, alter])
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(
-    tmp_path, small, done, damage, which
+    tmp_path, small, done, damage, which, ending
 ):
     path, told = tmp_path / "run", []
     ended(small(), path, after=6)
@@ -141,8 +112,7 @@ def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(
     resume(path, tell=told.append)
     assert len(told) == 1
     assert told[0].startswith(f"got {bad}, which is damaged: ")
-    assert files(path) == files(done().path)
-    assert facts(path) == facts(done().path)
+    assert ending(path) == ending(done().path)
 
 
 def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path, small):
@@ -153,7 +123,7 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path, sma
         resume(tmp_path / "run")
 
 
-def test_records_that_are_lost_are_missed(tmp_path, small, done):
+def test_records_that_are_lost_are_missed(tmp_path, small, done, ending):
     """Of the last round, after a power failure: it is done again. Of all: there is no going on."""
     path, told = tmp_path / "run", []
     ended(small(), path, after=6)
@@ -162,15 +132,14 @@ def test_records_that_are_lost_are_missed(tmp_path, small, done):
     resume(path, tell=told.append)
     assert len(told) == 1
     assert "which lacks some of 3 rounds; going back to an earlier checkpoint" in told[0]
-    assert files(path) == files(done().path)
-    assert facts(path) == facts(done().path)
+    assert ending(path) == ending(done().path)
     ended(small(), tmp_path / "other", after=6)
     (tmp_path / "other" / "rounds.jsonl").write_text("")
     with pytest.raises(UserError, match="no checkpoint of which is whole"):
         resume(tmp_path / "other")
 
 
-def test_checkpoints_may_be_rare(tmp_path, small, done):
+def test_checkpoints_may_be_rare(tmp_path, small, done, ending):
     """Clients keep what they need to go back that far."""
     rare = "checkpoint_every=2"
     for after in (5, 6):  # 2 and 3 rounds are done
@@ -178,8 +147,7 @@ def test_checkpoints_may_be_rare(tmp_path, small, done):
         ended(small(rare), path, after=after)
         assert [p.name for p in server(path)] == ["000002.safetensors"]
         resume(path)
-        assert files(path) == files(done(rare).path)
-        assert facts(path) == facts(done(rare).path)
+        assert ending(path) == ending(done(rare).path)
 
 
 def test_a_run_goes_on_with_what_it_began_with_or_not_at_all(tmp_path, small, monkeypatch):
@@ -224,15 +192,14 @@ METHODS = ("fedadam", "flora", "fedcgs", "ditto", "dual")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_go_on_as_if_nothing_had_happened(tmp_path, small, done, method):
+def test_methods_go_on_as_if_nothing_had_happened(tmp_path, small, done, method, ending):
     """From a moment that differs between methods."""
     words = (f"method={method}", "partition.unseen_clients=1")
     expected = done(*words).path
-    rounds = len(facts(expected)[0]["rounds"])
+    rounds = len(ending(expected)[1]["rounds"])
     ended(small(*words), tmp_path / "run", after=1 + METHODS.index(method) % rounds)
     resume(tmp_path / "run")
-    assert files(tmp_path / "run") == files(expected)
-    assert facts(tmp_path / "run") == facts(expected)
+    assert ending(tmp_path / "run") == ending(expected)
 
 
 class Writes:
@@ -271,7 +238,7 @@ def writes(config, path, at):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.75, 1.0])
-def test_a_run_may_end_at_any_write(tmp_path, small, done, share):
+def test_a_run_may_end_at_any_write(tmp_path, small, done, share, ending):
     """`make soak` kills whole processes, at any moment."""
     expected = done().path
     last = writes(small(), tmp_path / "counted", 0)
@@ -282,5 +249,48 @@ def test_a_run_may_end_at_any_write(tmp_path, small, done, share):
     resume(tmp_path / "run")
     assert not [*(tmp_path / "run").rglob(".*")]
     assert (tmp_path / "run/report.html").exists()
-    assert files(tmp_path / "run") == files(expected)
-    assert facts(tmp_path / "run") == facts(expected)
+    assert ending(tmp_path / "run") == ending(expected)
+
+
+class Full:
+    """A disk that takes so many writes to it and no more, or counts them."""
+
+    def __init__(self, patch, takes, code):
+        self.left, self.count, self.code, self.fsync = takes, 0, code, os.fsync
+        patch.setattr(os, "fsync", self)
+
+    def __call__(self, handle):
+        if self.count == self.left:
+            raise OSError(self.code, os.strerror(self.code))
+        self.count += 1
+        self.fsync(handle)
+
+
+def flushes(config, path, takes=None, code=errno.ENOSPC, perform=run):
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Full(patch, takes, code)
+        perform(config, path)
+    return disk.count
+
+
+@pytest.mark.parametrize(
+    ("share", "code"), [(0.3, errno.ENOSPC), (0.7, errno.EROFS), (0.9, errno.ENOSPC)]
+)
+def test_a_full_disk_ends_a_run_in_one_line_and_it_can_go_on(
+    tmp_path, small, done, share, code, ending
+):
+    """In the middle of a checkpoint, of a line, of models; and again while it goes on."""
+    every = flushes(small(), tmp_path / "counted")
+    said = rf"got .*run, which cannot be written \(.*{os.strerror(code)}\).*try to resume"
+    with pytest.raises(UserError, match=said):
+        flushes(small(), tmp_path / "run", round(share * every), code)
+    with pytest.raises(UserError, match=said):
+        flushes(None, tmp_path / "run", 1, code, lambda _, path: resume(path))
+    resume(tmp_path / "run")
+    assert ending(tmp_path / "run") == ending(done().path)
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_of(tmp_path, small):
+    with pytest.raises(UserError, match=r"run folder .*run, which cannot be written: .*No space"):
+        flushes(small(), tmp_path / "run", 0)
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,12 @@ except ImportError:  # no Unix: there are no locks
 _LONGEST_NAME = 200
 _ASIDE = ".aside"
 """How names end of what is being written."""
+UNWRITABLE = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
+    if hasattr(errno, name)
+)
+"""Numbers of errors of a disk that is full, or may not or cannot be written."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -38,6 +45,24 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+    _flush(path.parent)
+
+
+def flush(folder: Path) -> None:
+    """Have all that is in a folder on disk, whoever wrote it."""
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """A file's content, or which names are in a folder: after a power failure they are there."""
+    if os.name != "posix":  # there folders cannot be opened
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
