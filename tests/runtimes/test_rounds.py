@@ -1,4 +1,4 @@
-"""The round loop with clients that are words alone: who counts, who is asked again, what is said."""
+"""The round loop with scripted clients: who counts, who is asked again, what is said."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Scripted:
 START = ServerState(0, 0, 1, 1, {NAME: torch.zeros(1)})
 
 
-def perform(clients, rules=Rules(), **how):
-    ((state, record),) = run_rounds(algorithm(**how), clients, START, rules)
+def perform(clients, rules=None, **how):
+    ((state, record),) = run_rounds(algorithm(**how), clients, START, rules or Rules())
     return float(state.tensors[NAME]), record
 
 
