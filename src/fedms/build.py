@@ -86,7 +86,7 @@ def build(
     return Experiment(
         federation=federation,
         partition=data.describe(federation, table.labels),
-        partition_summary=data.summary(federation, table.labels),
+        partition_summary=data.summary(federation, table),
         learner=learner,
         algorithm=make_algorithm(config, learner.layout),
         clients=tuple(map(client, federation.clients)),

@@ -93,6 +93,7 @@ class Data(Section):
     drop_labels: list[str] = Field(default_factory=list, description="classes to leave out")
     drop_duplicates: bool = Field(False, description="keep the first of equal inputs")
     drop_empty: bool = Field(False, description="leave out rows without text, instead of an error")
+    drop_damaged: bool = Field(False, description="leave out images that cannot be read, likewise")
     max_rows: int | None = Field(None, ge=2, description="use only so many rows, drawn at random")
 
     @model_validator(mode="after")

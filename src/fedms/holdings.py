@@ -103,7 +103,7 @@ def holdings(config: Config) -> Holdings:
         unseen=len(federation.unseen),
         classes=federation.classes,
         counts=np.stack(counts),
-        summary=data.summary(federation, table.labels),
+        summary=data.summary(federation, table),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -46,8 +47,32 @@ def test_png_modes_become_rgb(mode, colour, expected):
 def test_palette_and_cmyk():
     palette = Image.new("RGB", (4, 3), (0, 153, 0)).convert("P")
     assert pixel(decode_image(encoded(palette), "row 1")) == (0, 153, 0)
+    raw = io.BytesIO()
+    palette.save(raw, "PNG", transparency=palette.getpixel((0, 0)))
+    assert pixel(decode_image(raw.getvalue(), "row 1")) == (255, 255, 255)
     cmyk = Image.new("CMYK", (4, 3), (0, 0, 0, 255))
-    assert max(pixel(decode_image(encoded(cmyk, "TIFF"), "row 1"))) == 0
+    for kind in ("TIFF", "JPEG"):
+        assert max(pixel(decode_image(encoded(cmyk, kind), "row 1"))) < 3
+
+
+MODES = ["1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+
+
+@pytest.mark.parametrize("mode", [*MODES, "I", "I;16", "I;16B", "I;16L", "F", "La"])
+def test_every_mode_is_converted_or_refused_by_name(mode):
+    image, said = Image.new(mode, (4, 3)), ""
+    try:
+        assert decode_image(image, "row 1").mode == "RGB"
+    except UserError as error:
+        said = str(error)
+    assert ("row 1" in said) == (mode in ("F", "La"))
+
+
+def test_no_program_is_started_for_a_picture(monkeypatch):
+    """As Pillow starts Ghostscript for PostScript."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **kwargs: pytest.fail("started"))
+    with pytest.raises(UserError, match="row 1"):
+        decode_image(encoded(Image.new("RGB", (4, 3)), "EPS"), "row 1")
 
 
 def test_paths_pil_images_and_arrays(tmp_path):
@@ -93,15 +118,26 @@ def test_floating_point_pixels_are_refused():
         decode_image(encoded(Image.new("F", (2, 2)), "TIFF"), "row 1")
 
 
+def chunks(side: int, *more: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG file of these parts."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", header), *more, (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])
+def test_bombs_beside_the_pixels_are_refused(name):
+    words = b"a\0\0" + zlib.compress(bytes(50_000_000))
+    with pytest.raises(UserError, match="row 5"):
+        decode_image(chunks(2, (name, words), (b"IDAT", zlib.compress(bytes(6)))), "row 5")
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [8_200, 9_999, 60_000])
 def test_bombs_are_refused_before_decoding(side):
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
+    data = chunks(side, (b"IDAT", zlib.compress(b"")))
     with pytest.raises(UserError, match=r"huge image at row 5 .* 64,000,000 pixels"):
         decode_image(data, "row 5")
 

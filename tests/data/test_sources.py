@@ -166,6 +166,31 @@ def test_parquet_images(tmp_path, form):
         )
 
 
+@pytest.mark.parametrize(
+    "name", ["texte à lire", "文本", "a+b", "נוסח\u202e", "👩🏽‍⚕️", "[x]", "a.b", "x" * 5000, " "]
+)
+def test_columns_of_any_name(tmp_path, name):
+    pq.write_table(pa.table({name: ["one", "two"], "label": ["a", "b"]}), tmp_path / "d.parquet")
+    (tmp_path / "d.csv").write_text(f'"{name}",label\none,a\ntwo,b\n', encoding="utf-8")
+    for source in ("csv", "parquet"):
+        table = load_table(source, tmp_path / f"d.{source}", input=name)
+        assert list(table.inputs) == ["one", "two"]
+    refused("which d.csv does not have", "csv", tmp_path / "d.csv", input=f"{name}?")
+
+
+def test_damaged_images_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    bad = [png(2)[:40], b"", b"%!PS-Adobe-3.0 EPSF-3.0\n", None]
+    images, labels = [png(1), *bad, png(3)], ["a", *"bbbb", "b"]
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "d.parquet")
+    table = load_table("parquet", tmp_path / "d.parquet", input="image", drop_damaged=True)
+    assert (list(table.inputs), table.dropped) == ([png(1), png(3)], 4)
+    assert table.where(1) == "row 6 of d.parquet"
+    assert load_table("parquet", tmp_path / "d.parquet", input="image").dropped == 0
+    everything = {"input": "image", "drop_damaged": True}
+    pq.write_table(pa.table({"image": [b"", b"x"], "label": ["a", "b"]}), tmp_path / "d.parquet")
+    refused("got 0 rows with 0 class", "parquet", tmp_path / "d.parquet", **everything)
+
+
 def test_a_missing_image_is_named_when_it_is_decoded(tmp_path):
     table = pa.table({"image": [png(1), None, None], "label": ["a", "b", "a"]})
     pq.write_table(table, tmp_path / "d.parquet")
@@ -271,6 +296,11 @@ def test_missing_files_name_what_is_there(csv, tmp_path):
     (tmp_path / "empty").mkdir()
     refused("with nothing; expected .csv", "csv", tmp_path / "empty")
     refused("got no rows", "folder", tmp_path / "empty")
+
+
+def test_a_path_that_no_system_takes(tmp_path):
+    for path in ("x" * 5000, f"{tmp_path}/{'y' * 300}.csv", "a\0b"):
+        refused("got ", "csv", path)
 
 
 def test_unknown_source_kind_and_columns(csv):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -166,8 +166,9 @@ def test_natural_clients_keep_their_own_rows_and_those_without_test_rows_are_cou
     labels = ["a", "b"] * 10
     split = ["train"] * 10 + ["test"] * 4 + ["train"] * 6
     groups = ["x"] * 14 + ["y"] * 5 + ["z"]
+    table = table_of(labels, split, groups)
     federation = assign(
-        table_of(labels, split, groups),
+        table,
         Partitioning("column", 0, min_rows=2),
         test_fraction=0.2,
         val_fraction=0.0,
@@ -177,7 +178,7 @@ def test_natural_clients_keep_their_own_rows_and_those_without_test_rows_are_cou
     assert (y.id, len(y.train), len(y.test)) == ("y", 4, 1)
     assert federation.own_test == 1
     assert (federation.dropped_clients, federation.dropped_rows) == (1, 1)
-    assert "1 clients tested on rows split off" in summary(federation, labels)
+    assert "1 clients tested on rows split off" in summary(federation, table)
 
 
 def test_unseen_clients_are_drawn_by_the_seed():
@@ -197,9 +198,13 @@ def test_describe_and_summary():
     federation = assign(table, Partitioning("column", 0), test_fraction=0.2, val_fraction=0.1)
     sizes = [astuple(one) for one in describe(federation, table.labels)]
     assert sizes == [("x", 7, 1, 2, 1), ("y", 7, 1, 2, 1)]
-    assert summary(federation, table.labels) == (
+    said = (
         "2 clients, 0 unseen; 14 train, 2 val, 4 test rows; 10/10/10 rows and 1/1/1 of 2 classes "
         "per client (min/median/max)"
+    )
+    assert summary(federation, table) == said
+    assert summary(federation, replace(table, dropped=1234)) == (
+        f"{said}; 1,234 rows left out, as data.drop_ says"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fedms.config import load_config
 from fedms.core.errors import UserError
+from fedms.holdings import holdings
 from fedms.run import run
 
 WORDS = (
@@ -59,6 +60,8 @@ def test_rows_without_text_are_named_or_left_out_and_counted(table, tmp_path, te
     words = [*WORDS, f"data.path={path}"]
     with pytest.raises(UserError, match=r"row 85 of data\.csv"):
         run(load_config(None, words), tmp_path / "run")
+    found = holdings(load_config(None, [*words, "data.drop_empty=true"]))
+    assert found.summary.endswith("; 1 rows left out, as data.drop_ says")
 
 
 def test_a_class_without_a_name_is_refused_by_row(table, tmp_path):

@@ -385,7 +385,7 @@ def test_a_round_of_too_few_is_tried_again_with_others_then_ends_the_run(tables,
     with pytest.raises(UserError, match=r"got 2 usable updates in round 1; expected at least 3"):
         served(tables, tmp_path / "few", apps, *SHORT, "rounds.min_updates=3")
     apps = {k: lost(site) for k, site in enumerate(SITES)}
-    with pytest.raises(UserError, match=r"got no usable updates .*no route\); try again when"):
+    with pytest.raises(UserError, match=r"got no usable updates .*no route\); try to resume when"):
         served(tables, tmp_path / "none", apps, *SHORT)
 
 

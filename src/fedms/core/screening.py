@@ -12,9 +12,8 @@ import torch
 
 from fedms.core import calibration, discriminant
 from fedms.core.agreement import agreements
-from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan
+from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan, Score
 from fedms.core.layout import Shapes
-from fedms.core.tensors import all_finite
 
 
 def reason_to_reject(
@@ -32,7 +31,7 @@ def reason_to_reject(
     checks = (
         _wrong_round(update, plan),
         _wrong_rows(update, declared.rows),
-        _wrong_score(update, declared.validation),
+        wrong_score(update.score, declared.validation),
         _wrong_counts(update),
         _wrong_keys(update, expected),
     )
@@ -41,6 +40,9 @@ def reason_to_reject(
 
 
 _MOST = 10**15
+"""Nothing that clients send is larger: products and squares of it are still finite in float32."""
+_ROUNDING = 1e-3
+_DIVERGED = "training diverged"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def contradicting(updates: Sequence[ClientUpdate]) -> dict[str, str]:
 
 
 def _wrong_round(update: ClientUpdate, plan: RoundPlan) -> str | None:
+    if type(update.round) is not int:
+        return f"claims round {str(update.round)[:20]}"
     if update.round != plan.round:
         return f"answers round {update.round + 1}; expected round {plan.round + 1}"
     return None
@@ -95,7 +99,7 @@ def _wrong_round(update: ClientUpdate, plan: RoundPlan) -> str | None:
 
 def _wrong_rows(update: ClientUpdate, declared: int) -> str | None:
     if type(update.rows) is not int or not 0 < update.rows <= declared:
-        return f"claims {update.rows} training rows; declared {declared}"
+        return f"claims {str(update.rows)[:20]} training rows; declared {declared}"
     return None
 
 
@@ -107,15 +111,22 @@ def _wrong_counts(update: ClientUpdate) -> str | None:
     return None
 
 
-def _wrong_score(update: ClientUpdate, declared: int) -> str | None:
-    score = update.score
+def wrong_score(score: Score, declared: int) -> str | None:
+    """Why this cannot be a score on so many rows; None if it can."""
     whole = type(score.rows) is int and type(score.correct) is int
     if not whole or not 0 <= score.correct <= score.rows <= declared:
         claimed = f"{str(score.correct)[:20]} correct of {str(score.rows)[:20]}"
         return f"claims {claimed} validation rows; declared {declared}"
-    if not math.isfinite(score.loss):
-        return "has a validation loss that is not finite: its training diverged"
+    if not abs(score.loss) <= _MOST:  # NaN is not
+        return f"has a validation loss of {score.loss}: its {_DIVERGED}"
+    if not -_ROUNDING <= score.gate_weight <= score.rows + _ROUNDING:
+        return f"claims {score.gate_weight} as weights of {score.rows} rows"
     return None
+
+
+def diverged(reason: str) -> bool:
+    """Whether it is for this reason that an update was rejected."""
+    return reason.endswith(_DIVERGED)
 
 
 def _wrong_keys(update: ClientUpdate, expected: Shapes) -> str | None:
@@ -136,7 +147,11 @@ def _wrong_values(update: ClientUpdate, expected: Shapes) -> str | None:
             return f"{name} has shape {tuple(tensor.shape)}; expected {tuple(expected[name])}"
         if tensor.dtype != torch.float32:
             return f"{name} has type {tensor.dtype}; expected torch.float32"
-    return None if all_finite(update.tensors) else "has values that are not finite"
+    sizes = [tensor.abs().max() for tensor in update.tensors.values() if tensor.numel()]
+    largest = float(torch.stack(sizes).max()) if sizes else 0.0
+    if not math.isfinite(largest):
+        return f"has values that are not finite: its {_DIVERGED}"
+    return f"has values up to {largest:.3g}: its {_DIVERGED}" if largest > _MOST else None
 
 
 def _implausible(update: ClientUpdate) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from fedms.data.messages import reason
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim to be huge."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""As Pillow names them: of these it runs no other program, as it does of EPS."""
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _CORRUPT = (
@@ -37,9 +38,7 @@ _CORRUPT = (
 )
 
 
-def decode_image(
-    item: Any, where: str, most: int = MAX_PIXELS, formats: Sequence[str] | None = None
-) -> Image.Image:
+def decode_image(item: Any, where: str, most: int = MAX_PIXELS) -> Image.Image:
     """The picture as RGB, upright as its EXIF orientation says.
 
     Grey, palette, CMYK and two-level pictures are converted, 16-bit grey keeps its upper 8 bits,
@@ -50,13 +49,12 @@ def decode_image(
             `(height, width, 3)`.
         where: names the row in errors, e.g. "row 17 of data.parquet".
         most: pixels.
-        formats: of encoded bytes, as Pillow names them; None: any that it knows.
 
     Raises:
         UserError: if the picture is corrupt, of an unsupported mode, or has more pixels.
     """
     try:
-        with _open(item, formats) as image:
+        with _open(item) as image:
             _check_size(image.size, where, most)
             return _to_rgb(ImageOps.exif_transpose(image), where)
     except _BOMB as error:
@@ -70,15 +68,15 @@ def decode_image(
         ) from error
 
 
-def _open(item: Any, formats: Sequence[str] | None) -> Any:
+def _open(item: Any) -> Any:
     if isinstance(item, Image.Image):
         return nullcontext(item)  # the caller's: left open
     if isinstance(item, bytes):
-        return Image.open(io.BytesIO(item), formats=formats)
+        return Image.open(io.BytesIO(item), formats=FORMATS)
     if isinstance(item, np.ndarray):
         return Image.fromarray(item)
     if isinstance(item, str | Path):
-        return Image.open(item)
+        return Image.open(item, formats=FORMATS)
     raise TypeError(f"a {type(item).__name__} is no image")
 
 

@@ -43,8 +43,11 @@ def existing(path: str | Path | None, expected: str) -> Path:
     if path is None or not str(path):
         raise UserError(f"got no path; expected {expected}; try path='...'")
     found = Path(path).expanduser()
-    if found.exists():
-        return found
+    try:
+        if found.exists():
+            return found
+    except OSError as error:  # its name is too long, or a folder is another's
+        raise unreadable(found, error, expected) from None
     parent = found.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent

@@ -1,7 +1,8 @@
 """One door to every source: read, leave out what is not wanted, check, and sample.
 
 The order is fixed: rows with unwanted labels go first (so that they may carry anything in the other
-columns), then empty rows, then duplicates; split names are normalised; last comes `max_rows`.
+columns), then empty rows, damaged images and duplicates; split names are normalised; last comes
+`max_rows`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fedms.core.seeds import derive_seed
 from fedms.data.apportion import apportion
 from fedms.data.folders import read_digits, read_folder
 from fedms.data.given import Part, read_given
+from fedms.data.images import decode_image
 from fedms.data.messages import listing, nearest
 from fedms.data.readers import read_csv, read_hub, read_parquet
 from fedms.data.request import SPLITS, Request
@@ -39,6 +41,7 @@ def load_table(
     kind: str = "auto",
     drop_labels: Collection[str] = (),
     drop_empty: bool = False,
+    drop_damaged: bool = False,
     drop_duplicates: bool = False,
     max_rows: int | None = None,
     seed: int = 0,
@@ -61,6 +64,8 @@ def load_table(
             file's folder.
         drop_labels: classes to leave out.
         drop_empty: leave out rows without text instead of refusing them.
+        drop_damaged: leave out images that cannot be read, instead of refusing them when they are
+            needed; they are decoded for this.
         drop_duplicates: keep only the first of the rows with equal input.
         max_rows: keep at most so many rows, a random subset with the proportions of the splits;
             the order is kept.
@@ -81,6 +86,8 @@ def load_table(
     rows = len(table)
     table = _without_labels(table, drop_labels)
     table = _without_empty(table, drop_empty)
+    if drop_damaged and table.kind == "image":
+        table = table.take(_where([_is_whole(table, row) for row in range(len(table))]))
     if drop_duplicates:
         table = _without_duplicates(table)
     table = replace(table, dropped=rows - len(table), split=_normal_split(table))
@@ -174,6 +181,14 @@ def _without_empty(table: Table, drop: bool) -> Table:
         f"got no text at {table.where(first)} (and {len(table) - len(filled) - 1} more rows); "
         f"expected some; try drop_empty=true, or joining columns as in input='subject+text'"
     )
+
+
+def _is_whole(table: Table, row: int) -> bool:
+    try:
+        decode_image(table.inputs[row], table.where(row))
+    except UserError:
+        return False
+    return True
 
 
 def _without_duplicates(table: Table) -> Table:

@@ -156,11 +156,12 @@ def describe(federation: Federation, labels: Sequence[str]) -> list[ClientSizes]
     ]
 
 
-def summary(federation: Federation, labels: Sequence[str]) -> str:
+def summary(federation: Federation, table: Table) -> str:
     """One line: clients, rows, and smallest / median / largest size and number of classes."""
-    text = spread(
-        describe(federation, labels), len(federation.classes), unseen=len(federation.unseen)
-    )
+    sizes, unseen = describe(federation, table.labels), len(federation.unseen)
+    text = spread(sizes, len(federation.classes), unseen=unseen)
+    if table.dropped:
+        text += f"; {table.dropped:,} rows left out, as data.drop_ says"
     if federation.dropped_clients:
         text += (
             f"; {federation.dropped_clients} clients of {federation.dropped_rows:,} rows left out"

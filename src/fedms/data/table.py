@@ -33,7 +33,7 @@ class Table:
         labels: class name of every row.
         split: "train", "val" or "test" of every row, or None where the data give no split.
         groups: natural client of every row (writer, author, domain), or None.
-        dropped: rows of the source left out because of their label, as empty or as duplicates.
+        dropped: rows of the source left out for their label, as empty, damaged or duplicates.
         origins: file or data set every row comes from, for error messages; None if unknown.
         numbers: 1-based number of every row in its origin, 0 where the origin is that one
             example; None for 1, 2, 3, ….

@@ -22,9 +22,9 @@ from fedms.core.errors import DivergenceError, UserError
 from fedms.core.robust import Rule, aggregator, change
 from fedms.core.routing import Routing
 from fedms.core.rows import Split
-from fedms.core.screening import Screen, contradicting, reason_to_reject, too_long
+from fedms.core.screening import Screen, contradicting, diverged, reason_to_reject, too_long
 from fedms.core.seeds import draw_cohort
-from fedms.core.tensors import Tensors, pick, wire_bytes
+from fedms.core.tensors import Tensors, all_finite, pick, wire_bytes
 
 Held = dict[str, frozenset[str]]
 """Names of what stands still, by client that has it."""
@@ -110,8 +110,8 @@ class RoundRecord:
     """One round, for records. `validation` is None where no client has validation rows.
 
     `cohort` are those that were asked, `rejected` those of them without a usable update, `warned`
-    those whose update was used, though it is odd; `late` clients' answers to earlier questions
-    arrived.
+    those whose update was used, though it is odd; of `late` clients answers arrived that nobody
+    waited for: to earlier questions, or a second one.
     """
 
     round: int
@@ -154,7 +154,7 @@ def run_rounds(
 
     Raises:
         DivergenceError: if a round has no usable update, and all that there are diverged.
-        UserError: if it has too few, for other reasons.
+        UserError: if it has too few, for other reasons. Either way nothing has changed.
     """
     held = {} if held is None else held
     while (plan := algorithm.plan(state)) is not None:
@@ -197,18 +197,19 @@ class _Intake:
         self._began = time.perf_counter()
         self._asked: set[str] = set()
         self._absent: dict[str, str] = {}
+        self._rejected: dict[str, str] = {}
         self._late: list[str] = []
         self._up = self._down = 0
         self._costs = Costs()
 
     def open(self, drawn: Sequence[str], declared: Mapping[str, ClientInfo]) -> None:
-        """Begin with a cohort; of an earlier one only costs are left."""
+        """Begin with a cohort; of an earlier one costs are left, and who had no usable update."""
         self._drawn, self._declared = drawn, declared
         self._aggregator = aggregator(self._rules.aggregation, self._tensors)
         self._waiting: list[ClientUpdate] = []
         self._changes: dict[str, float] = {}
         self._trained = 0
-        self._rejected: dict[str, str] = {}
+        self._answered: set[str] = set()
         self._warned: dict[str, str] = {}
 
     def add(self, answer: Answer | Absent | Late) -> None:
@@ -216,16 +217,28 @@ class _Intake:
             case Late():
                 self._late.append(answer.client)
             case Absent():
-                self._asked.add(answer.client)
+                self._forget(answer.client)
                 self._absent[answer.client] = answer.reason
-            case Answer():
+            case Answer() if self._counts(answer.update.client):
                 self._add(answer)
+            case Answer():
+                self._late.append(answer.update.client)
+
+    def _counts(self, client: str) -> bool:
+        """Of a client's answers the first one does, if it is one of the federation's."""
+        return client in self._declared and client not in self._answered
+
+    def _forget(self, client: str) -> None:
+        """What became of it in another cohort."""
+        self._asked.add(client)
+        self._absent.pop(client, None)
+        self._rejected.pop(client, None)
 
     def _add(self, answer: Answer) -> None:
         began = time.perf_counter()
         update = answer.update
-        self._asked.add(update.client)
-        self._absent.pop(update.client, None)  # it was in another cohort
+        self._forget(update.client)
+        self._answered.add(update.client)
         new = self._plan.constant - self._held.get(update.client, frozenset())
         self._held[update.client] = self._plan.constant
         self._down += self._each_time + wire_bytes(pick(self._tensors, new))
@@ -248,7 +261,9 @@ class _Intake:
         self._trained = max(self._trained, update.trained_parameters)
 
     def settle(self) -> None:
-        """All answers are there: those are accepted that waited for others."""
+        """All answers that come are there: those are accepted that waited for others."""
+        for client in sorted({*self._drawn} - self._answered - self._absent.keys()):
+            self.add(Absent(client, "gave no answer"))
         began, screen = time.perf_counter(), self._rules.screen
         if screen.max_norm_ratio:
             odd = too_long(self._changes, screen.max_norm_ratio)
@@ -288,13 +303,18 @@ class _Intake:
         began = time.perf_counter()
         aggregate = self._aggregator.result()
         state = self._algorithm.server_update(state, self._plan, aggregate)
+        if not all_finite(state.tensors):
+            raise DivergenceError(
+                f"got a global model that is not finite in round {self._plan.round + 1}, of "
+                "updates that are; try a lower training.learning_rate, or screen.max_norm_ratio=10"
+            )
         self._costs += _aggregation(began)
         return state, self._record(aggregate)
 
     def _too_few(self) -> UserError:
         bad = {**self._absent, **self._rejected}
         client, reason = next(iter(bad.items()))
-        if not self._absent:
+        if all(map(diverged, bad.values())):
             return DivergenceError(
                 f"got {_few(self._aggregator.clients)} in round {self._plan.round + 1}; "
                 f"{len(bad)} were rejected (client {client}: {reason}); "
@@ -302,8 +322,9 @@ class _Intake:
             )
         return UserError(
             f"got {_few(self._aggregator.clients)} in round {self._plan.round + 1}; expected at "
-            f"least {self._least} (client {client}: {reason}); try again "
-            "when more clients are there, or a longer rounds.deadline"
+            f"least {self._least} ({len(self._absent)} gave no answer, {len(self._rejected)} were "
+            f"rejected; client {client}: {reason}); try to resume when more clients are there, a "
+            "longer rounds.deadline, or fewer rounds.min_updates"
         )
 
     def _record(self, aggregate: Aggregate) -> RoundRecord:

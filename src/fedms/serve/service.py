@@ -16,8 +16,6 @@ from fedms.serve.batching import Batcher
 from fedms.serve.limits import DamagedError, Limits, NotFoundError, OverloadedError
 from fedms.use import Models, Said
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pictures that strangers may send: of these Pillow runs no other program."""
 _log = logging.getLogger(__name__)
 _Asked = tuple[str, Rows]
 
@@ -87,7 +85,7 @@ class Service:
 
     def _picture(self, text: str, place: str) -> Rows:
         content = _decoded(text, place)
-        image = data.decode_image(content, place, self.limits.pixels, _FORMATS)
+        image = data.decode_image(content, place, self.limits.pixels)
         return self.models.encoded(data.Table("image", [image], [""]))
 
     def _perform(self, asked: Sequence[_Asked]) -> list[list[Said] | Exception]:

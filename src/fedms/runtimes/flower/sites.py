@@ -15,6 +15,7 @@ from fedms.core.costs import Costs
 from fedms.core.errors import UserError
 from fedms.core.routing import Routing
 from fedms.core.rows import ClientSizes, Split
+from fedms.core.screening import wrong_score
 from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.core.tensors import Tensors, pick
 from fedms.runtimes import service, site
@@ -301,7 +302,7 @@ class Sites:
                     score = by_client.get(client)
                     if score is None or split not in found or role not in _ROLES:
                         continue
-                    if not _plausible(score, getattr(self._met[client].sizes, split)):
+                    if wrong_score(score, getattr(self._met[client].sizes, split)):
                         self._tell(f"site {client!r} has a {role or 'zero-shot'} score of {score}")
                         continue
                     found[split].setdefault(role, {})[client] = score
@@ -379,15 +380,6 @@ class Sites:
         while self._busy() & {*clients} and time.monotonic() < ends:
             self._look({})
             time.sleep(_POLL[0])
-
-
-def _plausible(score: Score, rows: int) -> bool:
-    """Whether a score can be one of so many rows."""
-    return (
-        math.isfinite(score.loss)
-        and 0 <= score.correct <= score.rows <= rows
-        and -1e-3 <= score.gate_weight <= score.rows + 1e-3
-    )
 
 
 def _check_costs(costs: Costs) -> None:
