@@ -41,7 +41,8 @@ SMALL = (
 NOT_ALONE = {"probe": ("model.head=linear",), "flexlora": ("lora.ranks.*=4",)}
 CONTEXT = multiprocessing.get_context("fork")
 METHODS = get_args(Method)
-TIMES = {"seconds", "train_seconds", "phase_seconds", "wall_seconds"}
+TIMES = {"seconds", "train_seconds", "phase_seconds", "wall_seconds", "hash"}
+"""What is of times; a line's hash too."""
 TIMED = {"environment.json", "config.toml", "report.html"}
 """Files that say when and where; the report is made of the others."""
 TWICE = {"flops", "train_flops", "cache_bytes"}

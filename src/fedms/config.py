@@ -239,6 +239,7 @@ class Faults(Section):
     """What goes wrong on purpose, in simulations only: clients that fail, and clients that lie."""
 
     drop: float = Field(0.0, ge=0, le=1, description="share of a round's clients not reached")
+    data: float = Field(0.0, ge=0, le=1, description="share that cannot read its rows")
     crash: float = Field(0.0, ge=0, le=1, description="share that crashes in training")
     slow: float = Field(0.0, ge=0, le=1, description="share whose answer comes too late")
     attack: Literal["none", "sign", "scale", "random", "invalid", "labels"] = Field(
@@ -249,8 +250,8 @@ class Faults(Section):
 
     @model_validator(mode="after")
     def _shares(self) -> Faults:
-        if self.drop + self.crash + self.slow > 1:
-            raise ValueError("drop, crash and slow add up to more than 1; expected 1 at most")
+        if self.drop + self.data + self.crash + self.slow > 1:
+            raise ValueError("drop, data, crash and slow add up to more than 1; expected 1 at most")
         if (self.attack == "none") != (self.attackers == 0):
             raise ValueError("attack and attackers go together; expected both, or neither")
         return self

@@ -139,6 +139,19 @@ def test_records_that_are_lost_are_missed(tmp_path, small, done, ending):
         resume(tmp_path / "other")
 
 
+def test_costs_that_were_altered_are_found_out(tmp_path, small, done, ending):
+    path, told = tmp_path / "run", []
+    ended(small(), path, after=6)
+    first, second, third, _ = (path / "rounds.jsonl").read_text().splitlines()
+    bytes_up = json.loads(third)["upload_bytes"]
+    third = third.replace(f'"upload_bytes": {bytes_up}', f'"upload_bytes": {bytes_up + 1}')
+    (path / "rounds.jsonl").write_text("\n".join([first, second, third, ""]))
+    resume(path, tell=told.append)
+    assert len(told) == 1
+    assert "which is damaged in round 3; going back to an earlier checkpoint" in told[0]
+    assert ending(path) == ending(done().path)
+
+
 def test_checkpoints_may_be_rare(tmp_path, small, done, ending):
     """Clients keep what they need to go back that far."""
     rare = "checkpoint_every=2"

@@ -19,7 +19,7 @@ from fedms.store.run_folder import RunFolder
 
 SIX = ("partition.clients=6", "partition.alpha=10", "data.max_rows=240", "runtime.threads=1")
 PLAIN = (*SIX, "method=fedavg", "stage1.server_momentum=0.0")
-SOME = ("faults.drop=0.2", "faults.crash=0.2", "faults.slow=0.2")
+SOME = ("faults.drop=0.2", "faults.data=0.1", "faults.crash=0.1", "faults.slow=0.2")
 
 
 @dataclass
@@ -72,7 +72,7 @@ def test_a_round_is_the_average_of_those_who_stayed(parts):
     assert absent > 3
 
 
-@pytest.mark.parametrize("fault", ["drop", "crash", "slow"])
+@pytest.mark.parametrize("fault", ["drop", "data", "crash", "slow"])
 def test_a_run_without_answers_stops_and_can_go_on(small, tmp_path, fault):
     with pytest.raises(UserError, match=f"as faults.{fault} says"):
         run(small(*PLAIN, f"faults.{fault}=1"), tmp_path / "run")

@@ -16,7 +16,7 @@ from fedms.core.errors import UserError
 from fedms.run import RoundDone, run
 from fedms.runtimes.workers import Workers, share
 
-UNTIMED = ("seconds", "train_seconds", "wall_seconds", "phase_seconds")
+UNTIMED = ("seconds", "hash", "train_seconds", "wall_seconds", "phase_seconds")
 
 
 def untimed(record):

@@ -26,6 +26,7 @@ from fedms.runtimes.rounds import Absent, Answer, Late, ScoredClients
 Attack = Literal["none", "sign", "scale", "random", "invalid", "labels"]
 _REASONS = {
     "drop": "could not be reached (as faults.drop says)",
+    "data": "could not read its rows (as faults.data says)",
     "crash": "crashed while it trained (as faults.crash says)",
     "slow": "gave no answer in time (as faults.slow says)",
 }
@@ -37,6 +38,7 @@ class Faults:
 
     Args:
         drop: the share of clients of a round that are not reached.
+        data: of those whose rows cannot be read: they send and keep nothing.
         crash: of those that begin, and send and keep nothing.
         slow: of those whose answer comes too late: they keep what they learned, and it is lost to
             the others. Shares add up to 1 at most.
@@ -50,6 +52,7 @@ class Faults:
     """
 
     drop: float = 0.0
+    data: float = 0.0
     crash: float = 0.0
     slow: float = 0.0
     attack: Attack = "none"
@@ -59,7 +62,7 @@ class Faults:
     @property
     def any(self) -> bool:
         """Whether anything happens."""
-        return bool(self.drop or self.crash or self.slow or self.attack != "none")
+        return any(getattr(self, name) for name in _REASONS) or self.attack != "none"
 
 
 def attackers(faults: Faults, clients: Iterable[str], seed: int) -> frozenset[str]:
@@ -117,11 +120,11 @@ class FaultyClients:
                 yield answer
 
     def _fate(self, round: int, client: str) -> str:
-        """`drop`, `crash`, `slow`, or nothing."""
+        """One of `_REASONS`, or nothing."""
         seed = derive_seed(self._seed, "fault", round, self._tries[1], client)
-        drawn, shares = float(np.random.default_rng(seed).random()), self._faults
-        for name in ("drop", "crash", "slow"):
-            share = getattr(shares, name)
+        drawn = float(np.random.default_rng(seed).random())
+        for name in _REASONS:
+            share = getattr(self._faults, name)
             if drawn < share:
                 return name
             drawn -= share

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -38,6 +40,7 @@ from fedms.store.states import ClientStates, DamagedError, ServerStates
 
 FOUNDATION = "foundation"
 """In a run folder: the foundation model, where a program gave it."""
+_HASH = "hash"
 _PACKAGES = ("fedms", "torch", "transformers", "peft", "safetensors", "datasets", "numpy")
 
 
@@ -171,12 +174,15 @@ class RunFolder:
         """What `add_round` wrote of the first rounds.
 
         Raises:
-            DamagedError: if not all of it is there.
+            DamagedError: if not all of it is there, as it was written.
         """
         kept = [line for line in read_lines(self.path / "rounds.jsonl") if line["round"] < rounds]
+        where = self.path / "rounds.jsonl"
         if [line["round"] for line in kept] != list(range(rounds)):
-            where = self.path / "rounds.jsonl"
             raise DamagedError(f"got {where}, which lacks some of {rounds} rounds")
+        for line in kept:
+            if line.get(_HASH) != _hash(line):
+                raise DamagedError(f"got {where}, which is damaged in round {line['round'] + 1}")
         return kept
 
     def rewind(self, rounds: int) -> None:
@@ -187,13 +193,19 @@ class RunFolder:
         write_lines(self.path / "clients.jsonl", [s for s in scored if s["round"] <= rounds])
 
     def add_round(self, record: Mapping[str, Any]) -> None:
-        append_json(self.path / "rounds.jsonl", record)
+        append_json(self.path / "rounds.jsonl", {**record, _HASH: _hash(record)})
 
     def add_client(self, record: Mapping[str, Any]) -> None:
         append_json(self.path / "clients.jsonl", record)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, summary)
+
+
+def _hash(line: Mapping[str, Any]) -> str:
+    """Of all else that a line says."""
+    text = json.dumps({name: value for name, value in line.items() if name != _HASH})
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def environment(seed: int) -> dict[str, Any]:
