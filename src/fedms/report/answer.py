@@ -10,8 +10,6 @@ from fedms.report.records import ROLES, Record
 
 _SAME = 0.0005
 """Accuracies that differ by less are called equal: they are shown alike."""
-_SAME_FEDERATION = ("name", "seed", "data", "partition", "model")
-"""Settings under which two runs have the same clients with the same rows."""
 
 
 def percent(value: float | None, key: str | None = None) -> Html:
@@ -28,7 +26,7 @@ def points(difference: float) -> str:
 
 def alike(one: Record, other: Record) -> bool:
     """Whether two runs have the same clients with the same rows, and the same model."""
-    return all(one.config.get(name) == other.config.get(name) for name in _SAME_FEDERATION)
+    return one.federation == other.federation
 
 
 def ranked(records: Sequence[Record]) -> list[int]:
@@ -97,7 +95,7 @@ def _beside(record: Record, others: Sequence[Record], personal: float) -> Html:
     said = []
     for role in ("zero_shot", "global"):
         value = record.figure(role)
-        if value is not None and not (role == "global" and record.config["method"] == "fedavg"):
+        if value is not None and not (role == "global" and _has_one_model(record)):
             said.append(f"{points(personal - value)} {_the(role)}")
     alone = local_only(record, others)
     if alone is not None and alone is not record:
@@ -119,6 +117,14 @@ def _missing(record: Record, alone: Record | None) -> list[str]:
     return known
 
 
+def _has_one_model(record: Record) -> bool:
+    """Whether the global expert is everybody's model, so that nobody can gain by their own."""
+    tests = [line["test"] for line in record.scored]
+    return record.figure("local") is None and all(
+        test.get("personal") == test.get("global") for test in tests
+    )
+
+
 def _gains(record: Record) -> str:
     """How many clients gain by what is their own."""
     pairs = [
@@ -126,7 +132,7 @@ def _gains(record: Record) -> str:
         for line in record.scored
         if line["test"].get("personal") is not None and line["test"].get("global") is not None
     ]
-    if not pairs or len(pairs) == 1:
+    if len(pairs) < 2 or _has_one_model(record):
         return ""
     up = sum(own > shared + _SAME for own, shared in pairs)
     down = sum(own < shared - _SAME for own, shared in pairs)

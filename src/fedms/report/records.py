@@ -71,6 +71,26 @@ class Record:
     def title(self) -> str:
         return f"{self.config['name']}: {self.method}, seed {self.config['seed']}"
 
+    @cached_property
+    def federation(self) -> Facts:
+        """What clients and rows follow from: files by their contents, wherever they are."""
+        config, known = self.config, self.environment.get("identity", {})
+        data, model = dict(config["data"]), dict(config["model"])
+        path, name = data.pop("path", None), model.pop("name", None)
+        return {
+            "seed": config["seed"],
+            "partition": config["partition"],
+            "data": data,
+            "rows": known.get("data", path),
+            "model": model,
+            "weights": known.get("weights", name),
+        }
+
+    @property
+    def given(self) -> bool:
+        """Whether a Python program gave the rows."""
+        return bool(self.config["data"]["source"] == "memory")
+
     @property
     def elsewhere(self) -> bool:
         """Whether clients were sites on other machines."""
