@@ -25,7 +25,7 @@ const scaled = (units, base) => (value) => {
   if (!known(value)) return "–";
   let power = 0;
   while (Math.abs(value) >= base && power < units.length - 1) { value /= base; power += 1; }
-  return `${power || value % 1 ? value.toFixed(value < 10 ? 2 : 1).replace(/\.0+$/, "") : value} ${units[power]}`;
+  return `${power || value % 1 ? value.toFixed(value < 10 ? 2 : 1).replace(/\.?0+$/, "") : value} ${units[power]}`;
 };
 const bytes = scaled(["B", "kB", "MB", "GB", "TB"], 1000);
 const flops = scaled(["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"], 1000);
