@@ -348,6 +348,7 @@ def test_the_best_of_several_is_one_that_is_complete_and_of_the_same_clients(mad
     found = page(write(runs, tmp_path / "all.html"))
     assert found.text["strong"].startswith("local-only (alone): ")
     assert found.data[0][1:] == (means[1], f"{100 * means[1]:.1f} %")
+    assert "is the highest of all runs that are complete." in found.text["p"]
     assert "These runs are not all of the same clients" not in found.text["p"]
     found = page(write([*runs, made(tmp_path / "other", seed=1)], tmp_path / "all.html"))
     assert "These runs are not all of the same clients" in found.text["p"]
@@ -415,4 +416,12 @@ def test_of_clients_without_test_rows_no_gate_is_asked(made, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     nothing = {**summary, "test": dict.fromkeys(summary["test"])}
     (run / "summary.json").write_text(json.dumps(nothing))
-    assert "No client has test rows." in page(write([run])).text["p"]
+    found = page(write([run]))
+    assert "No client has test rows." in found.text["p"]
+    assert "scores" not in found.rows  # rather than an empty table
+
+
+def test_equal_runs_are_all_named_the_best(made, tmp_path):
+    runs = [made(tmp_path / name) for name in ("a", "b", "c")]
+    said = page(write(runs, tmp_path / "all.html")).text["p"]
+    assert "is the highest here, as is that of b and c." in said

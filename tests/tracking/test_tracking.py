@@ -177,6 +177,18 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_run_ends(tmp_path, monkeyp
     assert summary["rounds"] == 3
 
 
+def test_a_run_that_fails_is_not_left_open(tmp_path):
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(UserError, match="diverged"):
+        performed(tmp_path / "run", "tracking.to=tensorboard", "training.learning_rate=1e30")
+    read = EventAccumulator(str(tmp_path / "run" / "tracking" / "tensorboard"))
+    read.Reload()
+    (said,) = read.Tensors("summary")
+    assert said.tensor_proto.string_val[0] == b"    complete = false"
+
+
 def test_a_tracker_that_is_not_installed_is_told_of_before(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "fedms\[mlflow\]"'):

@@ -40,12 +40,20 @@ def ranked(records: Sequence[Record]) -> list[int]:
 
 def best(records: Sequence[Record], names: Sequence[str]) -> Html:
     """Which of several runs is best, and whether that can be said."""
-    first = ranked(records)[0]
+    first, *others = ranked(records)
     personal = records[first].figure("personal")
     if personal is None:
         return tag("p", "No test accuracy is on record.", class_="lead")
+    complete = [i for i in others if records[i].summary is not None]
+    some = records[first].summary is not None and len(complete) < len(others)
+    rivals = complete if some else others
+    even = [names[i] for i in rivals if personal - (records[i].figure("personal") or 0) < _SAME]
     lead = tag("strong", f"{records[first].method} ({names[first]}): ", percent(personal))
-    rest = " personal test accuracy, the mean over clients, is the highest here."
+    rest = (
+        " personal test accuracy, the mean over clients, is the highest "
+        + ("of all runs that are complete" if some else "here")
+        + (f", as is that of {_listed(even)}." if even else ".")
+    )
     said = [tag("p", lead, rest, class_="lead")]
     if not all(alike(records[0], record) for record in records):
         said.append(

@@ -42,7 +42,7 @@ function clientsOf(run, article) {
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      lines.forEach((line, i) => (i === state.chosen ? line.setAttribute("aria-selected", "true") : line.removeAttribute("aria-selected")));
+      lines.forEach((line, i) => (i === state.chosen ? line.setAttribute("aria-current", "true") : line.removeAttribute("aria-current")));
       watchers.forEach((watcher) => watcher());
     });
   }
