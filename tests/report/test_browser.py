@@ -252,6 +252,17 @@ def test_ticks_have_labels_of_their_own(browser, made, tmp_path):
             assert len(found) == len(set(found)) > 1, found
 
 
+def test_seconds_are_drawn_where_phases_are_not_known(browser, made, tmp_path):
+    run = made(tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["costs"]["seconds"] = {}
+    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with opened(browser, write([run])) as page:
+        said = page.locator("[data-chart=seconds] .legend").inner_text()
+        assert said == f"{sum(line['seconds'] for line in lines):.0f} s in all"
+
+
 def test_figures_are_drawn_anew_when_the_window_changes(browser, reports):
     with opened(browser, reports["10"]) as page:
         wide = page.locator("[data-chart=accuracy] svg[role=img]").get_attribute("width")

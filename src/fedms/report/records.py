@@ -21,8 +21,8 @@ ROLES = {
     "local": "local expert",
     "personal": "personal",
     "oracle": "oracle gate (bound)",
-    "unseen": "newcomers",
-    "unseen_adapted": "newcomers, adapted",
+    "unseen": "unseen clients",
+    "unseen_adapted": "unseen clients, adapted",
 }
 """Whose scores there may be, with their names for people."""
 _COUNTED = ("flops", "peak_activation_bytes", "cache_bytes", "peak_device_bytes")

@@ -45,7 +45,7 @@ function curve(one, x, y) {
 }
 
 // Curves over rounds. `spec`: label, n, series [{name, values, color, dash, mark}], format, stages,
-// depth {server, shallow, deep}, height, titles(round).
+// depth {server, shallow, deep}, height, more(round) → [lines].
 function lines(box, spec) {
   const hidden = new Set();
   const change = (name) => { hidden.has(name) ? hidden.delete(name) : hidden.add(name); drawn.get(box)(); };
