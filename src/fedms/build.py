@@ -241,6 +241,11 @@ def check(config: Config) -> None:
             f'got aggregation.rule = "clip" with method = "{config.method}", which averages '
             'products, of which no change is known; try aggregation.rule = "geometric"'
         )
+    if config.runtime.name == "ray" and config.data.source == "memory":
+        raise UserError(
+            'got runtime.name = "ray" for rows in memory, which processes cannot read; expected '
+            "rows in files; try runtime.workers"
+        )
     if config.runtime.name == "ray" and config.runtime.stack > 1:
         raise UserError(
             f'got runtime.stack = {config.runtime.stack} with runtime.name = "ray", whose clients '

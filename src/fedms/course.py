@@ -251,9 +251,9 @@ def _accuracies(scores: Mapping[str, Mapping[str, Score]], client: str) -> dict[
 
 
 def _gate_weight(scores: Mapping[str, Mapping[str, Score]], client: str) -> float | None:
-    """Mean weight on the global expert over a client's test rows, where it has a gate."""
+    """Mean weight on the global expert over a client's test rows, where it has a mixture."""
     score = scores.get("personal", {}).get(client)
-    if score is None or not score.rows or "local" not in scores or client not in scores["local"]:
+    if score is None or not score.rows or client not in scores.get("oracle", {}):
         return None
     return score.gate_weight / score.rows
 

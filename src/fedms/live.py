@@ -70,15 +70,19 @@ def lines(seen: Seen, width: int, height: int) -> Iterator[str]:
         room = max(width - 2 * _LABEL, 8)
         shown = [latest[i * len(latest) // room] for i in range(room)]
         shown = shown if len(latest) > room else latest
-        yield f"{len(latest)} clients, personal, from worst to best:"
+        yield f"{_counted(len(latest), 'client')}, personal, from worst to best:"
         yield f"{latest[0]:>{_LABEL}.3f} {_strip(shown)} {latest[-1]:.3f}"
 
 
 def _state(seen: Seen) -> str:
-    done = f"{len(seen.rounds)} rounds"
+    done = _counted(len(seen.rounds), "round")
     if seen.summary is not None:
         return f"complete, {done}"
     return f"{done} so far; nothing new for {seen.quiet:.0f} s" if seen.quiet > 5 else done
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _value(value: float, unit: str) -> str:

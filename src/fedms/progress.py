@@ -16,18 +16,9 @@ from fedms.bench import Row
 from fedms.config import Config
 from fedms.core.units import size
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned
-from fedms.report import NAME
+from fedms.report import NAME, ROLES
 
 _LONGEST_PARTITION = 20
-_ROWS = {
-    "zero_shot": "zero-shot",
-    "global": "global expert",
-    "local": "local expert",
-    "personal": "personal",
-    "oracle": "oracle gate (bound)",
-    "unseen": "unseen clients",
-    "unseen_adapted": "unseen clients, adapted",
-}
 
 
 def compare_line(event: Event) -> str | None:
@@ -82,7 +73,7 @@ class Progress:
             case RoundDone():
                 self._round(event)
             case Evaluated():
-                words = ", ".join(f"{_ROWS[r]} {a:.3f}" for r, a in event.test.items())
+                words = ", ".join(f"{ROLES[r]} {a:.3f}" for r, a in event.test.items())
                 self._console.print(
                     f"  test accuracy after round {event.round}: {words}",
                     style="dim",
@@ -159,7 +150,7 @@ class Progress:
         table = Table("test accuracy")
         for name in ("mean", "worst decile", "weighted", "spread"):
             table.add_column(name, justify="right")
-        for role, name in _ROWS.items():
+        for role, name in ROLES.items():
             scores = summary["test"].get(role)
             if scores is not None:
                 label = self._config.method if role == "personal" else name

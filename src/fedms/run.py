@@ -256,6 +256,7 @@ def serve(
     """
     if config.faults != Faults():
         raise UserError("got faults for a run with sites; expected them in simulations only")
+    check_trackers(config)
     path = out or default_folder(config)
     with on_threads(config.runtime.threads):
         if again:

@@ -118,7 +118,7 @@ class Models:
         """
         if not self.has(client):
             known, hint = _some(self.clients), did_you_mean(client, self.clients)
-            raise UserError(f"got --client {client}; expected one of {known}, or {NEW}{hint}")
+            raise UserError(f"got client {client!r}; expected one of {known}, or {NEW}{hint}")
         return self._models(client if self._own(client).is_dir() else NEW)
 
     def _load(self, client: str) -> SavedModel:

@@ -40,6 +40,19 @@ class Stopper:
         control.should_training_stop = state.global_step == self.rounds
 
 
+class Keeper:
+    """Has seen all rounds at the end, those before a resumption too."""
+
+    def on_train_begin(self, args, state, control, **beside):
+        before = [line for line in state.log_history if "validation_accuracy" in line]
+        best = max((line["validation_accuracy"] for line in before), default=None)
+        assert (state.global_step, state.best_metric) == (len(state.log_history), best)
+
+    def on_train_end(self, args, state, control, **beside):
+        lines = [line for line in state.log_history if line["stage"]]
+        self.history = [line["validation_accuracy"] for line in lines]
+
+
 def test_calls_in_order(make, datasets):
     recorder = Recorder()
     make(callbacks=[recorder]).fit(datasets)
@@ -74,8 +87,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     others = {**datasets, "bob": datasets["alice"]}
     with pytest.raises(UserError, match="whose data was"):
         FedMS.resume(out, others, progress=False)
-    assert FedMS.resume(out, datasets, progress=False).complete
+    seen = Keeper()
+    assert FedMS.resume(out, datasets, progress=False, callbacks=[seen]).complete
     assert_alike(out, fitted.run_folder)
+    assert seen.history == [line["validation_accuracy"] for line in fitted.rounds if line["stage"]]
 
 
 def test_early_stopping_of_transformers(make, datasets):

@@ -198,3 +198,53 @@ def test_wrong_models_are_told(bert, datasets):
 def test_predict_comes_after_fit(make):
     with pytest.raises(UserError, match="before fit"):
         make().predict("alice", ["red"])
+
+
+def test_a_configuration_names_its_model(tmp_path, model_folder):
+    file = tmp_path / "own.toml"
+    file.write_text(f'[model]\nname = "{model_folder("bert")}"\n')
+    for given in (file, load_config(file)):
+        assert FedMS(config=given)._settings["model"]["name"] == str(model_folder("bert"))
+    assert FedMS("glyphclip", config=file)._settings["model"]["name"] == "glyphclip"
+    assert FedMS(model_folder("bert"))._settings["model"]["name"] == str(model_folder("bert"))
+
+
+def test_its_own_configuration_performs_a_run_again(fitted, datasets, assert_alike, tmp_path):
+    """As its report says."""
+    again = FedMS(config=fitted.run_folder / "config.toml", progress=False)
+    assert_alike(again.fit(datasets, out=tmp_path / "run").run_folder, fitted.run_folder)
+
+
+WRONG_WORDS = {
+    "one callback": ({"callbacks": object()}, "expected a list"),
+    "a tracker as callbacks": ({"callbacks": "wandb"}, "expected a list"),
+    "a tracker as callback": ({"callbacks": ["wandb"]}, "try tracking"),
+    "settings as config": ({"config": {"seed": 1}}, "try keywords"),
+    "a prompt alone": ({"model_options": "a {label}"}, "expected a dict"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WORDS)
+def test_what_is_given_in_a_wrong_way_is_told(make, case):
+    given, message = WRONG_WORDS[case]
+    with pytest.raises(UserError, match=message):
+        make(**given)
+
+
+def test_rows_in_memory_are_not_for_ray(make, datasets, tmp_path):
+    with pytest.raises(UserError, match=r"try runtime\.workers"):
+        make(runtime={"name": "ray"}).fit(datasets, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partitioners_that_do_not_fit_are_told(make, datasets):
+    taken = IidPartitioner(2)
+    taken.dataset = datasets["alice"]
+    cases = [
+        (taken, "of another data set"),
+        (IidPartitioner(500), "IidPartitioner that cannot deal"),
+        (NaturalIdPartitioner("nobody"), "NaturalIdPartitioner that cannot deal"),
+    ]
+    for partitioner, message in cases:
+        with pytest.raises(UserError, match=message):
+            make().fit(datasets["bob"], partition=partitioner)

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file
 
 from fedms import Result, UserError
+from fedms.api.plots import overview
 
 
 def test_tables(fitted):
@@ -36,7 +37,7 @@ def test_predictions(fitted):
 
 
 def test_wrong_inputs(fitted):
-    for inputs, message in (("red", r"try \['red'\]"), ([3], "expected texts")):
+    for inputs, message in (("red", r"try \['red'\]"), (3, "a list"), ([3], "expected texts")):
         with pytest.raises(UserError, match=message):
             fitted.predict("bob", inputs)
     with pytest.raises(UserError, match="expected one of alice, bob, carol"):
@@ -74,3 +75,14 @@ def test_what_notebooks_show(fitted):
     first, second = figure.axes
     assert first.lines[0].get_label() == "validation"
     assert [t.get_text() for t in second.get_xticklabels()] == ["alice", "bob", "carol"]
+
+
+def test_nothing_is_drawn_for_an_expert(fitted):
+    before = torch.get_rng_state()
+    fitted.local_expert("alice")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_names_of_clients_are_no_formulas():
+    clients = [{"id": "$a_$", "test_accuracy_global": 0.5}]
+    assert overview([{"round": 1, "stage": 1}], clients)._repr_png_()

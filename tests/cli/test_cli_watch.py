@@ -58,6 +58,16 @@ def test_what_is_no_terminal_is_told_once(fedms, running):
     assert max(map(len, lines)) <= 80
 
 
+def test_one_is_no_plural(fedms, running):
+    write_text(running / "rounds.jsonl", "")
+    append_json(running / "rounds.jsonl", line(0))
+    write_text(running / "clients.jsonl", "")
+    append_json(running / "clients.jsonl", {"id": "a", "test": {"personal": 0.9}})
+    said = fedms("watch", running).out
+    assert said.startswith("1 round: ")
+    assert "1 client, personal" in said
+
+
 def test_a_line_cut_short_is_passed_over(fedms, running):
     with (running / "rounds.jsonl").open("a") as file:
         file.write(json.dumps(line(3))[:40])

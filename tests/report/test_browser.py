@@ -225,6 +225,44 @@ def test_on_a_phone_the_page_does_not_scroll_sideways(browser, reports, what):
         assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
+def test_on_a_phone_scores_are_read_without_scrolling(browser, reports):
+    with opened(browser, reports["10"], width=360, height=740) as page:
+        mean = page.locator("table.scores tbody tr").first.locator("data[data-key$=mean]")
+        box = mean.bounding_box()
+        assert 0 < box["x"] < box["x"] + box["width"] < 340
+
+
+LABELS = """(which) => [...document.querySelectorAll(`[data-chart=${which}] svg[role=img] text`)]
+    .map((one) => one.textContent).filter((words) => / (%|MB|kB)$/.test(words))"""
+
+
+def test_ticks_have_labels_of_their_own(browser, made, tmp_path):
+    """Of runs that hardly differ, and of accuracies that stand still."""
+    runs = [made(tmp_path / name) for name in "ab"]
+    facts = json.loads((runs[1] / "summary.json").read_text())
+    facts["cost"]["upload_bytes"] += 9000
+    (runs[1] / "summary.json").write_text(json.dumps(facts))
+    flat = made(tmp_path / "flat", change=lambda run: setattr(run, "roles", {"personal": 0.99}))
+    lines = (flat / "rounds.jsonl").read_text().splitlines()
+    still = [json.dumps({**json.loads(line), "validation": 0.75, "test": None}) for line in lines]
+    (flat / "rounds.jsonl").write_text("".join(f"{line}\n" for line in still))
+    for path, which in ((write(runs, tmp_path / "all.html"), "cost"), (write([flat]), "accuracy")):
+        with opened(browser, path) as page:
+            found = page.evaluate(LABELS, which)
+            assert len(found) == len(set(found)) > 1, found
+
+
+def test_seconds_are_drawn_where_phases_are_not_known(browser, made, tmp_path):
+    run = made(tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["costs"]["seconds"] = {}
+    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with opened(browser, write([run])) as page:
+        said = page.locator("[data-chart=seconds] .legend").inner_text()
+        assert said == f"{sum(line['seconds'] for line in lines):.0f} s in all"
+
+
 def test_figures_are_drawn_anew_when_the_window_changes(browser, reports):
     with opened(browser, reports["10"]) as page:
         wide = page.locator("[data-chart=accuracy] svg[role=img]").get_attribute("width")

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.report import figures, write
 
@@ -347,6 +348,80 @@ def test_the_best_of_several_is_one_that_is_complete_and_of_the_same_clients(mad
     found = page(write(runs, tmp_path / "all.html"))
     assert found.text["strong"].startswith("local-only (alone): ")
     assert found.data[0][1:] == (means[1], f"{100 * means[1]:.1f} %")
+    assert "is the highest of all runs that are complete." in found.text["p"]
     assert "These runs are not all of the same clients" not in found.text["p"]
     found = page(write([*runs, made(tmp_path / "other", seed=1)], tmp_path / "all.html"))
     assert "These runs are not all of the same clients" in found.text["p"]
+
+
+def known(run, **facts):
+    """The run's folder, with what identifies its rows and weights."""
+    path = run / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "identity": facts}))
+    return run
+
+
+def test_clients_are_the_same_by_rows_and_weights_wherever_these_are(made, tmp_path):
+    """Each run from Python has a copy of the model; and rows in memory have no name."""
+
+    def from_python(name, **how):
+        def change(run):
+            words = [f"model.name={tmp_path / name}", "data.source=memory", f"name={name}"]
+            run.config = load_config(None, [f"method={run.method}", *words])
+
+        return made(tmp_path / name, change=change, **how)
+
+    ours = known(from_python("ours"), data="sha256:1", weights="sha256:2")
+    alone = known(from_python("alone", method="local"), data="sha256:1", weights="sha256:2")
+    assert "local-only training" in page(write([ours, alone], tmp_path / "a.html")).text["p"]
+    known(alone, data="sha256:3", weights="sha256:2")
+    said = page(write([ours, alone], tmp_path / "a.html")).text["p"]
+    assert "Local-only is not known here" in said
+    assert "These runs are not all of the same clients" in said
+
+
+def test_a_run_of_rows_in_memory_is_repeated_from_python(made, tmp_path):
+    def change(run):
+        run.config = load_config(None, ["data.source=memory"])
+
+    run = made(tmp_path / "it's", change=change)
+    code = page(write([run])).text["code"]
+    assert f'FedMS(config="{run}/config.toml").fit(datasets, out="{run}-again")' in code
+    assert "fedms run" not in code
+    (run / "summary.json").unlink()
+    assert f'FedMS.resume("{run}", datasets)' in page(write([run])).text["code"]
+
+
+def test_where_all_have_the_global_expert_nobody_gains_by_their_own(made, tmp_path):
+    run = made(tmp_path / "run", change=lambda run: run.roles.pop("local"))
+    scored = lines(run, "clients")
+    for line in scored:
+        line["test"]["global"] = line["test"]["personal"]
+    (run / "clients.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))
+    said = page(write([run])).text["p"]
+    assert "above zero-shot." in said
+    assert "the personal model is better than" not in said
+
+
+def test_a_method_without_a_mixture_has_no_gate(made, tmp_path):
+    run = made(tmp_path / "run", method="local")
+    scored = [{**line, "gate_weight": 0.0} for line in lines(run, "clients")]  # as once written
+    (run / "clients.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))
+    assert "Personal models of this method have no gate." in page(write([run])).text["p"]
+
+
+def test_of_clients_without_test_rows_no_gate_is_asked(made, tmp_path):
+    run = made(tmp_path / "run")
+    (run / "gates.jsonl").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    nothing = {**summary, "test": dict.fromkeys(summary["test"])}
+    (run / "summary.json").write_text(json.dumps(nothing))
+    found = page(write([run]))
+    assert "No client has test rows." in found.text["p"]
+    assert "scores" not in found.rows  # rather than an empty table
+
+
+def test_equal_runs_are_all_named_the_best(made, tmp_path):
+    runs = [made(tmp_path / name) for name in ("a", "b", "c")]
+    said = page(write(runs, tmp_path / "all.html")).text["p"]
+    assert "is the highest here, as is that of b and c." in said

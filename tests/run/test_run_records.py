@@ -192,6 +192,11 @@ def test_clients_lines_have_sizes_depth_and_gate_weight(done, small):
         assert first or (line["depth"] >= 1 and 0 < line["gate_weight"] < 1)
 
 
+def test_without_a_mixture_there_is_no_gate_weight(done):
+    lines = done("method=local").lines("clients")
+    assert {line["gate_weight"] for line in lines} == {None}
+
+
 EVALUATED = [(0, [2, 4]), (1, [1, 2, 3, 4]), (3, [2, 3, 4])]
 
 

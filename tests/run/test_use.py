@@ -154,7 +154,7 @@ def test_what_is_no_model_is_said(ours, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(ours.path, copy)
     models = Models(copy)
-    with pytest.raises(UserError, match="--client nobody; expected one of"):
+    with pytest.raises(UserError, match="client 'nobody'; expected one of"):
         models.model("nobody")
     with pytest.raises(UserError, match="no --client"):
         models.only()

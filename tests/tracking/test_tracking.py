@@ -18,7 +18,7 @@ from fedms.core.errors import UserError
 from fedms.deploy.terms import differences
 from fedms.events import Warned
 from fedms.identity import identity
-from fedms.run import run
+from fedms.run import run, serve
 from fedms.store.files import read_lines
 
 SMALL = ["data.max_rows=80", "partition.clients=2", "stage1.rounds=1", "stage2.rounds=1"]
@@ -177,10 +177,29 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_run_ends(tmp_path, monkeyp
     assert summary["rounds"] == 3
 
 
+def test_a_run_that_fails_is_not_left_open(tmp_path):
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(UserError, match="diverged"):
+        performed(tmp_path / "run", "tracking.to=tensorboard", "training.learning_rate=1e30")
+    read = EventAccumulator(str(tmp_path / "run" / "tracking" / "tensorboard"))
+    read.Reload()
+    (said,) = read.Tensors("summary")
+    assert said.tensor_proto.string_val[0] == b"    complete = false"
+
+
 def test_a_tracker_that_is_not_installed_is_told_of_before(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "fedms\[mlflow\]"'):
         tracking.check(load_config(None, ["tracking.to=mlflow"]))
+
+
+def test_a_server_too_looks_for_trackers_before_it_makes_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="without wandb"):
+        serve(load_config(None, ["tracking.to=wandb"]), None, None, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_no_part_of_what_a_run_is():

@@ -12,7 +12,10 @@ from typing import Any
 
 from fedms import measures
 from fedms.config import Config
+from fedms.core.errors import UserError
 from fedms.events import Evaluated, Event, Finished, RoundBegins, RoundDone, Saved, Started
+from fedms.runtimes.rounds import RoundRecord, read_record
+from fedms.store.files import read_lines
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,23 @@ class Control:
     should_log: bool = False
 
 
+def checked(callbacks: Any) -> list[Any]:
+    """A list of callbacks.
+
+    Raises:
+        UserError: if it is none, or something in it has no method with a name of Trainer's.
+    """
+    if not isinstance(callbacks, list | tuple):
+        raise UserError(f"got {callbacks!r} for callbacks; expected a list; try callbacks=[…]")
+    for one in callbacks:
+        if not any(name.startswith("on_") for name in dir(one)):
+            raise UserError(
+                f"got {one!r} for a callback; expected an object with methods as on_epoch_end; "
+                'trackers go by name: try tracking={"to": "tensorboard"}'
+            )
+    return list(callbacks)
+
+
 class Callbacks:
     """Watches a run for some objects with Trainer's methods.
 
@@ -116,21 +136,33 @@ class Callbacks:
             config.training.batch_size,
         )
         self._state.max_steps = self._state.num_train_epochs = rounds
+        for line in read_lines(event.folder / "rounds.jsonl"):  # of a run that goes on
+            record = read_record(line)
+            self._count(record)
+            self._compare(record.validation)
         self._tell("on_init_end")
         self._tell("on_train_begin")
 
     def _round(self, event: RoundDone) -> None:
+        self._count(event.record)
         state, score = self._state, event.record.validation
-        state.epoch, state.global_step = float(event.record.round + 1), event.record.round + 1
-        state.total_flos += event.record.costs.flops or 0
-        logs = {**measures.of_round(event.record), "epoch": state.epoch}
-        state.log_history.append(logs)
         self._tell("on_epoch_end")
-        self._tell("on_log", logs=dict(logs))
-        if score is None:
-            return
-        self._tell("on_evaluate", metrics={"eval_accuracy": score, "epoch": state.epoch})
-        if state.best_metric is None or score > state.best_metric:
+        self._tell("on_log", logs=dict(state.log_history[-1]))
+        if score is not None:
+            self._tell("on_evaluate", metrics={"eval_accuracy": score, "epoch": state.epoch})
+        self._compare(score)
+
+    def _count(self, record: RoundRecord) -> None:
+        """One more round."""
+        state = self._state
+        state.epoch, state.global_step = float(record.round + 1), record.round + 1
+        state.total_flos += record.costs.flops or 0
+        state.log_history.append({**measures.of_round(record), "epoch": state.epoch})
+
+    def _compare(self, score: float | None) -> None:
+        """With the best, after callbacks have, as Trainer does."""
+        state = self._state
+        if score is not None and (state.best_metric is None or score > state.best_metric):
             state.best_metric, state.best_global_step = score, state.global_step
 
     def _tell(self, name: str, **beside: Mapping[str, float]) -> None:

@@ -81,9 +81,15 @@ def _partitions(rows: Any, partitioner: Any) -> dict[str, Any]:
         )
     if isinstance(rows, dict):
         raise UserError("got splits for a partitioner; expected one Dataset; try rows['train']")
+    if partitioner.is_dataset_assigned() and partitioner.dataset is not rows:
+        raise UserError("got a partitioner of another data set; expected a new one")
     way = copy.copy(partitioner)
     if not way.is_dataset_assigned():
         way.dataset = rows
-    dealt = {number: way.load_partition(number) for number in range(way.num_partitions)}
+    try:
+        dealt = {number: way.load_partition(number) for number in range(way.num_partitions)}
+    except (LookupError, TypeError, ValueError) as error:
+        kind = type(partitioner).__name__
+        raise UserError(f"got a {kind} that cannot deal these rows: {error}") from error
     named = getattr(way, "partition_id_to_natural_id", {})
     return {str(named.get(number, number)): part for number, part in dealt.items()}

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fedms.api.callbacks import Callbacks
+from fedms.api.callbacks import Callbacks, checked
 from fedms.api.clients import parts_of
 from fedms.api.result import Result
 from fedms.build import load_table
@@ -36,7 +36,8 @@ class FedMS:
     `fedms run` with the same settings on the same rows in the same order, to the bit.
 
     Args:
-        model: of transformers, or a sentence encoder; or a name, as `model.name`.
+        model: of transformers, or a sentence encoder; or a name or folder, as `model.name`; None:
+            that of the configuration, or glyphclip.
         tokenizer: of the model, or its image processor; None for a name.
         model_options: settings of `[model]`, e.g. `dict(prompt="a photo of a {label}")`.
         config: a TOML file, or a configuration, on which settings are put.
@@ -51,7 +52,7 @@ class FedMS:
 
     def __init__(
         self,
-        model: Any = "glyphclip",
+        model: Any = None,
         tokenizer: Any = None,
         *,
         model_options: Mapping[str, Any] | None = None,
@@ -60,17 +61,18 @@ class FedMS:
         progress: bool = True,
         **settings: Any,
     ) -> None:
-        if isinstance(model, str) and tokenizer is not None:
+        name = {"name": str(model)} if isinstance(model, str | Path) else {}
+        if name and tokenizer is not None:
             raise UserError(
                 f"got a tokenizer beside the name {model!r}, which has its own; expected one of "
                 "both; try FedMS(AutoModel.from_pretrained(...), tokenizer)"
             )
-        self._model, self._tokenizer = model, tokenizer
-        self._callbacks, self._progress = list(callbacks), progress
-        own = {"model": model_options or {}}
+        self._model, self._tokenizer = None if name else model, tokenizer
+        self._callbacks, self._progress = checked(callbacks), progress
+        if not isinstance(model_options, Mapping | None):
+            raise UserError(f"got {model_options!r} for model_options; expected a dict of settings")
+        own = {"model": {**(model_options or {}), **name}}
         self._settings = _merged(_merged(_values(config), settings), own)
-        if isinstance(model, str):
-            self._settings = _merged(self._settings, {"model": {"name": model}})
         self._configure("text", "label", {"by": "iid"})  # errors come before data
         self.result: Result | None = None
 
@@ -163,7 +165,7 @@ class FedMS:
     def _run(self, config: Config, table: Table, folder: Path, *, force: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
             foundation = None
-            if not isinstance(self._model, str):
+            if self._model is not None:
                 foundation = Path(aside) / "foundation"
                 keep(self._model, self._tokenizer, foundation)
                 named = config.model.model_copy(update={"name": str(foundation)})
@@ -177,6 +179,11 @@ def _values(config: str | Path | Config | None) -> dict[str, Any]:
     """What a configuration says, as plain values."""
     if config is None:
         return {}
+    if not isinstance(config, str | Path | Config):
+        raise UserError(
+            f"got {config!r} for config; expected a file, or what load_config returns; try "
+            "keywords, as seed=1"
+        )
     found = config if isinstance(config, Config) else load_config(Path(config))
     return found.model_dump(mode="json", exclude_unset=True)
 
@@ -195,7 +202,7 @@ def _watching(
     config: Config, callbacks: Sequence[Any], progress: bool
 ) -> Iterator[tuple[Callable[[Event], None], Callable[[], bool]]]:
     """Who is told of a run's events, and what asks it to stop."""
-    called = Callbacks(callbacks, config)
+    called = Callbacks(checked(callbacks), config)
     with Progress(config) if progress else nullcontext(_warn) as shown:
 
         def watch(event: Event) -> None:

@@ -71,5 +71,6 @@ def _by_client(axes: Axes, clients: Sequence[Mapping[str, Any]]) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), "o", label=role, color=colour, alpha=0.7)
     if len(clients) <= _LONGEST:
-        axes.set_xticks(list(places), [client["id"] for client in clients], rotation=45)
+        names = [client["id"] for client in clients]
+        axes.set_xticks(list(places), names, rotation=45, parse_math=False)
     axes.set_xlabel("client")

@@ -118,7 +118,7 @@ class Result:
 
     def opinions(self, client: str, inputs: Iterable[Any]) -> list[Said]:
         """Likewise with what both experts say, and how much the gate believes the global one."""
-        if isinstance(inputs, str | bytes | Path):
+        if isinstance(inputs, str | bytes | Path) or not isinstance(inputs, Iterable):
             raise UserError(f"got {inputs!r} to predict; expected a list; try [{inputs!r}]")
         image = self._models.takes == "image"
         rows = [Path(x) if image and isinstance(x, str) else x for x in inputs]

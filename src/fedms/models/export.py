@@ -193,14 +193,15 @@ def _read(path: Path) -> Tensors:
 
 
 def peft_model(base: str, adapters: Path) -> Any:
-    """A `peft.PeftModel` of the foundation model and an expert, on the CPU.
+    """A `peft.PeftModel` of the foundation model and an expert, on the CPU; nothing is drawn.
 
     Raises:
         UserError: if the expert adapts nothing.
     """
     if not (adapters / "adapter_model.safetensors").is_file():
         raise UserError(f"got {adapters}, in which there are no adapters; expected some of a run")
-    return adapted(load_backbone(base, device="cpu").model, adapters)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws what is then overwritten
+        return adapted(load_backbone(base, device="cpu").model, adapters)
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

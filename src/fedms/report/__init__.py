@@ -11,7 +11,7 @@ from fedms.report.page import document
 from fedms.report.records import ROLES, read
 from fedms.store.files import write_text
 
-__all__ = ["NAME", "attempt", "figures", "write"]
+__all__ = ["NAME", "ROLES", "attempt", "figures", "write"]
 
 NAME = "report.html"
 

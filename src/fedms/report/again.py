@@ -40,6 +40,11 @@ def _how(record: Record) -> str:
             "This run was performed with sites on other machines. Write the settings below into "
             "the deployment’s configuration, and submit it again from the server’s folder:"
         )
+    if record.given:
+        return (
+            "A Python program gave the rows. With the same data sets, on the same code and kind "
+            "of machine, this gives the same numbers, to the bit:"
+        )
     return (
         "On the same code, data and kind of machine this gives the same numbers, to the bit. "
         "Call it from where the run was started: paths in the configuration are relative to that."
@@ -48,7 +53,8 @@ def _how(record: Record) -> str:
 
 def _commands(record: Record) -> str:
     folder = record.path.as_posix()
-    out, config = (shlex.quote(p) for p in (f"{folder}-again", f"{folder}/config.toml"))
+    paths = f"{folder}-again", f"{folder}/config.toml"
+    out, config = map(repr if record.given else shlex.quote, paths)
     commit = record.environment.get("git_commit")
     lines = []
     if commit:
@@ -57,6 +63,8 @@ def _commands(record: Record) -> str:
         lines.append(f"git checkout {shlex.quote(clean)}{changed}")
     if record.elsewhere:
         lines.append(f"fedms submit DEPLOYMENT --out {out}")
+    elif record.given:
+        lines.append(f"FedMS(config={config}).fit(datasets, out={out})")
     else:
         lines.append(f"fedms run {config} --out {out}")
     return "\n".join(lines)

@@ -10,8 +10,6 @@ from fedms.report.records import ROLES, Record
 
 _SAME = 0.0005
 """Accuracies that differ by less are called equal: they are shown alike."""
-_SAME_FEDERATION = ("name", "seed", "data", "partition", "model")
-"""Settings under which two runs have the same clients with the same rows."""
 
 
 def percent(value: float | None, key: str | None = None) -> Html:
@@ -28,7 +26,7 @@ def points(difference: float) -> str:
 
 def alike(one: Record, other: Record) -> bool:
     """Whether two runs have the same clients with the same rows, and the same model."""
-    return all(one.config.get(name) == other.config.get(name) for name in _SAME_FEDERATION)
+    return one.federation == other.federation
 
 
 def ranked(records: Sequence[Record]) -> list[int]:
@@ -42,12 +40,20 @@ def ranked(records: Sequence[Record]) -> list[int]:
 
 def best(records: Sequence[Record], names: Sequence[str]) -> Html:
     """Which of several runs is best, and whether that can be said."""
-    first = ranked(records)[0]
+    first, *others = ranked(records)
     personal = records[first].figure("personal")
     if personal is None:
         return tag("p", "No test accuracy is on record.", class_="lead")
+    complete = [i for i in others if records[i].summary is not None]
+    some = records[first].summary is not None and len(complete) < len(others)
+    rivals = complete if some else others
+    even = [names[i] for i in rivals if personal - (records[i].figure("personal") or 0) < _SAME]
     lead = tag("strong", f"{records[first].method} ({names[first]}): ", percent(personal))
-    rest = " personal test accuracy, the mean over clients, is the highest here."
+    rest = (
+        " personal test accuracy, the mean over clients, is the highest "
+        + ("of all runs that are complete" if some else "here")
+        + (f", as is that of {_listed(even)}." if even else ".")
+    )
     said = [tag("p", lead, rest, class_="lead")]
     if not all(alike(records[0], record) for record in records):
         said.append(
@@ -97,7 +103,7 @@ def _beside(record: Record, others: Sequence[Record], personal: float) -> Html:
     said = []
     for role in ("zero_shot", "global"):
         value = record.figure(role)
-        if value is not None and not (role == "global" and record.config["method"] == "fedavg"):
+        if value is not None and not (role == "global" and _has_one_model(record)):
             said.append(f"{points(personal - value)} {_the(role)}")
     alone = local_only(record, others)
     if alone is not None and alone is not record:
@@ -119,6 +125,14 @@ def _missing(record: Record, alone: Record | None) -> list[str]:
     return known
 
 
+def _has_one_model(record: Record) -> bool:
+    """Whether the global expert is everybody's model, so that nobody can gain by their own."""
+    tests = [line["test"] for line in record.scored]
+    return record.figure("local") is None and all(
+        test.get("personal") == test.get("global") for test in tests
+    )
+
+
 def _gains(record: Record) -> str:
     """How many clients gain by what is their own."""
     pairs = [
@@ -126,7 +140,7 @@ def _gains(record: Record) -> str:
         for line in record.scored
         if line["test"].get("personal") is not None and line["test"].get("global") is not None
     ]
-    if not pairs or len(pairs) == 1:
+    if len(pairs) < 2 or _has_one_model(record):
         return ""
     up = sum(own > shared + _SAME for own, shared in pairs)
     down = sum(own < shared - _SAME for own, shared in pairs)

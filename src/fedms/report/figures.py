@@ -22,8 +22,6 @@ def figures(record: Record, *, pairs: int = MOST_PAIRS) -> dict[str, Any]:
     names = record.config["model"].get("label_names", {})
     return {
         "name": record.path.name or str(record.path),
-        "title": record.title,
-        "method": record.method,
         "classes": [str(names.get(name, name)) for name in record.classes],
         "bins": BINS,
         "rounds": _rounds(record.rounds),
@@ -53,7 +51,6 @@ def _rounds(rounds: Sequence[Facts]) -> dict[str, Any]:
         "rejected": [len(line["rejected"]) for line in rounds],
         "phases": {name: [cost["seconds"].get(name) for cost in costs] for name in phases},
         "test": {r: [test.get(r, {}).get("mean") for test in tests] for r in roles},
-        "worst": {r: [test.get(r, {}).get("worst_decile") for test in tests] for r in roles},
     }
 
 

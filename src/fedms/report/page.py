@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -125,11 +126,12 @@ def _incomplete(record: Record) -> list[Html]:
         return []
     done = len(record.rounds)
     rounds = "no round is" if not done else "1 round is" if done == 1 else f"{done} rounds are"
-    way = (
-        f"fedms submit DEPLOYMENT --resume {record.path}"
-        if record.elsewhere
-        else f"fedms resume {record.path}"
-    )
+    path = shlex.quote(str(record.path))
+    way = f"fedms resume {path}"
+    if record.elsewhere:
+        way = f"fedms submit DEPLOYMENT --resume {path}"
+    elif record.given:
+        way = f"FedMS.resume({str(record.path)!r}, datasets)"
     text = f"This run is not complete: {rounds} on record. To go on: "
     return [tag("p", text, tag("code", way), class_="note", role="note")]
 
@@ -211,8 +213,9 @@ def _gate(record: Record, data: Mapping[str, Any]) -> Html:
             "Clients are sites on other machines. They tell mean weights (in the table of "
             "clients), and not which rows get which: that would tell the server their classes."
         )
-    weights = {line["gate_weight"] for line in record.scored}
-    if record.summary is not None and weights == {None}:
+    if record.summary is not None and record.figure("personal") is None:
+        return _absent("No client has test rows.")
+    if record.summary is not None and record.figure("oracle") is None:
         return _absent("Personal models of this method have no gate.")
     return _absent(f"Where the gate sends rows {_OLD}")
 

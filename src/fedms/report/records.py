@@ -21,8 +21,8 @@ ROLES = {
     "local": "local expert",
     "personal": "personal",
     "oracle": "oracle gate (bound)",
-    "unseen": "newcomers",
-    "unseen_adapted": "newcomers, adapted",
+    "unseen": "unseen clients",
+    "unseen_adapted": "unseen clients, adapted",
 }
 """Whose scores there may be, with their names for people."""
 _COUNTED = ("flops", "peak_activation_bytes", "cache_bytes", "peak_device_bytes")
@@ -70,6 +70,26 @@ class Record:
     @property
     def title(self) -> str:
         return f"{self.config['name']}: {self.method}, seed {self.config['seed']}"
+
+    @cached_property
+    def federation(self) -> Facts:
+        """What clients and rows follow from: files by their contents, wherever they are."""
+        config, known = self.config, self.environment.get("identity", {})
+        data, model = dict(config["data"]), dict(config["model"])
+        path, name = data.pop("path", None), model.pop("name", None)
+        return {
+            "seed": config["seed"],
+            "partition": config["partition"],
+            "data": data,
+            "rows": known.get("data", path),
+            "model": model,
+            "weights": known.get("weights", name),
+        }
+
+    @property
+    def given(self) -> bool:
+        """Whether a Python program gave the rows."""
+        return bool(self.config["data"]["source"] == "memory")
 
     @property
     def elsewhere(self) -> bool:

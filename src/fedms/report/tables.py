@@ -23,6 +23,8 @@ def scores(record: Record, alone: Record | None) -> Html:
         known.append(("personal", f"local-only ({alone.path.name})", alone))
     least = min((r.figure(role, "worst_decile") or 0 for role, _, r in known), default=0)
     rows = [_score(name, role, r, record, least) for role, name, r in known]
+    if not rows:
+        return Html("")
     head = (
         "test accuracy",
         "worst tenth to mean",

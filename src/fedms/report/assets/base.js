@@ -25,7 +25,7 @@ const scaled = (units, base) => (value) => {
   if (!known(value)) return "–";
   let power = 0;
   while (Math.abs(value) >= base && power < units.length - 1) { value /= base; power += 1; }
-  return `${power || value % 1 ? value.toFixed(value < 10 ? 2 : 1).replace(/\.0+$/, "") : value} ${units[power]}`;
+  return `${power || value % 1 ? value.toFixed(value < 10 ? 2 : 1).replace(/\.?0+$/, "") : value} ${units[power]}`;
 };
 const bytes = scaled(["B", "kB", "MB", "GB", "TB"], 1000);
 const flops = scaled(["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"], 1000);
@@ -56,7 +56,7 @@ function mark(kind, x, y, size, color) {
 function ticks(low, high, most) {
   const span = high - low || 1;
   const power = 10 ** Math.floor(Math.log10(span / most));
-  const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((s) => span / s <= most);
+  const step = [1, 2, 5, 10].map((k) => k * power).find((s) => span / s <= most);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * span; k += 1) found.push(k * step);
   return found;

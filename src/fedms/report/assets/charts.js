@@ -45,7 +45,7 @@ function curve(one, x, y) {
 }
 
 // Curves over rounds. `spec`: label, n, series [{name, values, color, dash, mark}], format, stages,
-// depth {server, shallow, deep}, height, titles(round).
+// depth {server, shallow, deep}, height, more(round) → [lines].
 function lines(box, spec) {
   const hidden = new Set();
   const change = (name) => { hidden.has(name) ? hidden.delete(name) : hidden.add(name); drawn.get(box)(); };
@@ -53,7 +53,7 @@ function lines(box, spec) {
     const shown = spec.series.filter((one) => !hidden.has(one.name));
     const values = shown.flatMap((one) => one.values).filter(known);
     const [least, most] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
-    const pad = (most - least) * 0.08 || 0.01;
+    const pad = Math.max((most - least) * 0.08, 0.005); // labels of accuracies have one decimal
     const low = spec.zero ? 0 : Math.max(0, least - pad);
     const high = spec.top ? Math.min(spec.top, most + pad) : Math.max(most + pad, spec.zero ? 1 : 0);
     const height = spec.height || 270;
@@ -144,7 +144,7 @@ function scatter(box, spec) {
     const logs = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 8;
     const form = logs ? Math.log10 : (value) => value;
     let [a, b] = [Math.min(...xs.map(form)), Math.max(...xs.map(form))];
-    const wide = (b - a) * 0.09 || Math.abs(b) * 0.1 || 1;
+    const wide = Math.max((b - a) * 0.09, logs ? 0.05 : Math.abs(b) * 0.05) || 1;
     [a, b] = [logs || a - wide > 0 ? a - wide : Math.min(a, 0), b + wide];
     const lows = points.map((point) => (known(point.low) ? point.low : point.y));
     const high = Math.min(1, Math.max(...points.map((point) => point.y)) + 0.015);

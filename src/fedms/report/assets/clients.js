@@ -42,7 +42,7 @@ function clientsOf(run, article) {
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      lines.forEach((line, i) => (i === state.chosen ? line.setAttribute("aria-selected", "true") : line.removeAttribute("aria-selected")));
+      lines.forEach((line, i) => (i === state.chosen ? line.setAttribute("aria-current", "true") : line.removeAttribute("aria-current")));
       watchers.forEach((watcher) => watcher());
     });
   }
@@ -66,7 +66,7 @@ function clientsOf(run, article) {
       cell.replaceChildren(html("button", { type: "button", title: clients.id[i], onclick: () => choose(i) }, ...cell.childNodes));
     });
   }
-  return { run, n, state, columns, gain, sortBy, choose, filter, arrange, watch: (watcher) => watchers.push(watcher), name: (i) => clients.id[i] };
+  return { run, n, state, columns, gain, sortBy, choose, filter, watch: (watcher) => watchers.push(watcher), name: (i) => clients.id[i] };
 }
 
 // One client's facts, beside what figures show of all.

@@ -2,7 +2,7 @@
 const LEVELS = 8;
 
 // `spec`: label, rows [names], columns [names], value(row, column), order [row numbers], most,
-// tell(row, column) → [lines], choose(row), chosen(), head(column), corner.
+// short(value), tell(row, column) → [lines], choose(row), chosen(), foot.
 function heat(box, spec) {
   draw(box, (width) => {
     const order = spec.order();

@@ -18,6 +18,7 @@ function roundFigures(run) {
   if (known(run.test.zero_shot)) series.push({ ...ROLES.zero_shot, name: "test, zero-shot", values: rounds.stage.map(() => run.test.zero_shot), mark: "none" });
   series.unshift({ name: "validation", values: rounds.validation, color: "var(--ink)", dash: "3 2", mark: "none" });
   const held = [["activations", rounds.peak_activation_bytes, 0], ["cache", rounds.cache_bytes, 1], ["device", rounds.peak_device_bytes, 2]].filter(([, values]) => values.some(known));
+  const phases = Object.keys(rounds.phases).length ? rounds.phases : { "all phases": rounds.seconds };
   const shades = ["var(--personal)", "var(--global)", "var(--local)", "var(--oracle)", "var(--fifth)"];
   return {
     accuracy: (box) => lines(box, {
@@ -27,7 +28,7 @@ function roundFigures(run) {
     }),
     bytes: (box) => bars(box, { label: "Bytes sent in each round", n, format: bytes, series: [{ name: "up", values: rounds.upload_bytes, color: shades[0] }, { name: "down", values: rounds.download_bytes, color: shades[1] }] }),
     flops: (box) => bars(box, { label: "Floating point operations of each round", n, format: flops, series: [{ name: "work", values: rounds.flops, color: shades[0] }] }),
-    seconds: (box) => bars(box, { label: "Seconds of each round by phase", n, format: seconds, series: Object.entries(rounds.phases).map(([name, values], i) => ({ name, values, color: shades[i % shades.length] })) }),
+    seconds: (box) => bars(box, { label: "Seconds of each round by phase", n, format: seconds, series: Object.entries(phases).map(([name, values], i) => ({ name, values, color: shades[i % shades.length] })) }),
     memory: (box) => lines(box, { label: "Memory of each round", n, height: 190, format: bytes, zero: true, series: held.map(([name, values, i]) => ({ name, values, color: CYCLE[i], dash: DASHES[i], mark: MARKS[i] })) }),
   };
 }
