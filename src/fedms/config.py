@@ -25,6 +25,9 @@ Size = Annotated[str, Field(pattern=SIZE)]
 Rank = Annotated[int, Field(ge=1, strict=True)]
 Cap = Annotated[int, Field(ge=1, strict=True)] | Size
 
+_LONGEST = 200
+"""Characters of a value that is wrong, in a message."""
+
 
 class ConfigError(ValueError):
     """One line that says which key is wrong and how."""
@@ -523,10 +526,10 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         hint = _hint(str(path), _files(path), 0.4)
         raise ConfigError(f"got config {path}, which does not exist{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"got config {path}, which cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"got config {path}, which is not TOML: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"got config {path}, which cannot be read: {error}") from None
 
 
 def _files(path: Path) -> list[str]:
@@ -562,7 +565,7 @@ def _known(key: str, override: str) -> None:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also numbers of thousands of digits
         return text
 
 
@@ -576,8 +579,16 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     wanted = _expected(error, first["loc"])
-    hint = _hint(str(first["input"]), choices(key))
-    return f"got {key} = {json.dumps(first['input'], default=str)}; expected {wanted}{hint}"
+    got = _brief(first["input"])
+    hint = _hint(got.strip('"'), choices(key))
+    return f"got {key} = {got}; expected {wanted}{hint}"
+
+
+def _brief(value: Any) -> str:
+    try:
+        return json.dumps(value, default=str)[:_LONGEST]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _hint(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:

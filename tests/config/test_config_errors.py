@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedms.config import ConfigError, load_config
+from fedms.config import Config, ConfigError, known_keys, load_config, validate
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -199,8 +202,10 @@ def test_missing_file_in_a_missing_folder(tmp_path):
         (b"name = = 3\n", "is not TOML"),
         (b"[data]\nseed = 1\n[data]\n", "is not TOML"),
         (b'name = "caf\xe9"\n', "cannot be read"),
+        (b"seed = " + b"9" * 5000, "cannot be read"),
+        (b"a = " + b"[" * 20_000, "cannot be read"),
     ],
-    ids=["syntax", "table twice", "not UTF-8"],
+    ids=["syntax", "table twice", "not UTF-8", "a long number", "deep"],
 )
 def test_file_that_is_no_toml(tmp_path, content, words):
     path = tmp_path / "a.toml"
@@ -212,3 +217,27 @@ def test_file_that_is_no_toml(tmp_path, content, words):
 
 def test_folder_instead_of_a_file(tmp_path):
     assert "cannot be read" in message(path=tmp_path)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 5000, "[" * 5000])
+def test_a_value_of_any_length_is_told_of_briefly(value):
+    text = message(f"seed={value}")
+    assert text.startswith("got seed = ")
+    assert len(text) < 300
+
+
+keys = st.sampled_from(sorted(known_keys())) | st.text(max_size=20)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
+values = st.recursive(
+    plain, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6), v, max_size=3)
+)
+tables = st.dictionaries(keys | st.sampled_from(sorted(Config.model_fields)), values, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(keys, st.text(max_size=30) | values.map(repr)), max_size=4), tables)
+def test_any_words_are_a_configuration_or_one_error(settings, tables):
+    with suppress(ConfigError):
+        assert isinstance(load_config(None, [f"{k}={v}" for k, v in settings]), Config)
+    with suppress(ConfigError):
+        assert isinstance(validate(tables), Config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,88 @@ def test_clients_of_unequal_depth(name):
     if name != "clip":
         apart = combine(Rule(name, 0.2), {"global/b": sent["global/b"]})
         torch.testing.assert_close(got.tensors["global/b"], apart["global/b"])
+
+
+WHOLE = {"global/a": (3, 2), "global/b": (4,), "global/c": (2, 2), "gate/d": (5,)}
+DEPTHS = (4, 2, 4, 3, 2, 4, 1, 3, 4)
+"""How many of these tensors each client sends: the first ones."""
+
+
+def unequal(seed):
+    sent = values(len(DEPTHS), seed, WHOLE)
+    every = updates(sent, rows=[3, 1, 4, 1, 5, 9, 2, 6, 5])
+    return [
+        replace(u, tensors={n: u.tensors[n] for n in list(WHOLE)[:depth]})
+        for u, depth in zip(every, DEPTHS, strict=True)
+    ]
+
+
+def clipped_by_hand(all_of_them, received):
+    """Changes over all that a client sends, no longer than the median; then weighted means."""
+    moved = [
+        {n: t.double().numpy() - received.get(n, np.zeros(t.shape)) for n, t in u.tensors.items()}
+        for u in all_of_them
+    ]
+    lengths = [np.sqrt(sum(np.sum(d**2) for d in each.values())) for each in moved]
+    most, found = np.median(lengths), {}
+    for name in WHOLE:
+        total = weight = 0.0
+        for update, each, length in zip(all_of_them, moved, lengths, strict=True):
+            if name in each:
+                short = each[name] * min(1.0, most / length)
+                total = total + update.rows * (received.get(name, 0.0) + short)
+                weight += update.rows
+        found[name] = total / weight
+    return found
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4])
+def test_unequal_tensors_against_references(name, share):
+    """Distances are over all tensors that the same clients sent."""
+    all_of_them = unequal(seed=7)
+    before = torch.arange(6.0).reshape(3, 2)
+    got = aggregate(Rule(name, share), all_of_them, {"global/a": before}).tensors
+    assert got.keys() == WHOLE.keys()
+    if name == "clip":
+        for n, expected in clipped_by_hand(all_of_them, {"global/a": before.numpy()}).items():
+            np.testing.assert_allclose(got[n].numpy(), expected, atol=1e-6)
+        return
+    close = 1e-4 if name == "geometric" else 1e-6
+    for number, n in enumerate(WHOLE):  # no two have the same senders
+        points = [vector({n: u.tensors[n]}) for u in all_of_them if len(u.tensors) > number]
+        expected = reference(name, np.stack(points), share)
+        np.testing.assert_allclose(vector({n: got[n]}), expected, atol=close)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4), st.floats(-(2.0**49), 2.0**49, width=32)),
+        min_size=1,
+        max_size=7,
+    ),
+    st.integers(0, 99),
+    st.sampled_from(["mean", *RULES]),
+)
+@settings(max_examples=100, deadline=None)
+def test_of_finite_numbers_come_finite_ones_within_those_sent(clients, seed, name):
+    """Whoever sends which tensors, of whatever size that screening accepts."""
+    sent = values(len(clients), seed, WHOLE)
+    all_of_them = [
+        replace(u, tensors={n: u.tensors[n] * size for n in list(WHOLE)[:depth]})
+        for u, (depth, size) in zip(updates(sent), clients, strict=True)
+    ]
+    got = aggregate(Rule(name, 0.2), all_of_them).tensors
+    assert got.keys() == {n for u in all_of_them for n in u.tensors}
+    for n, tensor in got.items():
+        each = torch.stack([u.tensors[n] for u in all_of_them if n in u.tensors])
+        slack = 1e-5 * float(each.abs().max()) + 1e-30
+        assert tensor.isfinite().all()
+        low, high = each.amin(0), each.amax(0)
+        if name == "clip":  # towards what was received
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        assert (tensor >= low - slack).all()
+        assert (tensor <= high + slack).all()
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -33,7 +33,7 @@ def dealt_rows(parts: dict[str, np.ndarray]) -> list[int]:
     rows=st.integers(1, 80),
     classes=st.integers(1, 9),
     clients=st.integers(1, 12),
-    alpha=st.sampled_from([0.01, 0.5, 100]),
+    alpha=st.sampled_from([5e-324, 0.01, 0.5, 100, 1.7e308]),
     min_rows=st.integers(0, 6),
     seed=st.integers(0, 2**40),
 )
@@ -51,6 +51,8 @@ def test_every_row_exactly_once_or_a_user_error(by, rows, classes, clients, alph
         return
     assert list(parts) == [str(k) for k in range(clients)]
     assert dealt_rows(parts) == list(range(rows))
+    again = partition(labels_of(rows, classes), None, how, seed)
+    assert {k: v.tolist() for k, v in again.items()} == {k: v.tolist() for k, v in parts.items()}
     for part in parts.values():
         assert part.dtype == np.int64
         assert len(part) >= min_rows
@@ -105,6 +107,14 @@ def test_dirichlet_that_cannot_be_reached_ends_with_what_to_try():
     how = Partitioning("dirichlet", 30, alpha=0.001, min_rows=3)
     with pytest.raises(UserError, match=r"alpha=0\.001 for clients=30 and 100 rows.*larger alpha"):
         partition(labels_of(100, 2), None, how, 0)
+
+
+@pytest.mark.parametrize("by", SYNTHETIC)
+@pytest.mark.parametrize(("classes", "clients"), [(1, 400), (400, 1), (400, 400), (2000, 20)])
+def test_many_classes_and_clients_are_dealt(by, classes, clients):
+    """In seconds: a draw takes time in proportion to classes, and tries are counted."""
+    how = Partitioning(by, clients, 0.3, min_rows=0)
+    assert dealt_rows(partition(labels_of(2000, classes), None, how, 0)) == list(range(2000))
 
 
 def test_shards_give_few_classes_and_lose_no_remainder():
