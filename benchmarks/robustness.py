@@ -7,7 +7,8 @@ personal models and of the global expert. Rules are told that up to 30 % of clie
 (`aggregation.malicious=0.3`); `screened` is the mean, with `screen.max_norm_ratio=3`. The last two
 columns are the mean without class statistics, and, where labels are false, without comparing class
 statistics of clients (`screen.contradictions=off`). Runs that are recorded in
-`benchmarks/results/robustness.jsonl` are not made again. Writes `docs/robustness.md`.
+`benchmarks/results/robustness.jsonl` are not made again. Writes `docs/robustness.md`, and a table
+of `docs/reliability.md`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from fedms.store.run_folder import environment
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results" / "robustness.jsonl"
 PAGE = ROOT / "docs" / "robustness.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 RULES = {
     "mean": (),
     "screened": ("screen.max_norm_ratio=3",),
@@ -139,6 +141,26 @@ def _cell(found: dict[str, Any] | None, role: str) -> str:
     return "stopped" if "failed" in found else f"{found[role]:.3f}"
 
 
+def rejections() -> str:
+    """Of attackers' updates, by kind: how many were rejected, by defaults and by their length."""
+    known, rows = records(), []
+    for attack in ATTACKS:
+        for share in (0.3, 0.1):
+            said = []
+            for name in CASES:
+                for rule in ("mean", "screened"):
+                    one = known.get((name, attack, share, rule))
+                    said.append("–" if one is None else f"{one['rejected']} of {_sent(one)}")
+            rows.append([f"{attack}, {share:.0%}", *said])
+    head = [f"{name}{how}" for name in CASES for how in ("", ", `screen.max_norm_ratio=3`")]
+    return pages.table(["", *head], rows)
+
+
+def _sent(record: dict[str, Any]) -> int:
+    """Updates of attackers: one in each of nine rounds, of 20 clients in all."""
+    return (20 - int(record["honest"])) * 9
+
+
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(
@@ -160,7 +182,7 @@ def main() -> None:
         commits = sorted({str(record["git_commit"])[:12] for record in found})
         machines = sorted({f"{r['processor']}, {r['cores']} cores" for r in found})
         settings = " ".join(CASES[name].settings)
-        said = [
+        lines = [
             "Global expert:",
             "",
             block(name, "global"),
@@ -172,7 +194,9 @@ def main() -> None:
             f"`python benchmarks/robustness.py --only {name}`: `recipes/{CASES[name].recipe}.toml "
             f"{settings}`; seed 0; commits {', '.join(commits)}; {' or '.join(machines)}, shared.",
         ]
-        pages.write(PAGE, name, "\n".join(said))
+        pages.write(PAGE, name, "\n".join(lines))
+    said = "`python benchmarks/robustness.py`, whose tables are in [robustness](robustness.md)."
+    pages.write(RELIABILITY, "rejections", f"{rejections()}\n\n{said}")
 
 
 if __name__ == "__main__":
