@@ -218,6 +218,7 @@ class Course:
             "seed": self._config.seed,
             "clients": len(self._clients()),
             "rounds": len(self._records),
+            "not_used": sum(len(r.rejected) for r in self._records),
             **result,
             "cost": self._cost(),
         }

@@ -165,6 +165,10 @@ class Progress:
             f"{cost['wall_seconds']:.0f} s",
             soft_wrap=True,
         )
+        if unused := summary.get("not_used"):
+            self._console.print(
+                f"not used: {unused} updates; rounds.jsonl says why", style="yellow", soft_wrap=True
+            )
         self._console.print(f"run folder: {event.folder}", markup=False, soft_wrap=True)
         report = (
             f"no report: {event.problem}" if event.problem else f"report: {event.folder / NAME}"

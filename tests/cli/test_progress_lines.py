@@ -102,8 +102,11 @@ def test_table_leaves_out_what_was_not_measured():
         "total_parameters": 1000,
         "wall_seconds": 7.0,
     }
-    summary = {"test": test, "cost": cost}
+    summary = {"test": test, "cost": cost, "not_used": 0}
     text = printed(Finished(summary, Path("runs/x")), overrides=["method=local"])
+    assert "not used" not in text
+    some = printed(Finished({**summary, "not_used": 3}, Path("runs/x")))
+    assert "not used: 3 updates; rounds.jsonl says why" in some
     rows = [row.split("│")[1:-1] for row in text.splitlines() if row.startswith("│")]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [[n, "0.500", "0.250", "0.625", "0.125"] for n in ("global expert", "local")]

@@ -56,16 +56,17 @@ def test_secrets_are_their_owners_and_each_site_has_its_own(tmp_path):
 
 def test_no_path_of_this_machine_is_handed_over(tmp_path):
     there = written(tmp_path / "d")
-    write_bundle(
-        tmp_path / "app",
-        load_config(there.path / "config.toml"),
-        run="one",
-        out=tmp_path / "out",
-        sites=2,
-    )
+    config = load_config(there.path / "config.toml")
+    for _ in range(2):  # in place of the one before
+        write_bundle(tmp_path / "app", config, run="one", out=tmp_path / "out", sites=2)
     for path in (*files(tmp_path / "d").values(), *files(tmp_path / "app").values()):
         assert b"/secret/place" not in path.read_bytes()
     assert set(files(tmp_path / "app")) == {"LICENSE", "pyproject.toml"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="mine, which is no app of a run"):
+        write_bundle(tmp_path / "mine", config, run="one", out=tmp_path / "out", sites=2)
+    assert set(files(tmp_path / "mine")) == {"thesis.txt"}
 
 
 def test_what_was_written_is_read(tmp_path):

@@ -166,6 +166,17 @@ def test_words_of_others_are_no_markup(ten, ten_page):
     ]
 
 
+def test_what_was_not_used_is_counted_and_named(made, tmp_path):
+    def change(run):
+        run.rejects |= {0: {"3": "claims 7 training rows"}, 2: {"5": "is gone", "6": "is gone"}}
+
+    path = made(tmp_path / "run", change=change)
+    text = write([path]).read_text()
+    assert re.search(r"3 of [\d,]+ updates that were asked for were not used", text)
+    for words in ("claims 7 training rows", "is gone"):
+        assert words in text
+
+
 def test_it_loads_nothing(ten_page):
     policy = [facts["content"] for tag, facts in ten_page.elements if "http-equiv" in facts]
     assert policy[0].startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256")

@@ -106,7 +106,9 @@ def test_faults_are_the_same_again_and_after_an_interruption(small, done, tmp_pa
             tmp_path / "run" / path.relative_to(expected.path)
         ).read_bytes() == path.read_bytes()
     assert done(*words, "runtime.workers=2").bytes() == expected.bytes()
-    assert sum(len(line["rejected"]) for line in expected.lines("rounds")) > 3
+    rejected = sum(len(line["rejected"]) for line in expected.lines("rounds"))
+    assert expected.summary["not_used"] == rejected > 3
+    assert f"{rejected} of " in (expected.path / "report.html").read_text()
 
 
 def sent(parts, attack):

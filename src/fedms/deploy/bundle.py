@@ -10,8 +10,10 @@ from typing import Any
 import tomli_w
 
 from fedms.config import Config, dump_config
+from fedms.core.errors import UserError
 from fedms.store.files import whole_folder, write_text
 
+_NAME = "fedms-run"
 _LICENSE = "Apache-2.0, as fedms itself: https://www.apache.org/licenses/LICENSE-2.0\n"
 
 
@@ -37,6 +39,9 @@ def write_bundle(
         patience: seconds it waits for them; 0: for ever.
         force: whether the server replaces an earlier run's folder.
         again: whether it goes on with the run that is there.
+
+    Raises:
+        UserError: if something else is in the folder.
     """
     words: dict[str, str | int | float | bool] = {
         "configuration": dump_config(config),
@@ -47,9 +52,16 @@ def write_bundle(
         "force": force,
         "again": again,
     }
+    if folder.exists() and any(folder.iterdir()) and not _is_bundle(folder):
+        raise UserError(f"got folder {folder}, which is no app of a run; try to move it away")
     with whole_folder(folder) as new:
         write_text(new / "pyproject.toml", tomli_w.dumps(_project(words)))
         write_text(new / "LICENSE", _LICENSE)
+
+
+def _is_bundle(folder: Path) -> bool:
+    project = folder / "pyproject.toml"
+    return project.is_file() and f'name = "{_NAME}"' in project.read_text(encoding="utf-8")
 
 
 def _project(words: Mapping[str, str | int | float | bool]) -> dict[str, Any]:
@@ -57,7 +69,7 @@ def _project(words: Mapping[str, str | int | float | bool]) -> dict[str, Any]:
     return {
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
         "project": {
-            "name": "fedms-run",
+            "name": _NAME,
             "version": version("fedms"),
             "description": "A run of fedms, which is installed on every machine of it.",
             "license": {"file": "LICENSE"},

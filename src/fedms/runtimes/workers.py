@@ -31,6 +31,7 @@ from fedms.runtimes.messages import Message, decode, encode
 from fedms.runtimes.rounds import Answer
 from fedms.runtimes.simulator import Simulator, declare, send
 from fedms.runtimes.spread import SpreadClients
+from fedms.store.files import UNWRITABLE
 from fedms.store.states import ClientStates
 
 Make = Callable[[int], tuple[FederatedAlgorithm, Learner]]
@@ -207,11 +208,10 @@ def _serve(line: Connection, threads: int) -> None:
                 line.send(encode(answer))
     except EOFError:  # the parent is done
         return
-    except UserError as error:
-        line.send(error)
     except Exception as error:
         line.send(error)
-        raise
+        if not (isinstance(error, UserError) or getattr(error, "errno", None) in UNWRITABLE):
+            raise  # with where it happened
 
 
 def _end_with_parent() -> None:
