@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -41,53 +43,77 @@ def test_accepted(good):
     assert reason(good) is None
 
 
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        (with_tensor("global/b", torch.tensor([float("nan")])), "not finite"),
-        (with_tensor("global/b", torch.tensor([float("inf")])), "not finite"),
-        (with_tensor("global/b", torch.tensor([float("-inf")])), "not finite"),
-        (with_tensor("global/b", torch.tensor([3.4e38])), "has values up to 3.4e+38"),
-        (with_tensor("global/b", torch.tensor([-2e15])), "has values up to 2e+15"),
-        (replace(GOOD, tensors={"global/a": torch.ones(2, 3)}), "lacks 1 of 2 tensors"),
-        (replace(GOOD, tensors={}), "lacks 2 of 2 tensors"),
-        (with_tensor("local/a", torch.ones(1)), "unexpected tensors, e.g. local/a"),
-        (with_tensor("global/a", torch.ones(3, 2)), r"global/a has shape (3, 2)"),
-        (with_tensor("global/a", torch.ones(1, 3)), r"expected (2, 3)"),
-        (with_tensor("global/a", torch.ones(3)), r"shape (3,)"),
-        (with_tensor("global/b", torch.ones(())), r"shape ()"),
-        (with_tensor("global/b", torch.ones(1, 1)), r"shape (1, 1)"),
-        (with_tensor("global/b", torch.ones(1, dtype=torch.float64)), "torch.float64"),
-        (with_tensor("global/b", torch.ones(1, dtype=torch.float16)), "torch.float16"),
-        (with_tensor("global/b", torch.ones(1, dtype=torch.int64)), "torch.int64"),
-        (replace(GOOD, rows=0), "claims 0 training rows; declared 10"),
-        (replace(GOOD, rows=-3), "claims -3"),
-        (replace(GOOD, rows=11), "claims 11"),
-        (replace(GOOD, rows=True), "claims True"),
-        (replace(GOOD, rows=2.0), "claims 2.0"),
-        (replace(GOOD, rows=float("nan")), "claims nan"),
-        (replace(GOOD, rows=float("inf")), "claims inf"),
-        (replace(GOOD, rows=1e12), "claims 1000000000000.0"),
-        (replace(GOOD, rows=10**12), "claims 1000000000000"),
-        (replace(GOOD, rows=None), "claims None"),
-        (replace(GOOD, round=1), "answers round 2; expected round 3"),
-        (replace(GOOD, round=3), "answers round 4"),
-        (replace(GOOD, score=Score(3, 2)), "claims 3 correct of 2"),
-        (replace(GOOD, score=Score(3, 6)), "claims 3 correct of 6 validation rows; declared 5"),
-        (replace(GOOD, depth=-1), "claims depth -1"),
-        (replace(GOOD, depth=True), "claims depth True"),
-        (replace(GOOD, trained_parameters=10**4000), "claims trained_parameters 1000"),
-        (replace(GOOD, score=Score(-1, 2)), "claims -1 correct"),
-        (replace(GOOD, score=Score(0, -1)), "of -1 validation rows"),
-        (replace(GOOD, score=Score(float("nan"), 2)), "claims nan correct"),
-        (replace(GOOD, score=Score(1, 2, float("nan"))), "validation loss of nan"),
-        (replace(GOOD, score=Score(1, 2, 1e300)), "validation loss of 1e+300"),
-        (replace(GOOD, score=Score(1, 2, 0.5, float("nan"))), "claims nan as weights"),
-        (replace(GOOD, score=Score(1, 2, 0.5, 7.0)), "claims 7.0 as weights of 2 rows"),
-    ],
-)
+REJECTED = [
+    (with_tensor("global/b", torch.tensor([float("nan")])), "not finite"),
+    (with_tensor("global/b", torch.tensor([float("inf")])), "not finite"),
+    (with_tensor("global/b", torch.tensor([float("-inf")])), "not finite"),
+    (with_tensor("global/b", torch.tensor([3.4e38])), "has values up to 3.4e+38"),
+    (with_tensor("global/b", torch.tensor([-2e15])), "has values up to 2e+15"),
+    (replace(GOOD, tensors={"global/a": torch.ones(2, 3)}), "lacks 1 of 2 tensors"),
+    (replace(GOOD, tensors={}), "lacks 2 of 2 tensors"),
+    (with_tensor("local/a", torch.ones(1)), "unexpected tensors, e.g. local/a"),
+    (with_tensor("global/a", torch.ones(3, 2)), r"global/a has shape (3, 2)"),
+    (with_tensor("global/a", torch.ones(1, 3)), r"expected (2, 3)"),
+    (with_tensor("global/a", torch.ones(3)), r"shape (3,)"),
+    (with_tensor("global/b", torch.ones(())), r"shape ()"),
+    (with_tensor("global/b", torch.ones(1, 1)), r"shape (1, 1)"),
+    (with_tensor("global/b", torch.ones(1, dtype=torch.float64)), "torch.float64"),
+    (with_tensor("global/b", torch.ones(1, dtype=torch.float16)), "torch.float16"),
+    (with_tensor("global/b", torch.ones(1, dtype=torch.int64)), "torch.int64"),
+    (replace(GOOD, rows=0), "claims 0 training rows; declared 10"),
+    (replace(GOOD, rows=-3), "claims -3"),
+    (replace(GOOD, rows=11), "claims 11"),
+    (replace(GOOD, rows=True), "claims True"),
+    (replace(GOOD, rows=2.0), "claims 2.0"),
+    (replace(GOOD, rows=float("nan")), "claims nan"),
+    (replace(GOOD, rows=float("inf")), "claims inf"),
+    (replace(GOOD, rows=1e12), "claims 1000000000000.0"),
+    (replace(GOOD, rows=10**12), "claims 1000000000000"),
+    (replace(GOOD, rows=None), "claims None"),
+    (replace(GOOD, round=1), "answers round 2; expected round 3"),
+    (replace(GOOD, round=3), "answers round 4"),
+    (replace(GOOD, round=None), "claims round None"),
+    (replace(GOOD, round=2.0), "claims round 2.0"),
+    (replace(GOOD, score=Score(3, 2)), "claims 3 correct of 2"),
+    (replace(GOOD, score=Score(3, 6)), "claims 3 correct of 6 validation rows; declared 5"),
+    (replace(GOOD, depth=-1), "claims depth -1"),
+    (replace(GOOD, depth=True), "claims depth True"),
+    (replace(GOOD, trained_parameters=10**4000), "claims trained_parameters 1000"),
+    (replace(GOOD, score=Score(-1, 2)), "claims -1 correct"),
+    (replace(GOOD, score=Score(0, -1)), "of -1 validation rows"),
+    (replace(GOOD, score=Score(float("nan"), 2)), "claims nan correct"),
+    (replace(GOOD, score=Score(1, 2, float("nan"))), "validation loss of nan"),
+    (replace(GOOD, score=Score(1, 2, 1e300)), "validation loss of 1e+300"),
+    (replace(GOOD, score=Score(1, 2, 0.5, float("nan"))), "claims nan as weights"),
+    (replace(GOOD, score=Score(1, 2, 0.5, 7.0)), "claims 7.0 as weights of 2 rows"),
+]
+
+
+@pytest.mark.parametrize(("bad", "says"), REJECTED)
 def test_rejected_with_the_reason(bad, says):
     assert says in reason(bad)
+
+
+KINDS = {
+    "tensors": "of [0-9]+ tensors|unexpected tensors",
+    "shapes": "has shape",
+    "types": "has type",
+    "values": "has values",
+    "training rows": "training rows",
+    "scores": "validation|as weights",
+    "rounds": "round",
+    "counts": "claims depth|claims trained",
+}
+
+
+def test_every_kind_of_rejection_is_tried(record_property):
+    found = Counter(
+        next(kind for kind, words in KINDS.items() if re.search(words, reason(bad) or ""))
+        for bad, _ in REJECTED
+    )
+    assert found.keys() == KINDS.keys()
+    said = ", ".join(f"{count} of {kind}" for kind, count in found.items())
+    record_property("survived", f"{found.total()} updates were rejected: {said}")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 2.5])

@@ -435,3 +435,28 @@ def test_training_with_a_prior_is_training_towards_its_residual(make_learner, ma
     assert not one.expert.prior
     for name, tensor in other.expert.tensors.items():
         torch.testing.assert_close(one.expert.tensors[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_an_error_in_the_middle_of_training_leaves_nothing_behind(
+    make_learner, make_client, monkeypatch
+):
+    """A client that crashes is no matter for the next one."""
+    learner, fresh = make_learner("sentence"), make_learner("sentence")
+    client = make_client(learner.backbone)
+    names = learner.layout.expert(2)
+    asked = Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 1, 0)
+    calls, backward = itertools.count(), torch.Tensor.backward
+
+    def crashing(self, *args, **kwargs):
+        if next(calls) == 1:
+            raise MemoryError
+        backward(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", crashing)
+        with pytest.raises(MemoryError):
+            learner.fit([asked], 0)
+    model = learner.backbone.model
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    (got,), (expected,) = (one.fit([asked], 0) for one in (learner, fresh))
+    assert got.expert.fingerprint == expected.expert.fingerprint
