@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedms import hub
-from fedms.models import hub_id, spoken
+from fedms.models import hub_id, needs_fedms, spoken
 from fedms.use import NEW, Models
 
 _ROLES = ("zero_shot", "global", "local", "personal")
@@ -77,7 +78,7 @@ def card(models: Models, folder: Path, who: str, licence: str, merged: str | Non
             "",
             "## With fedms",
             "",
-            f"    fedms predict RUN --client {who} INPUT",
+            f"    fedms predict RUN --client {shlex.quote(who)} INPUT",
             "",
         ]
     )
@@ -125,7 +126,7 @@ def _loading(models: Models, folder: Path, experts: list[str]) -> list[str]:
             f"subfolder={adapted[-1]!r})`.",
             "",
         ]
-    if _needs_fedms(folder, experts):
+    if any(needs_fedms(folder / name) for name in experts):
         return [*lines, "What joins the experts inside the layers only fedms can use."]
     return [
         *lines,
@@ -174,11 +175,6 @@ def _where(name: str) -> str:
     if name == "glyphclip":
         return "`glyphclip`, the folder `fedms/models/glyphclip` of the package fedms"
     return f"`{spoken(name)}`, a folder that was not exported"
-
-
-def _needs_fedms(folder: Path, experts: list[str]) -> bool:
-    others = ("mixers", "likeness", "beneath")
-    return any((folder / x / f"{o}.safetensors").is_file() for x in experts for o in others)
 
 
 def _facts(models: Models, who: str) -> Facts:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Cohort = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0.0, le=1.0)]
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 SIZE = r"^\d+(\.\d+)?\s?[kKMG]?B$"
 """Of bytes, as `60kB` or `2GB`."""
 Size = Annotated[str, Field(pattern=SIZE)]
@@ -336,9 +337,7 @@ class Runtime(Section):
     name: Literal["simulator", "ray"] = Field(
         "simulator", description="ray: Flower's simulation engine, for who has a Ray cluster"
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA where there is one"
-    )
+    device: str = Field("auto", pattern=DEVICE, description="auto: CUDA where there is one")
     workers: int = Field(1, ge=1, le=1024, description="processes that share the clients")
     threads: int | None = Field(
         None, ge=1, description="of torch in every worker; unset: its own choice, shared out"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedms.card import card
 from fedms.core.errors import UserError
-from fedms.models import save_beside, save_merged
+from fedms.models import needs_fedms, save_beside, save_merged
 from fedms.store.files import safe_name, whole_folder, write_text
 from fedms.use import Models
 
@@ -44,7 +44,7 @@ def export(
         the folders that were written.
 
     Raises:
-        UserError: if there is no such model, or something is in the way.
+        UserError: if there is no such model, something is in the way, or nothing can be written.
     """
     models = Models(folder, device="cpu")
     who = client or models.only()
@@ -54,7 +54,10 @@ def export(
             f"got --to {to}, which exists; expected a new folder, or with --force one that "
             "fedms export made"
         )
-    write(models, to, who, merged=merged, licence=licence)
+    try:
+        write(models, to, who, merged=merged, licence=licence)
+    except OSError as error:
+        raise UserError(f"got --to {to}, which cannot be written: {error}") from error
     return sorted(path for path in to.iterdir() if path.is_dir())
 
 
@@ -71,6 +74,11 @@ def write(
         if merged is not None:
             if not (new / merged / "adapter_model.safetensors").is_file():
                 raise UserError(f"got --merged {merged}; the model of {who} has no such adapters")
+            if needs_fedms(new / merged):
+                raise UserError(
+                    f"got --merged {merged}; with {models.config.method} this expert weighs what "
+                    "lies beneath it in the layers, which no plain model does"
+                )
             save_merged(models.config.model.name, new, merged)
         write_text(new / _MARK, json.dumps({"client": who, "run": models.folder.name}) + "\n")
         write_text(new / "README.md", card(models, new, who, licence, merged))

@@ -37,6 +37,8 @@ def evaluate(
     models = Models(folder, device=device)
     if others := [word for word in words if not word.startswith("data.")]:
         raise UserError(f"got {others[0]!r}; expected settings of data, as data.path=FILE")
+    if client is not None:
+        models.model(client)  # there is one, and it can be read
     found = _given(models, words, client) if words else _own(models, client)
     scored: dict[str, dict[str, dict[str, Any]]] = {}
     for who, rows in found:

@@ -140,7 +140,8 @@ def show_estimate(found: Mapping[str, Any], to: Console | None = None) -> None:
     if not found["exact"]:
         said = f"Validation decides when depth grows: it may reach {low} to {high}."
     to.print(
-        f"{said} Time is an estimate from short measurements on this machine, for one process.",
+        f"{said} All is for one process that trains a client at a time; time is an estimate from "
+        "short measurements on this machine.",
         soft_wrap=True,
     )
 

@@ -6,6 +6,7 @@ A run folder has all clients' models; a folder of a site's run (`SITE/state/RUN`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from fedms import build, data
-from fedms.config import Config, load_config
+from fedms.config import DEVICE, Config, load_config
 from fedms.core.algorithm import Score
 from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
@@ -69,7 +70,7 @@ class Models:
         room: bytes of clients' models that are kept in memory.
 
     Raises:
-        UserError: if there is no run that left models.
+        UserError: if there is no run that left models, or no such device.
     """
 
     def __init__(self, folder: Path, *, device: str | None = None, room: int = _ROOM) -> None:
@@ -83,6 +84,8 @@ class Models:
         self.config = _without_cache(load_config(folder / "config.toml"))
         self.classes = tuple(_read(self.adapters / "head.json")["classes"])
         device = device or self.config.runtime.device
+        if not re.fullmatch(DEVICE, device):
+            raise UserError(f"got device {device!r}; expected auto, cpu, mps, cuda or cuda:N")
         self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
         self.common = Common.load(self.learner, self.adapters)
         self._models = Shelf[str, SavedModel](self._load, lambda m: m.bytes + _APIECE, room)
@@ -107,7 +110,7 @@ class Models:
         """
         known = self.clients
         if len(known) != 1:
-            raise UserError(f"got no --client; expected one of {_some(known)}, or {NEW}")
+            raise UserError(f"got no --client; expected one of {self._known()}")
         return known[0]
 
     def model(self, client: str) -> SavedModel:
@@ -117,8 +120,10 @@ class Models:
             UserError: if there is none.
         """
         if not self.has(client):
-            known, hint = _some(self.clients), did_you_mean(client, self.clients)
-            raise UserError(f"got client {client!r}; expected one of {known}, or {NEW}{hint}")
+            hint = did_you_mean(client, self.clients)
+            if client == NEW:
+                hint = f"; with {self.config.method} clients share no expert"
+            raise UserError(f"got client {client!r}; expected one of {self._known()}{hint}")
         return self._models(client if self._own(client).is_dir() else NEW)
 
     def _load(self, client: str) -> SavedModel:
@@ -127,7 +132,13 @@ class Models:
 
     def has(self, client: str) -> bool:
         """Whether there is a model for somebody; where nobody has one, all have the shared one."""
-        return client == NEW or self._own(client).is_dir() or not self.clients
+        if self._own(client).is_dir():
+            return True
+        return self.common.expert is not None and (client == NEW or not self.clients)
+
+    def _known(self) -> str:
+        """Some of those who have a model, for a message."""
+        return f"{_some(self.clients)}{f', or {NEW}' if self.has(NEW) else ''}"
 
     def _own(self, client: str) -> Path:
         return self.adapters / "clients" / safe_name(client)
@@ -224,7 +235,7 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
     origins: list[str] = []
     for word in words:
         if word == "-":
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(_decoded(lines), start=1):
                 if text := line.rstrip("\n").strip():
                     inputs.append(Path(text) if kind == "image" else line.rstrip("\n"))
                     origins.append(f"line {number} of standard input")
@@ -233,6 +244,8 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
             inputs += table.inputs
             origins += [table.where(i) for i in range(len(table))]
         elif kind == "image":
+            if not word:
+                raise UserError("got '' in place of an image; expected a file or a folder")
             files = _files(Path(word))
             inputs += files
             origins += map(str, files)
@@ -244,9 +257,27 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
     for text, origin in zip(inputs, origins, strict=True):
         if kind == "text" and not text.strip():
             raise UserError(f"got no text at {origin}; expected some; try removing it")
+        if kind == "text" and not is_unicode(text):
+            raise UserError(f"got bytes at {origin} that are no UTF-8; expected text in UTF-8")
     labels, numbers = [""] * len(inputs), [0] * len(inputs)
     of_kind: data.Kind = "image" if kind == "image" else "text"
     return data.Table(of_kind, inputs, labels, origins=origins, numbers=numbers)
+
+
+def _decoded(lines: Iterable[str]) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError:
+        raise UserError("got bytes on standard input that are no UTF-8; expected text") from None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half characters (lone surrogates), which tokenizers do not take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _files(path: Path) -> list[Path]:

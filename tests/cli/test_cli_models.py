@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fedms.config import load_config
+from fedms.core.errors import UserError
 from fedms.run import run
+from fedms.use import read_inputs
 
 WORDS = ("stage1.rounds=1", "stage2.rounds=1", "partition.clients=2", "data.max_rows=150")
 
@@ -78,6 +81,19 @@ def test_export_says_what_it_wrote(fedms, folder, tmp_path):
     assert names == [Path(line).name for line in ended.out.splitlines()]
 
 
+def test_export_is_silent_where_nobody_looks(fedms, folder, tmp_path):
+    words = ("export", folder, "--client", "1", "--to", tmp_path / "m", "--merged", "local")
+    assert fedms(*words, "--json").err == ""
+
+
+@pytest.mark.parametrize(
+    "lines", [io.StringIO("\udcff\n"), io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8")]
+)
+def test_texts_that_are_no_utf_8_are_named(lines):
+    with pytest.raises(UserError, match="no UTF-8"):
+        read_inputs(["-"], lines, "text", "text")
+
+
 def test_export_pushes_only_when_told(fedms, folder, tmp_path, monkeypatch):
     pushed = []
 
@@ -102,7 +118,12 @@ def test_export_pushes_only_when_told(fedms, folder, tmp_path, monkeypatch):
         (("predict", "RUN", "nothing.png", "--client", "0"), "nothing.png"),
         (("predict", "RUN", "--client", "0"), "got no input"),
         (("predict", "RUN", "x.png"), "got no --client; expected one of 0, 1, or new"),
+        (("predict", "RUN", "", "--client", "0"), "got '' in place of an image"),
+        (("predict", "RUN", "x.png", "--client", "0", "--device", "gpu"), "got device 'gpu'"),
+        (("predict", "a" * 300, "x"), "name too long"),
         (("evaluate", "RUN", "seed=1"), "settings of data"),
+        (("evaluate", "RUN", "--client", "00"), "expected one of 0, 1, or new; did you mean 0?"),
+        (("export", "RUN", "--client", "0", "--to", "/dev/null/x"), "cannot be written"),
         (("export", "RUN", "--client", "0", "--to", "out", "--merged", "both"), "local or global"),
         (("export", "RUN", "--client", "0", "--to", "x", "--push-to-hub", "me"), "OWNER/NAME"),
         (("export", "RUN", "--client", "0", "--to", "x", "--public"), "--push-to-hub OWNER/NAME"),

@@ -143,6 +143,7 @@ OTHER = [
     ["partition", "partition.clients=5000"],
     ["estimate", "--seconds", "-1"],
     ["estimate", "--seconds", "soon"],
+    ["estimate", "--seconds", "nan"],
     ["estimate", "model.name=no-such-model"],
     ["estimate", "sal.caps.nobody=1"],
     ["compare", "--methods", "fedns"],
@@ -215,7 +216,7 @@ def completed(folder: Path, *words: str) -> list[str]:
         check=False,
     )
     assert done.stderr == ""
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ def place(tmp_path) -> Path:
     """A folder with a recipe, and a run of two clients."""
     for file in ("recipes/a.toml", "runs/mine/environment.json"):
         write_text(tmp_path / file, "")
-    for client in ("north", "s%C3%BCd"):
+    for client in ("north", "s%C3%BCd west"):
         (tmp_path / "runs/mine/adapters/clients" / client).mkdir(parents=True)
     return tmp_path
 
@@ -231,11 +232,14 @@ def place(tmp_path) -> Path:
 WORDS = [
     (["res"], ["resume"]),
     (["run", "rec"], ["recipes/a.toml"]),
-    (["run", "sal.tr"], ["sal.trigger="]),
+    (["run", "sal.tr"], ["sal.trigger=queue", "sal.trigger=schedule", "sal.trigger=all"]),
+    (["run", "stage1.ro"], ["stage1.rounds="]),
     (["estimate", "sal.trigger=a"], ["sal.trigger=all"]),
     (["watch", "ru"], ["runs/mine"]),
     (["predict", "runs/mine", "--client", "n"], ["north", "new"]),
-    (["export", "runs/mine", "--client", "s"], ["süd"]),
+    (["export", "runs/mine", "--client", "s"], [r"süd\ west"]),
+    (["run", "sal.trigger", "="], ["queue", "schedule", "all"]),
+    (["run", "a.toml", "sal.trigger", "=", "a"], ["all"]),
     (["compare", "--methods", "local,fedav"], ["local,fedavg"]),
 ]
 
@@ -252,6 +256,21 @@ def test_completion_can_be_installed():
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     assert "_FEDMS_COMPLETE=complete_bash" in done.stdout
+
+
+def test_a_full_disk_is_one_line():
+    code = "import sys; sys.argv = ['fedms', '--help']; from fedms.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedms: got No space left on device")
+    assert done.stderr.count("\n") == 1
 
 
 def on_terminal(folder: Path, *words: str, **env: str) -> str:

@@ -184,6 +184,17 @@ def test_what_only_fedms_can_use_is_said(done, tmp_path):
     assert "only fedms can use" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("method", ["dual", "feddpa"])
+def test_an_expert_that_only_fedms_can_use_is_not_merged(done, tmp_path, method):
+    path = done(*COMMON, f"method={method}").path
+    who = Models(path).clients[0]
+    with pytest.raises(UserError, match="which no plain model does"):
+        export(path, tmp_path / "out", who, merged="local")
+    assert not [*tmp_path.iterdir()]
+    export(path, tmp_path / "out", who, merged="global")  # is plain LoRA
+    assert (tmp_path / "out" / "merged").is_dir()
+
+
 class Hub:
     """Repositories in memory."""
 

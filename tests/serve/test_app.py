@@ -7,6 +7,7 @@ import base64
 import io
 import re
 import shutil
+import time
 
 import httpx
 import numpy as np
@@ -15,7 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fedms import data
+from fedms.config import load_config
+from fedms.core.errors import UserError
 from fedms.models.prefix import SplitForward
+from fedms.run import run
 from fedms.serve.app import make_app
 from fedms.serve.guard import LOCAL
 from fedms.serve.limits import Limits
@@ -147,6 +151,7 @@ LARGE = io.BytesIO()
 Image.fromarray(np.zeros((101, 100), np.uint8)).save(LARGE, "PNG")
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"
 JSON = "application/json"
+TYPED = {"content-type": JSON}
 GOOD = in_words(picture(0))
 BAD = {
     "no client": (predict("nobody", [GOOD]), 404, "GET /clients"),
@@ -164,9 +169,14 @@ BAD = {
     "a large body": (predict("1", ["x" * 30_000]), 413, "at most 20,000 bytes"),
     "no JSON": (("POST", "/predict", {"content": b"{"}), 422, "got no JSON object"),
     "deep JSON": (
-        ("POST", "/predict", {"content": b"[" * 19_000, "headers": {"content-type": JSON}}),
+        ("POST", "/predict", {"content": b"[" * 19_000, "headers": TYPED}),
         *(400, "parsing the body"),
     ),
+    "half a character": (
+        ("POST", "/predict", {"content": b'{"client":"1","inputs":["\\ud800"]}', "headers": TYPED}),
+        *(422, "inputs[0]: Value error, half a character"),
+    ),
+    "a long key": (predict("1", [GOOD], **{"k" * 999: 1}), 422, "k: Extra inputs"),
     "another path": (("GET", "/predictions", {}), 404, "GET /docs"),
     "another method": (("DELETE", "/predict", {}), 405, "GET /docs"),
 }
@@ -178,6 +188,31 @@ def test_what_cannot_be_answered_is_told_why(models, request_, status, said):
     assert answer.status_code == status, answer.text
     assert said in answer.json()["error"]
     assert len(answer.text) < 400
+
+
+def test_of_many_faults_the_first_is_told(models):
+    """All of them would take a minute and gigabytes: a body has room for millions."""
+    ones = b'{"client":"1","inputs":[' + b"1," * 500_000 + b"1]}"
+    keys = b'{"client":"1",' + b",".join(b'"%d":1' % i for i in range(100_000)) + b"}"
+    began = time.perf_counter()
+    values, names = asked(
+        models,
+        *(("POST", "/predict", {"content": c, "headers": TYPED}) for c in (ones, keys)),
+        limits=Limits(),
+    )
+    assert time.perf_counter() - began < 5
+    assert values.json() == {"error": "inputs[0]: Input should be a valid string"}
+    assert names.json() == {"error": "got 100001 keys; expected client, inputs, top"}
+
+
+def test_where_nothing_is_shared_there_is_no_model_of_anyone(tmp_path):
+    words = ("method=local", "stage1.rounds=1", "partition.clients=2", "data.max_rows=100")
+    run(load_config(None, [*words, "runtime.threads=1"]), tmp_path / "run")
+    alone = Models(tmp_path / "run")
+    (answer,) = asked(alone, predict(NEW, [GOOD]))
+    assert (answer.status_code, "GET /clients" in answer.text) == (404, True)
+    with pytest.raises(UserError, match="new; expected one of 0, 1; with local clients share no"):
+        alone.model(NEW)
 
 
 def test_a_body_is_counted_as_it_comes(models):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -21,6 +23,9 @@ loaded): enough to lose nothing alone; its 300,000 make a run on a busy machine 
 (`docs/performance.md`). What the user has set stands."""
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
+_MACHINE = {getattr(errno, f"E{n}") for n in ("NOSPC", "DQUOT", "ROFS", "ACCES", "PERM")}
+_MACHINE |= {errno.ENAMETOOLONG, errno.EMFILE}
+"""What files cannot do here, whatever the program."""
 _FIRST = ("run", "resume", "watch", "partition", "estimate", "compare", "predict", "evaluate")
 """Commands that help lists before the others."""
 
@@ -115,6 +120,13 @@ def listed(text: str, kind: Callable[[str], T], option: str) -> list[T]:
     return values
 
 
+def finite(value: float) -> float:
+    """A number, which nan is not, though it is within any bounds."""
+    if math.isnan(value):
+        fail("got nan; expected a number")
+    return value
+
+
 def fail(message: str) -> NoReturn:
     """One line on standard error, exit code 2."""
     typer.echo(f"fedms: {' '.join(message.split())}", err=True)
@@ -149,6 +161,9 @@ def _to_mend(error: Exception) -> str | None:
     config = sys.modules.get("fedms.config")
     if isinstance(error, UserError) or (config and isinstance(error, config.ConfigError)):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        of = f" ({error.filename})" if error.filename else ""
+        return f"got {error.strerror}{of}; expected files that can be read and written"
     usage = getattr(error, "format_message", None)  # of words and options
     if usage is None:
         return None

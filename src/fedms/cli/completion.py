@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -13,16 +14,22 @@ _MOST = 200
 """Names that are offered."""
 
 
-def settings(incomplete: str) -> list[str]:
+def settings(ctx: typer.Context, incomplete: str) -> list[str]:
     """Configuration files, and `section.key=` or its values."""
     from fedms.config import choices, known_keys
 
+    given = [*(ctx.params.get("words") or ()), *ctx.args]  # bash makes three words of key=value
+    if given[-1:] == ["="]:
+        return _fitting(choices("".join(given[-2:-1])), incomplete)
+    if incomplete in ("", "=") and (values := choices("".join(given[-1:]))):
+        return list(values)
     key, equals, _ = incomplete.partition("=")
-    if equals:
-        return _fitting((f"{key}={value}" for value in choices(key)), incomplete)
-    return _fitting(_files(incomplete), incomplete) + _fitting(
-        (f"{name}=" for name in known_keys()), incomplete
-    )
+    keys = [name for name in known_keys() if name.startswith(incomplete)]
+    if equals or len(keys) == 1:  # shells put a space after the only word that fits
+        key = key if equals else keys[0]
+        if found := _fitting((f"{key}={value}" for value in choices(key)), incomplete):
+            return found
+    return _fitting(_files(incomplete), incomplete) + [f"{name}=" for name in keys][:_MOST]
 
 
 def _files(incomplete: str) -> Iterator[str]:
@@ -57,4 +64,7 @@ def methods(incomplete: str) -> list[str]:
 
 
 def _fitting(names: Any, incomplete: str) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)][:_MOST]
+    found = [name for name in names if name.startswith(incomplete)][:_MOST]
+    if os.environ.get("_FEDMS_COMPLETE") != "complete_bash":
+        return found
+    return [name.replace(" ", r"\ ") for name in found]  # the others do that themselves

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli.base import app, configuration, fail
+from fedms.cli.base import app, configuration, fail, finite
 from fedms.cli.completion import run_folders, settings
 
 WORDS = Annotated[
@@ -62,7 +62,8 @@ def partition(
 def estimate(
     words: WORDS = None,
     seconds: Annotated[
-        float, typer.Option(min=0, max=10, help="For measuring time, at most.")
+        float,
+        typer.Option(min=0, max=10, callback=finite, help="For measuring time, at most."),
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli.base import app, fail, say_aside, until_told
+from fedms.cli.base import app, fail, finite, say_aside, until_told
 from fedms.cli.models import DEVICE, FOLDER
 
 
@@ -28,7 +28,10 @@ def serve(
     max_inputs: Annotated[int, typer.Option(min=1, help="Of a request.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Rows in a pass, of all who ask.")] = 64,
     wait: Annotated[
-        float, typer.Option(min=0, max=1, help="Seconds for which a batch waits for more rows.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Seconds for which a batch waits for more rows."
+        ),
     ] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for every request.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say as JSON where it is.")] = False,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli.base import app, configuration, fail, listed, say_aside, until_told
+from fedms.cli.base import app, configuration, fail, finite, listed, say_aside, until_told
 
 LINES = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -128,7 +128,8 @@ def submit(
         int | None, typer.Option(min=1, help="Sites to wait for [all of the deployment].")
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for them; 0: for ever.")
+        float,
+        typer.Option(min=0, callback=finite, help="Seconds to wait for them; 0: for ever."),
     ] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
     resume: Annotated[

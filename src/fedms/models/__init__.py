@@ -3,6 +3,7 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    needs_fedms,
     peft_model,
     save_beside,
     save_expert,
@@ -49,6 +50,7 @@ __all__ = [
     "keep",
     "load_backbone",
     "look_up",
+    "needs_fedms",
     "peft_model",
     "predict_together",
     "save_beside",

@@ -18,7 +18,7 @@ from fedms.core.errors import UserError
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, deserialise, serialise
 from fedms.models.adapters import adapted, merge
-from fedms.models.backbone import load_backbone
+from fedms.models.backbone import load_backbone, quiet
 from fedms.models.heads import ContextHead
 from fedms.models.learner import ModelLearner
 from fedms.models.mixture import class_evidence
@@ -165,8 +165,9 @@ def save_merged(base: str, exported: Path, role: str) -> None:
     """
     own, folder = exported / role, exported / "merged"
     plain = load_backbone(base, device="cpu")
-    merge(plain.model, own).save_pretrained(str(folder))
-    plain.processor.save_pretrained(str(folder))
+    with quiet():
+        merge(plain.model, own).save_pretrained(str(folder))
+        plain.processor.save_pretrained(str(folder))
     facts = json.loads((exported / "head.json").read_text(encoding="utf-8"))
     text = json.dumps({**facts, "expert": role}, indent=2, ensure_ascii=False)
     (folder / "head.json").write_text(f"{text}\n", encoding="utf-8")
@@ -186,6 +187,11 @@ def save_merged(base: str, exported: Path, role: str) -> None:
     if role in counted.get("added_to", ()):
         added = {"log_prior": torch.tensor(counted["log_prior"])}
         (folder / "prior.safetensors").write_bytes(serialise(added))
+
+
+def needs_fedms(expert: Path) -> bool:
+    """Whether an expert's folder has what PEFT does not know, so that its adapters are not all."""
+    return any((expert / f"{n}.safetensors").is_file() for n in ("mixers", "likeness", "beneath"))
 
 
 def _read(path: Path) -> Tensors:

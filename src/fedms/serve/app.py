@@ -24,6 +24,8 @@ _ABOUT = (
     "Predictions of the models that a federated run left: every client's own, over one foundation "
     "model. Nothing that is sent is kept."
 )
+_NAME = 40
+"""Characters of a key that an answer repeats."""
 _STATUS: dict[type[UserError], int] = {NotFoundError: 404, OverloadedError: 503, DamagedError: 500}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": schema.Refusal, "description": "no valid token"},
@@ -144,7 +146,10 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:
 
 def _complaint(found: Any) -> str:
     """Of pydantic: the place and the reason."""
+    if found["loc"] == ("body",) and found["type"] == "value_error":
+        return f"got {found['ctx']['error']}"
     if found["loc"] == ("body",) or found["type"] == "json_invalid":
         return "got no JSON object; expected one, with content-type: application/json"
-    place = ".".join(str(part) for part in found["loc"] if part != "body")
+    _, *names = found["loc"]
+    place = "".join(f"[{part}]" if isinstance(part, int) else part[:_NAME] for part in names)
     return f"{place}: {found['msg']}"

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+
+from fedms.use import is_unicode
+
+
+def _whole(text: str) -> str:
+    if not is_unicode(text):
+        raise ValueError("half a character; expected Unicode")
+    return text
+
+
+Inputs = Annotated[list[Annotated[str, AfterValidator(_whole)]], FailFast()]
+"""The first fault is told: of a large body all of them would take minutes, and gigabytes."""
 
 
 class Ask(BaseModel):
@@ -21,12 +34,20 @@ class Ask(BaseModel):
         max_length=1000,
         description="Whose model, as GET /clients says; new: of somebody who took no part.",
     )
-    inputs: list[str] = Field(
+    inputs: Inputs = Field(
         min_length=1,
         description="Texts; or where GET /model says that it takes images, the content of PNG, "
         "JPEG, WebP, GIF, BMP or TIFF files in base64.",
     )
     top: int = Field(default=1, ge=1, description="So many likeliest classes in probabilities.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        """Each key that is not known would be a fault of its own."""
+        if isinstance(given, Mapping) and len(given) > len(cls.model_fields):
+            raise ValueError(f"{len(given)} keys; expected {', '.join(cls.model_fields)}")
+        return given
 
 
 class Opinion(BaseModel):
