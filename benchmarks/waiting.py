@@ -34,7 +34,7 @@ WAYS: Mapping[str, Mapping[str, str]] = {
     "no looks (OMP_WAIT_POLICY=PASSIVE)": {"OMP_WAIT_POLICY": "PASSIVE"},
     DEFAULT: {"GOMP_SPINCOUNT": "300000"},
 }
-REPEATS = 3
+REPEATS = 2
 
 
 def seconds(settings: Mapping[str, str]) -> float:

@@ -211,7 +211,7 @@ def test_where_nothing_is_shared_there_is_no_model_of_anyone(tmp_path):
     alone = Models(tmp_path / "run")
     (answer,) = asked(alone, predict(NEW, [GOOD]))
     assert (answer.status_code, "GET /clients" in answer.text) == (404, True)
-    with pytest.raises(UserError, match="new; expected one of 0, 1; with local clients share no"):
+    with pytest.raises(UserError, match="expected one of 0, 1; with local clients share no"):
         alone.model(NEW)
 
 
