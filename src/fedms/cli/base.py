@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 T = TypeVar("T")
 SPINS = 10_000
 """How often torch's threads look for work before they sleep (libgomp, which reads it when torch is
-loaded): enough to lose nothing alone; its 300,000 make a run on a busy machine many times slower
+loaded): enough to lose little alone; its 300,000 make a run on a busy machine many times slower
 (`docs/performance.md`). What the user has set stands."""
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
