@@ -24,6 +24,8 @@ from packaging.specifiers import SpecifierSet
 _NAME = "fedms"
 _LITTLE = 10**9
 """Bytes of free disk below which it is said that they are few."""
+_FOR_DEVELOPMENT = ("browser", "dev", "docs", "fuzz", "training")
+"""Extras that nobody needs who uses fedms."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,14 @@ def _lacking_of(requirements: Iterable[Requirement], extra: str) -> list[str]:
 
 
 def _extras(requirements: list[Requirement]) -> Iterator[Check]:
-    """Optional parts that the distribution declares."""
-    for extra in sorted(metadata.metadata(_NAME).get_all("Provides-Extra") or []):
+    """Optional parts that the distribution declares, those for work on fedms itself last."""
+    declared = metadata.metadata(_NAME).get_all("Provides-Extra") or []
+    for extra in sorted(declared, key=lambda name: (name in _FOR_DEVELOPMENT, name)):
         lacking = _lacking_of(requirements, extra)
         name = f"{_NAME}[{extra}]"
-        if lacking:
+        if lacking and extra in _FOR_DEVELOPMENT:
+            yield Check(name, "absent", "for work on fedms itself")
+        elif lacking:
             yield Check(name, "absent", "; ".join(lacking), _install([name]))
         else:
             yield Check(name, "good", "installed")

@@ -76,6 +76,14 @@ def test_a_missing_extra_is_no_harm(fedms, without):
     assert checks(fedms)["fedms[minilm]"]["state"] != "bad"
 
 
+def test_what_developers_need_comes_last_and_is_not_urged(fedms, without):
+    without("pytest")
+    extras = [c for c in checks(fedms).values() if c["name"].startswith("fedms[")]
+    developers = ["browser", "dev", "docs", "fuzz", "training"]
+    assert [c["name"] for c in extras[-5:]] == [f"fedms[{name}]" for name in developers]
+    assert (extras[-4]["said"], extras[-4]["fix"]) == ("for work on fedms itself", None)
+
+
 def test_torch_that_cannot_be_loaded(fedms, monkeypatch):
     original = builtins.__import__
 
