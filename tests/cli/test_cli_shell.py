@@ -307,6 +307,7 @@ def test_colours_are_for_terminals(fedms, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="opens a terminal")
+@pytest.mark.slow
 def test_a_run_shows_a_bar_on_a_terminal(tmp_path):
     """Starts a run in a process of its own: 4 s."""
     words = ("data.max_rows=60", "partition.clients=2", "stage1.rounds=1", "stage2.rounds=1")

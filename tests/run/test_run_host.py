@@ -60,7 +60,7 @@ def host(done):
     del os.environ["SOMEBODYS"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_host_is_left_as_found(host, small, tmp_path, workers):
     run(small("runtime.threads=1", f"runtime.workers={workers}"), tmp_path / "run")
     assert surroundings() == host
