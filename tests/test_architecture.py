@@ -323,6 +323,7 @@ def unsafe(tree: ast.AST) -> list[str]:
 MAY = {
     "fedms.runtimes.workers": "torch.set_num_threads()",  # as the user says, and put back
     "fedms.runtimes.flower.virtual": "broad except",  # a thread's; told where clients are asked
+    "fedms.progress": "import random",  # to put back what rich draws when it is imported
     "fedms.runtimes.site": "broad except",  # no question ends a site; it is printed, and refused
 }
 

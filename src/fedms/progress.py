@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
+_drawn = random.getstate()  # rich draws a number when it is imported: a host's own are left alone
+from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
+from rich.progress import BarColumn  # noqa: E402
+from rich.progress import Progress as Bar  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-from fedms.bench import Row
-from fedms.config import Config
-from fedms.core.units import size
-from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned
-from fedms.report import NAME, ROLES
+random.setstate(_drawn)
+
+from fedms.bench import Row  # noqa: E402
+from fedms.config import Config  # noqa: E402
+from fedms.core.units import size  # noqa: E402
+from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned  # noqa: E402
+from fedms.report import NAME, ROLES  # noqa: E402
 
 _LONGEST_PARTITION = 20
 

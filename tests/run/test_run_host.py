@@ -6,6 +6,8 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +43,23 @@ def surroundings():
         "signals": [signal.getsignal(s) for s in signals],
         "log": (logging.getLogger().level, list(logging.getLogger().handlers)),
     }
+
+
+IMPORTS = """
+import random
+before = random.getstate()
+import fedms.progress, fedms.run
+from fedms import FedMS
+assert random.getstate() == before
+import numpy
+before = numpy.random.get_state()[1].tolist()
+import fedms.api.plots, fedms.compare
+assert numpy.random.get_state()[1].tolist() == before
+"""
+
+
+def test_importing_draws_no_numbers():
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
 
 
 @pytest.fixture
