@@ -59,8 +59,11 @@ def test_calls_in_order(make, datasets):
     assert recorder.calls[:2] == [("on_init_end", 0), ("on_train_begin", 0)]
     assert recorder.calls[-1] == ("on_train_end", 5)
     third = [name for name, step in recorder.calls if step == 3]
-    plain = ["on_epoch_end", "on_log", "on_evaluate", "on_predict", "on_save", "on_epoch_begin"]
-    assert third == plain  # after it, stage 1 ends: models are scored
+    assert third == [
+        *("on_step_end", "on_epoch_end", "on_log", "on_evaluate"),
+        *("on_predict", "on_save"),  # after it, stage 1 ends: models are scored
+        *("on_epoch_begin", "on_step_begin"),
+    ]
     assert sum(name == "on_epoch_begin" for name, _ in recorder.calls) == 5
     logs = [beside["logs"] for name, _, beside in recorder.seen if name == "on_log"]
     assert [line["stage"] for line in logs] == [0, 1, 1, 2, 2]
@@ -104,3 +107,20 @@ def test_early_stopping_of_transformers(make, datasets):
 def test_a_class_and_the_printer_will_do(make, datasets, capsys):
     make(callbacks=[transformers.trainer_callback.PrinterCallback]).fit(datasets)
     assert capsys.readouterr().out.count("upload_bytes") == 5
+
+
+def test_the_bar_of_transformers_goes_along(make, datasets, capsys):
+    make(callbacks=[transformers.trainer_callback.ProgressCallback]).fit(datasets)
+    assert "5/5" in capsys.readouterr().err
+
+
+class Logger:
+    """Wants what only Trainer has."""
+
+    def on_train_begin(self, args, state, control, **beside):
+        assert args.logging_dir
+
+
+def test_what_is_trainers_alone_is_told(make, datasets):
+    with pytest.raises(AttributeError, match=r"args\.logging_dir is Trainer's alone"):
+        make(callbacks=[Logger()]).fit(datasets)

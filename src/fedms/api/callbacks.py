@@ -36,6 +36,12 @@ class Arguments:
     save_strategy: str = "epoch"
     disable_tqdm: bool = True
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"args.{name} is Trainer's alone; args.config has all settings; for trackers, try "
+            'tracking={"to": "tensorboard"} in place of a callback'
+        )
+
 
 @dataclass
 class State:
@@ -112,6 +118,7 @@ class Callbacks:
             case RoundBegins():
                 self._state.epoch, self._state.global_step = float(event.round), event.round
                 self._tell("on_epoch_begin")
+                self._tell("on_step_begin")
             case RoundDone():
                 self._round(event)
             case Evaluated():
@@ -146,6 +153,7 @@ class Callbacks:
     def _round(self, event: RoundDone) -> None:
         self._count(event.record)
         state, score = self._state, event.record.validation
+        self._tell("on_step_end")
         self._tell("on_epoch_end")
         self._tell("on_log", logs=dict(state.log_history[-1]))
         if score is not None:
