@@ -10,7 +10,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow loopback e2e browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
+.PHONY: help install demo test slow loopback e2e cuda browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, wi
 
 e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
+
+cuda: $(STAMP)  ## Run the tests of steps and runs on a GPU
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m cuda --numprocesses 4 tests
 
 browser: $(PLAYWRIGHT)  ## Test reports in a real browser (Debian: apt-get install chromium)
 	$(BIN)/pytest -m browser tests/report

@@ -1,8 +1,9 @@
 """Write the table of `fedms bench` into `docs/performance.md`.
 
-    python benchmarks/performance.py [--only MEASURE]
+    python benchmarks/performance.py [--only MEASURE] [--device cpu]
 
-Each measure has its block of the page (`pages.py`).
+Each measure has its block of the page (`pages.py`), those of an accelerator end in its kind
+(`text-cuda`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import pages
 import torch
 
-from fedms.bench import MEASURES, Row, measure
+from fedms.bench import MEASURES, Row, measure, measures_of
+from fedms.machine import device_name, pick_device
 from fedms.store.run_folder import environment
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -29,11 +31,18 @@ def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
         pages.table(["measure", "fedms", "peer", "fedms / peer"], map(pages.cells, rows)),
         "",
         *(["Peer: " + "; ".join(peers) + "."] if peers else []),
-        f"`{command}`; commit {str(facts['git_commit'])[:12]}; {facts['processor']}, "
-        f"{facts['cores']} cores, shared, {torch.get_num_threads()} thread(s); "
+        f"`{command}`; commit {str(facts['git_commit'])[:12]}; {where(facts)}; "
         f"torch {packages['torch']}, Python {facts['python']}.",
     ]
     return "\n".join(lines)
+
+
+def where(facts: Mapping[str, Any]) -> str:
+    """The accelerator, or the shared machine's processor and threads."""
+    cores = f"{facts['processor']}, {facts['cores']} cores"
+    if device := facts.get("device"):
+        return f"one {device}, {cores}"
+    return f"{cores}, shared, {torch.get_num_threads()} thread(s)"
 
 
 def main() -> None:
@@ -42,11 +51,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=MEASURES, help="one measure")
+    parser.add_argument("--device", default="cpu", help="as runtime.device [cpu]")
     words = parser.parse_args()
+    device = pick_device(words.device)
+    kind = device.split(":")[0]
     facts = environment(0)
-    for name in [words.only] if words.only else MEASURES:
-        text = block(list(measure(name)), facts, f"fedms bench --only {name}")
-        pages.write(PAGE, name, text)
+    suffix, option = "", ""
+    if kind != "cpu":
+        facts["device"] = device_name(device)
+        suffix, option = f"-{kind}", f" --device {kind}"
+    for name in [words.only] if words.only else measures_of(device):
+        text = block(list(measure([name], device)), facts, f"fedms bench --only {name}{option}")
+        pages.write(PAGE, f"{name}{suffix}", text)
 
 
 if __name__ == "__main__":

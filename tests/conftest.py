@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
 SIZE["num_attention_heads"] = 2
 TEXT = {"vocab_size": 24, "max_position_embeddings": 20}
 VISION = {"image_size": 16, "patch_size": 8}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are about the CPU, whatever there is; those of a GPU are run by themselves."""
+    if config.option.markexpr != "cuda":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 def _configuration(kind: str) -> Any:

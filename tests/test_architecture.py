@@ -123,6 +123,7 @@ ALLOWED = {
             "holdings",
             "hub",
             "live",
+            "machine",
             "progress",
             "report",
             "run",

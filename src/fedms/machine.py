@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 
-from fedms.config import Config
+from fedms.config import DEVICE, Config
 from fedms.core.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,6 +25,8 @@ def pick_device(wanted: str, worker: int = 0) -> str:
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(DEVICE, wanted):
+        raise UserError(f"got device {wanted!r}; expected auto, cpu, mps, cuda or cuda:N")
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -35,6 +38,11 @@ def pick_device(wanted: str, worker: int = 0) -> str:
     if wanted.startswith("cuda:") and int(wanted[5:]) >= count:
         raise UserError(f"got runtime.device = {wanted!r}; expected cuda:0 to cuda:{count - 1}")
     return f"cuda:{worker % count}" if wanted == "cuda" else wanted
+
+
+def device_name(device: str) -> str:
+    """What a device is called by its maker, else as it is here."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype:
@@ -65,6 +73,7 @@ def computes(config: Config, width: int, workers: int) -> dict[str, Any]:
     threads = config.runtime.threads or max(1, torch.get_num_threads() // workers)
     return {
         "device": device if workers == 1 else device.split(":")[0],
+        "device_name": device_name(device),
         "precision": str(precision).removeprefix("torch."),
         "threads": threads,
     }

@@ -198,7 +198,8 @@ def bench_table(
         console.print(f"peer: {name}", markup=False, soft_wrap=True)
     packages = machine["packages"]
     console.print(
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; torch "
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
+        f"device {machine['device']}; torch "
         f"{packages['torch']}, Python {machine['python']}; commit {machine['git_commit']}",
         markup=False,
         soft_wrap=True,

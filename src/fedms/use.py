@@ -6,7 +6,6 @@ A run folder has all clients' models; a folder of a site's run (`SITE/state/RUN`
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from fedms import build, data
-from fedms.config import DEVICE, Config, load_config
+from fedms.config import Config, load_config
 from fedms.core.algorithm import Score
 from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
@@ -84,8 +83,6 @@ class Models:
         self.config = _without_cache(load_config(folder / "config.toml"))
         self.classes = tuple(_read(self.adapters / "head.json")["classes"])
         device = device or self.config.runtime.device
-        if not re.fullmatch(DEVICE, device):
-            raise UserError(f"got device {device!r}; expected auto, cpu, mps, cuda or cuda:N")
         self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
         self.common = Common.load(self.learner, self.adapters)
         self._models = Shelf[str, SavedModel](self._load, lambda m: m.bytes + _APIECE, room)

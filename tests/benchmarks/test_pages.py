@@ -51,12 +51,14 @@ def test_a_page_without_the_block_is_an_error(module: Any, tmp_path: Path, text:
 
 
 def test_every_table_has_a_block_of_its_own(module: Any) -> None:
-    results, measured = module("results"), [*module("performance").MEASURES]
+    results, measures_of = module("results"), module("performance").measures_of
+    measured = [*measures_of("cpu"), *(f"{name}-cuda" for name in measures_of("cuda"))]
+    measured += ["accuracy-cuda", "compiled-cuda"]
     compared = [*module("compare").BLOCKS.values()]
     cells = [cell.name for cell in results.CELLS]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, ["standing", "parts", *cells]),
+        (results.PAGE, ["standing", "parts", "again", *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "waiting", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
         (module("serving").PAGE, ["serving"]),

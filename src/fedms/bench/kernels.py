@@ -14,38 +14,51 @@ _REPEATS = 15
 _ROWS, _WIDTH, _INNER = 1024, 384, 1536
 _HEADS = (32, 12, 32, 32)
 """Batch, heads, tokens and width of a head."""
+_LARGER = 64
+"""As many times the rows, and the batch, fill an accelerator."""
 
 
-def kernel_rows() -> Iterator[Row]:
+def kernel_rows(*, device: torch.device) -> Iterator[Row]:
     """Matrix products and attention in both precisions, and AdamW fused and not."""
-    products = {dtype: _product(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    seconds = alternate({str(dtype): work for dtype, work in products.items()}, _REPEATS)
+    with device:
+        yield from _rows(device, 1 if device.type == "cpu" else _LARGER)
+
+
+def _rows(device: torch.device, larger: int) -> Iterator[Row]:
+    rows = _ROWS * larger
+    products = {dtype: _product(rows, dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    works = {str(dtype): work for dtype, work in products.items()}
+    seconds = alternate(works, _REPEATS, device)
     exact, half = (seconds[str(dtype)] for dtype in products)
-    name = f"{_ROWS} × {_WIDTH} × {_INNER}"
+    name = f"{rows} × {_WIDTH} × {_INNER}"
     yield Row.of(f"matrix product {name}, bfloat16", half, "s", _REPEATS, ("float32", exact))
-    rate = 2e-9 * _ROWS * _WIDTH * _INNER / exact
-    yield Row.of("matrix product, float32", rate, "GFLOP/s", _REPEATS)
+    for precision, spent in (("float32", exact), ("bfloat16", half)):
+        rate = 2e-9 * rows * _WIDTH * _INNER / spent
+        yield Row.of(f"matrix product, {precision}", rate, "GFLOP/s", _REPEATS)
 
     kinds = [(kind, dtype) for kind in (_fused, _plain) for dtype in products]
-    attention = {f"{k.__name__} {d}": _attention(k, d) for k, d in kinds}
-    seconds = alternate(attention, _REPEATS)
+    attention = {f"{k.__name__} {d}": _attention(k, d, larger) for k, d in kinds}
+    seconds = alternate(attention, _REPEATS, device)
     for kind, dtype in kinds[1:]:
         label = f"attention and its backward pass,{kind.__name__.replace('_', ' ')}, {dtype}"
         mine, theirs = seconds[f"{kind.__name__} {dtype}"], seconds["_fused torch.float32"]
         yield Row.of(label.replace("torch.", ""), mine, "s", _REPEATS, ("fused, float32", theirs))
 
-    seconds = alternate({"fused": _adamw(fused=True), "loop": _adamw(fused=False)}, _REPEATS)
+    seconds = alternate(
+        {"fused": _adamw(fused=True), "loop": _adamw(fused=False)}, _REPEATS, device
+    )
     loop = ("one tensor after another", seconds["loop"])
     yield Row.of("AdamW on 12 adapter tensors, fused", seconds["fused"], "s", _REPEATS, loop)
 
 
-def _product(dtype: torch.dtype) -> Callable[[], Tensor]:
-    rows, weight = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_INNER, _WIDTH, dtype=dtype)
+def _product(count: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    rows, weight = (torch.randn(n, _WIDTH, generator=generator).to(dtype) for n in (count, _INNER))
     return lambda: F.linear(rows, weight)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    mask = torch.zeros(_HEADS[0], 1, _HEADS[2], _HEADS[2], dtype=query.dtype)
+    mask = torch.zeros(len(query), 1, _HEADS[2], _HEADS[2], dtype=query.dtype)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -54,9 +67,10 @@ def _plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _attention(
-    kind: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype
+    kind: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype, larger: int
 ) -> Callable[[], object]:
-    parts = [torch.ones(_HEADS, dtype=dtype, requires_grad=True) for _ in range(3)]
+    shape = (_HEADS[0] * larger, *_HEADS[1:])
+    parts = [torch.ones(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
     return lambda: torch.autograd.grad(kind(*parts).sum(), parts)
 
 

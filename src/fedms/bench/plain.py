@@ -28,6 +28,15 @@ VISION = {
     "patch_size": 16,
 }
 """CLIP ViT-B/16's vision tower."""
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "image_size": 224,
+    "patch_size": 14,
+}
+"""CLIP ViT-L/14's vision tower."""
 SMALL = {
     "hidden_size": 128,
     "num_hidden_layers": 6,
@@ -86,7 +95,7 @@ def plain_step(
 
     def step() -> Tensor:
         optimiser.zero_grad()
-        logits = 20 * F.normalize(features(), dim=-1) @ classes.T
+        logits = 20 * F.normalize(features().float(), dim=-1) @ classes.T
         loss = F.cross_entropy(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

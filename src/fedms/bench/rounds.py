@@ -135,13 +135,14 @@ def growth_rows() -> Iterator[Row]:
             yield Row.of(f"{name}, 10 of {clients:,} clients", figures[unit], unit, repeats, peer)
 
 
-def workers_rows() -> Iterator[Row]:
+def workers_rows(*, device: torch.device) -> Iterator[Row]:
     """Seconds of rounds of the embedded default on two processes, beside one."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory(prefix="fedms-bench-") as folder:
         for repeat in range(3):
             for workers, each in seconds.items():
                 words = [f"runtime.workers={workers}", "runtime.threads=1"]
+                words += [f"runtime.device={device}"]
                 words += ["stage1.rounds=3", "stage2.rounds=3", "evaluate_every=0"]
                 summary = run(load_config(None, words), Path(folder) / f"{workers}-{repeat}")
                 each.append(summary["cost"]["train_seconds"])

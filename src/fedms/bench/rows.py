@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+from fedms.models.meter import wait
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,17 +48,24 @@ class Row:
         return cls(measure, ours, figure, name, ours / figure if figure else None, unit, repeats)
 
 
-def alternate(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def alternate(
+    works: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
+) -> dict[str, float]:
     """Median seconds of every work; they take turns, so that a busy machine is busy for all.
 
-    Each is done once before, unmeasured.
+    Each is done twice before, unmeasured, and ends when the device has done all that it was told.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
+        work()
+    wait(device)
     for _ in range(repeats):
         for name, work in works.items():
             began = time.perf_counter()
             work()
+            wait(device)
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(each) for name, each in seconds.items()}

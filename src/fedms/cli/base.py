@@ -164,6 +164,12 @@ def _to_mend(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _MACHINE:
         of = f" ({error.filename})" if error.filename else ""
         return f"got {error.strerror}{of}; expected files that can be read and written"
+    if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch's, of a GPU
+        return (
+            "got a device without memory for this; expected room for weights, kept prefixes and "
+            "a step; try a smaller runtime.cache_bytes, training.batch_size or runtime.stack "
+            "(of a service or predict: --device cpu)"
+        )
     usage = getattr(error, "format_message", None)  # of words and options
     if usage is None:
         return None

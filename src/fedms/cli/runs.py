@@ -187,6 +187,7 @@ def compare(
 @app.command()
 def bench(
     only: Annotated[str | None, typer.Option(help="Only this measure.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print rows as JSON only, with the machine.")
     ] = False,
@@ -197,15 +198,17 @@ def bench(
     """
     import torch
 
-    from fedms.bench import MEASURES, measure
+    from fedms.bench import MEASURES, measure, measures_of
+    from fedms.machine import device_name, pick_device
     from fedms.progress import bench_table
     from fedms.store.run_folder import environment
 
     if only is not None and only not in MEASURES:
         fail(f"got --only {only}; expected one of {', '.join(MEASURES)}")
-    machine = {**environment(0), "threads": torch.get_num_threads()}
+    on = pick_device(device)
+    machine = {**environment(0), "threads": torch.get_num_threads(), "device": device_name(on)}
     rows = []
-    for row in measure(only):
+    for row in measure([only] if only else measures_of(on), on):
         rows.append(row)
         if not as_json:
             typer.echo(f"measured: {row.measure}", err=True)

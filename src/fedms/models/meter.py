@@ -52,8 +52,7 @@ class Meter:
         began = time.perf_counter()
         try:
             yield
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            wait(self._device)
         finally:
             self._counting = outer
             self._spent += Costs(seconds={name: time.perf_counter() - began})
@@ -161,6 +160,14 @@ def polynomial(sizes: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """What costs are sums of: one and every size but the last, times powers 0, 1, 2 of the last."""
     *counts, last = map(float, sizes)
     return np.outer([1.0, *counts], [1.0, last, last * last]).ravel()
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done all that it was told; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -131,14 +131,14 @@ def take(kept: Sequence[Kept], index: Sequence[Index], tokens: int, device: torc
         if one.starts is None:
             where = torch.from_numpy(at).to(one.states.device, non_blocking=True)
             parts.append(one.states[where].to(device, non_blocking=True))
-        else:
-            spans = [(int(one.starts[i]), int(one.starts[i + 1])) for i in at]
-            rows = torch.cat([one.states[begin:end] for begin, end in spans])
-            rows = rows.to(device, non_blocking=True)
-            parts += torch.split(rows, [end - begin for begin, end in spans])
-    if kept[0].starts is not None:
-        parts.append(parts[0].new_empty(tokens, parts[0].shape[1]))  # is padded to, and left out
-        return nn.utils.rnn.pad_sequence(parts, batch_first=True)[:-1]
+            continue
+        begins, ends, steps = one.starts[at, None], one.starts[at + 1, None], np.arange(tokens)
+        where = torch.from_numpy(np.minimum(begins + steps, ends - 1))
+        beyond = torch.from_numpy(begins + steps >= ends)[..., None]
+        places = where.flatten().to(one.states.device, non_blocking=True)
+        rows = one.states.index_select(0, places).view(*where.shape, -1)
+        rows = rows.to(device, non_blocking=True)
+        parts.append(rows.masked_fill_(beyond.to(device, non_blocking=True), 0))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
