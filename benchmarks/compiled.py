@@ -1,13 +1,12 @@
 """What `torch.compile` of the blocks would gain: a step with and without, in `docs/performance.md`.
 
-    python benchmarks/compiled.py [--device cuda]
+    python benchmarks/compiled.py
 
 A trial, not a feature: it takes the place of blocks' forward functions. Compiling takes minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from performance import PAGE, block
 from fedms.bench import Row
 from fedms.bench.rows import alternate
 from fedms.bench.steps import Case, fit_of, learner_of
-from fedms.machine import device_name
 from fedms.models.meter import Meter
 from fedms.store.run_folder import environment
 
@@ -29,10 +27,10 @@ CASE = Case("text", 16, 16)
 DEPTH, REPEATS = 3, 15
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def rows() -> Iterator[Row]:
     """Seconds of a step, compiled beside eager, and of compiling."""
     for precision in ("float32", "bfloat16"):
-        plain, compiled = (learner_of(CASE, precision, device) for _ in range(2))
+        plain, compiled = (learner_of(CASE, precision) for _ in range(2))
         blocks = compiled.backbone.model.get_submodule(compiled.slots.root)
         for each in blocks.children():
             each.forward = torch.compile(each.forward, dynamic=True)
@@ -44,7 +42,7 @@ def rows(device: torch.device) -> Iterator[Row]:
         for _ in range(3):
             works["compiled"]()
         first = time.perf_counter() - began
-        seconds = alternate(works, REPEATS, device)
+        seconds = alternate(works, REPEATS)
         what = f"step of MiniLM, batch 16, depth {DEPTH}, {precision}"
         peer = ("not compiled", seconds["plain"])
         yield Row.of(f"{what}, compiled", seconds["compiled"], "s", REPEATS, peer)
@@ -52,24 +50,16 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 @contextmanager
-def _uncounted(meter: Meter, kind: object) -> Iterator[None]:
+def _uncounted(meter: Meter, kind: object, *sizes: int, **how: float) -> Iterator[None]:
     """Counting FLOPs keeps torch from compiling."""
     yield
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    device = parser.parse_args().device
-    facts, command, name = environment(0), "python benchmarks/compiled.py", "compiled"
-    if device != "cpu":
-        facts["device"] = device_name(device)
-        command, name = f"{command} --device {device}", f"{name}-{device}"
+    facts = environment(0)
     with mock.patch.object(Meter, "step", _uncounted):
-        pages.write(PAGE, name, block(list(rows(torch.device(device))), facts, command))
+        pages.write(PAGE, "compiled", block(list(rows()), facts, "python benchmarks/compiled.py"))
 
 
 if __name__ == "__main__":

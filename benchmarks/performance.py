@@ -31,10 +31,16 @@ def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
         pages.table(["measure", "fedms", "peer", "fedms / peer"], map(pages.cells, rows)),
         "",
         *(["Peer: " + "; ".join(peers) + "."] if peers else []),
-        f"`{command}`; commit {str(facts['git_commit'])[:12]}; {where(facts)}; "
+        f"`{command}`; commit {commit(facts)}; {where(facts)}; "
         f"torch {packages['torch']}, Python {facts['python']}.",
     ]
     return "\n".join(lines)
+
+
+def commit(facts: Mapping[str, Any]) -> str:
+    """Of the code that was measured, short; it says so where the code was changed since."""
+    known, _, dirty = str(facts["git_commit"]).partition("-")
+    return known[:12] + (f" and changes ({dirty})" if dirty else "")
 
 
 def where(facts: Mapping[str, Any]) -> str:

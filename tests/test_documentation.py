@@ -207,7 +207,7 @@ def test_the_quick_start_is_followed(tmp_path):
     "page", [p for p in PAGES if p.parent.name == "docs"], ids=lambda p: p.name
 )
 def test_commands_of_pages_are_understood(page):
-    """Names, arguments and options of every command in a block."""
+    """Names, arguments and options of all in blocks; `test_commands.py` performs them."""
     group = typer.main.get_command(app)
     for line in re.findall(
         r"^ {4}(?:\.venv/bin/)?fedms (.*)$", page.read_text("utf-8"), re.MULTILINE
@@ -229,7 +229,7 @@ def mentioned() -> list[str]:
 
 @pytest.mark.parametrize("command", mentioned())
 def test_commands_across_machines_are_understood(command):
-    """`tests/deploy` performs them."""
+    """`tests/deploy/test_page.py` performs them."""
     _, name, *words = command.split("#")[0].split()
     group = typer.main.get_command(app)
     group.commands[name].make_context(name, list(words))
@@ -288,7 +288,7 @@ def test_every_command_is_told_of():
 
 @pytest.mark.parametrize("command", re.findall(r"^ {4}(fedms .*)$", LINE, re.MULTILINE))
 def test_commands_that_look_are_understood(command):
-    """`tests/cli` and `tests/run/test_estimate.py` perform them."""
+    """Configurations among their words are read too."""
     _, name, *words = command.split()
     context = typer.main.get_command(app).commands[name].make_context(name, list(words))
     given = context.params.get("words") or ()

@@ -1,7 +1,7 @@
 """fedms beside what users would run otherwise: plain PEFT, Flower's simulation, pfl-research.
 
     python benchmarks/peers/compare.py            # all, writes the table of docs/performance.md
-    python benchmarks/peers/compare.py --only accuracy --set data.max_rows=4000 [--device cuda]
+    python benchmarks/peers/compare.py --only accuracy --set data.max_rows=4000
 
 Needs the extra `bench`; pfl-research has an environment of its own (`--pfl-python`, see
 `benchmarks/peers/README.md`). fedms and peers run one after another on one thread each, in turns.
@@ -28,7 +28,6 @@ from write_job import write_job
 
 from fedms.bench import Row
 from fedms.config import load_config
-from fedms.machine import device_name
 from fedms.store.run_folder import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -64,11 +63,8 @@ FEDAVG = [
 class Bench:
     """A folder for jobs and runs, and what all of them have in common."""
 
-    def __init__(
-        self, folder: Path, settings: Sequence[str], pfl_python: str, device: str = "cpu"
-    ) -> None:
+    def __init__(self, folder: Path, settings: Sequence[str], pfl_python: str) -> None:
         self.folder, self.settings, self.pfl_python = folder, settings, pfl_python
-        self.device = device
         self._count = 0
 
     def new(self, name: str) -> Path:
@@ -93,7 +89,7 @@ class Bench:
     def fedms(self, *settings: str) -> dict[str, Any]:
         """Summary of a run, with its folder, seconds (whole, and by round) and peak memory."""
         out = self.new("run")
-        words = [*self.settings, *settings, "runtime.threads=1", f"runtime.device={self.device}"]
+        words = [*self.settings, *settings, "runtime.threads=1"]
         command = [sys.executable, "-m", "fedms.cli", "run", str(RECIPE), *words]
         seconds, peak = run_measured([*command, "--out", str(out), "--json"])
         summary = json.loads((out / "summary.json").read_text())
@@ -108,7 +104,7 @@ def accuracy_rows(bench: Bench) -> Iterator[Row]:
 
     The peer's batches hold texts of like length, as fedms' do.
     """
-    theirs = personal_curve(bench.peer("plain_peft", bench.job(), "--device", bench.device))
+    theirs = personal_curve(bench.peer("plain_peft", bench.job()))
     mine = run_curve(bench.fedms("evaluate_every=1", *FRUGAL)["folder"])
     for target in (*TARGETS, max(point["validation"] for point in theirs)):
         ours, peer = first(mine, target), first(theirs, target)
@@ -242,14 +238,14 @@ BLOCKS = {name: name for name in MEASURES} | {"overhead": "overhead-peers"}
 """Blocks of the page by measure; its block `overhead` is that of `fedms bench`."""
 
 
-def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str, where: str) -> str:
+def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
     """Rows in markdown, with where they are from."""
     head = ["measure", "fedms", "peer", "fedms / peer", "peer is"]
     lines = [
         pages.table(head, ([*pages.cells(row), str(row.peer_name)] for row in rows)),
         "",
         f"`{command}`; commit {str(facts['git_commit'])[:12]}; {facts['processor']}, "
-        f"{facts['cores']} cores, {where}; torch {facts['packages']['torch']}.",
+        f"{facts['cores']} cores, shared, one thread each; torch {facts['packages']['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -267,32 +263,24 @@ def main() -> None:
     parser.add_argument("--only", choices=MEASURES, help="one measure")
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
     parser.add_argument("--pfl-python", default=sys.executable, help="python that has pfl")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of accuracy")
     parser.add_argument("--json", type=Path, help="also write rows there")
     words = parser.parse_args()
-    if words.device != "cpu" and words.only != "accuracy":
-        parser.error("--device is for --only accuracy")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     facts = environment(0)
-    where, suffix, option = "shared, one thread each", "", ""
-    if words.device != "cpu":
-        where = f"one {device_name(words.device)}"
-        suffix, option = f"-{words.device}", f" --device {words.device}"
     for name, rows_of in MEASURES.items():
         if words.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory(prefix="fedms-peers-") as folder:
-            rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python, words.device)))
+            rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python)))
         settings = "".join(f" --set {setting}" for setting in words.set)
-        command = f"python benchmarks/peers/compare.py --only {name}{settings}{option}"
-        text = block(rows, facts, command, where)
+        text = block(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
         sys.stdout.write(text + "\n")
         if words.json:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        pages.write(PAGE, f"{BLOCKS[name]}{suffix}", text)
+        pages.write(PAGE, BLOCKS[name], text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Federated averaging of LoRA, then fine-tuning of every client, in plain transformers and PEFT.
 
-    python benchmarks/peers/plain_peft.py JOB_FOLDER --out RESULT.json [--device cuda]
+    python benchmarks/peers/plain_peft.py JOB_FOLDER --out RESULT.json
 
 One model in memory; a client's adapters are put into it and taken out again. All blocks train.
 """
@@ -37,7 +37,6 @@ class Trainer:
     """The model and all clients' tokens, with what was spent so far."""
 
     job: Job
-    device: str = "cpu"
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     sent_bytes: int = 0
@@ -46,7 +45,7 @@ class Trainer:
     def __post_init__(self) -> None:
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.seed)
-        self.model = PromptClassifier(self.job).to(self.device)
+        self.model = PromptClassifier(self.job)
         self.tokenizer = make_tokenizer(self.job)
         clients = self.job.clients
         self.train_rows = [self._tokens(client.train) for client in clients]
@@ -128,12 +127,10 @@ class Trainer:
 
 def main() -> None:
     """Run the job."""
-    parser = arguments(__doc__)
-    parser.add_argument("--device", default="cpu", help="as torch names it")
-    words = parser.parse_args()
+    words = arguments(__doc__).parse_args()
     job = load_job(words.job)
     with measured() as spent:
-        trainer = Trainer(job, words.device)
+        trainer = Trainer(job)
         trainer.fine_tuning(trainer.federated_averaging())
     result = {
         "peer": "plain_peft",

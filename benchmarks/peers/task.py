@@ -64,11 +64,9 @@ class PromptClassifier(nn.Module):
         self.encoder = get_peft_model(base, adapters)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`(batch, classes)` logits of `(batch, tokens)` ids; on a GPU the encoder is autocast."""
-        device = self.prompts.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            features = _features(self.encoder, input_ids.to(device), attention_mask.to(device))
-        return self.temperature * features.float() @ self.prompts.T
+        """`(batch, classes)` logits of `(batch, tokens)` ids."""
+        features = _features(self.encoder, input_ids, attention_mask)
+        return self.temperature * features @ self.prompts.T
 
     def adapters(self) -> State:
         """Copies of the adapters, by the names PEFT saves them under."""
@@ -133,7 +131,7 @@ def training_batches(job: Job, rows: Sequence[Row], tokenizer: Any) -> dict[str,
 def loss_of(model: PromptClassifier, batch: Batch) -> Tensor:
     """Cross-entropy of a batch."""
     logits = model(batch["input_ids"], batch["attention_mask"])
-    return F.cross_entropy(logits, batch["labels"].to(logits.device))
+    return F.cross_entropy(logits, batch["labels"])
 
 
 def train(model: PromptClassifier, batches: Iterable[Batch], job: Job, epochs: int) -> None:
@@ -159,7 +157,7 @@ def accuracy(model: PromptClassifier, rows: Sequence[Row], tokenizer: Any) -> fl
     hits = 0
     for batch in DataLoader(ordered, **how):  # type: ignore[arg-type]
         guess = model(batch["input_ids"], batch["attention_mask"]).argmax(-1)
-        hits += int((guess.cpu() == batch["labels"]).sum())
+        hits += int((guess == batch["labels"]).sum())
     return hits / len(rows)
 
 

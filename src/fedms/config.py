@@ -342,7 +342,9 @@ class Runtime(Section):
     threads: int | None = Field(
         None, ge=1, description="of torch in every worker; unset: its own choice, shared out"
     )
-    stack: int = Field(1, ge=1, le=1024, description="clients that are trained together")
+    stack: int = Field(
+        1, ge=1, le=1024, description="clients that are trained together; on a GPU 8 take a quarter"
+    )
     gpus: float = Field(
         0.0, ge=0.0, le=64.0, description="share of a GPU that each of Ray's workers takes"
     )

@@ -252,13 +252,10 @@ def test_what_is_spent_until_an_accuracy(
         return {"train_seconds": seconds, "bytes": 10 * seconds, "clients": clients}
 
     class Programs:
-        device = "cpu"
-
         def job(self) -> Path:
             return tmp_path
 
-        def peer(self, program: str, job: Path, *words: str) -> dict[str, Any]:
-            assert words == ("--device", "cpu")
+        def peer(self, program: str, job: Path) -> dict[str, Any]:
             return {"curve": [point(10, 0.5, 0.5), point(20, 1.0, 0.5), point(30, 0.0, 0.75)]}
 
         def fedms(self, *words: str) -> dict[str, Any]:
