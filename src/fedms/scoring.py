@@ -21,7 +21,7 @@ from fedms.use import NEW, Models
 def evaluate(
     folder: Path, words: Sequence[str] = (), client: str | None = None, *, device: str | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Accuracy, mean log loss in nats, mean gate weight and rows, by client and role.
+    """Accuracy, mean log loss in nats, mean weight of a gate, and rows, by client and role.
 
     Roles are `personal` and, of a mixture, its two experts alone: `global` and `local`.
 
@@ -43,11 +43,12 @@ def evaluate(
     scored: dict[str, dict[str, dict[str, Any]]] = {}
     for who, rows in found:
         scores = models.score(rows, who)
+        gated = "personal" if "global" in scores else None
         scored[who] = {
             role: {
                 "accuracy": score.accuracy,
                 "loss": score.loss / score.rows,
-                "gate_weight": score.gate_weight / score.rows if role == "personal" else None,
+                "gate_weight": score.gate_weight / score.rows if role == gated else None,
                 "rows": score.rows,
             }
             for role, score in scores.items()

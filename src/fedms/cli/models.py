@@ -62,7 +62,9 @@ def predict(
     who = client or models.only()
     for i, said in enumerate(models.predict(table, who)):
         if as_json:
-            facts = {"input": table.where(i), "client": who, **asdict(said)}
+            given, where = table.inputs[i], table.where(i)  # which is a text's own, in quotes
+            shown = given if where == repr(given) else where
+            facts = {"input": shown, "client": who, **asdict(said)}
             if top is not None:
                 facts["probabilities"] = said.likeliest(top)
             typer.echo(json.dumps(facts))

@@ -105,6 +105,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             limits=schema.Bounds.model_validate(limits, from_attributes=True),
         )
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> schema.Health:
         """That the service is there; without a token."""
