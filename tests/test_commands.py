@@ -195,6 +195,13 @@ def test_the_command_does_what_the_page_says(place, command):
 
 
 @pytest.mark.slow
+def test_a_text_comes_back_as_it_was_given(place):
+    text = 'it\'s "late"\twhere is my card?'
+    command = ["fedms", "predict", "runs/banking77-fedms-seed0", "--client", "3", "--json", text]
+    assert json.loads(perform(place, command).stdout)["input"] == text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", sorted({c for c in commands() if c.startswith("pip install 'fedms[")})
 )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedms.config import load_config
 from fedms.run import run
@@ -34,11 +35,13 @@ def test_so_with_texts_and_a_sentence_encoder(loopback, states, tmp_path):
 
 def check(here, states, tmp_path):
     here.everyone()
-    here.submit("--out", tmp_path / "served", "--json")
+    here.submit("tracking.to=tensorboard", "--out", tmp_path / "served", "--json")
     run(load_config(here.config), tmp_path / "simulated")  # meanwhile
     assert here.ended() == 0, here.said("submit")
     for site in here.sites:
         here.end(site)
+    tracked = EventAccumulator(str(tmp_path / "served" / "tracking" / "tensorboard")).Reload()
+    assert [event.tensor_proto.float_val[0] for event in tracked.Tensors("stage")] == [1, 2]
     shown = json.loads(here.said("submit")[here.said("submit").index('{\n  "folder"') :])
     expected = json.loads((tmp_path / "simulated" / "summary.json").read_text())
     for summary in (shown, expected):

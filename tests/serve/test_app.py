@@ -269,6 +269,8 @@ def test_a_token_opens_all_but_health_and_description(models):
         models, *(("GET", p, {}) for p in ("/health", "/docs", "/openapi.json")), token="x"
     )
     assert [a.status_code for a in free] == [200] * 3
+    (there,) = asked(models, ("HEAD", "/health", {}), token="x")  # as balancers ask
+    assert (there.status_code, there.content) == (200, b"")
 
 
 def test_only_names_of_this_machine_are_its_own(models):
