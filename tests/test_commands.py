@@ -212,6 +212,13 @@ def test_parts_are_added_to_what_is_installed(place, command):
 
 
 @pytest.mark.slow
+def test_a_clone_is_installed_as_the_quick_start_has_it():
+    (install,) = [c for c in blocks(ROOT / "docs/quick-start.md") if c.startswith("pip")]
+    done = perform(ROOT, [*shlex.split(install), "--dry-run"])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_a_clone_gives_a_wheel_that_is_complete(tmp_path):
     (command,) = [c for c in blocks(ROOT / "docs/deployment.md") if c.startswith("pip wheel")]
     done = perform(ROOT, [*shlex.split(command), "--wheel-dir", str(tmp_path)])
@@ -223,6 +230,10 @@ def test_a_clone_gives_a_wheel_that_is_complete(tmp_path):
         for found in re.findall(r"fedms-[^'\[]+\.whl", c)
     }
     assert wheel.name == named
+    page = blocks(ROOT / "docs/deployment.md")
+    (install,) = [command for command in page if command.startswith("pip install 'fedms-")]
+    told = perform(tmp_path, [*shlex.split(install), "--dry-run"])
+    assert told.returncode == 0, told.stderr
     shutil.unpack_archive(wheel, tmp_path / "inside", "zip")
     for path in (ROOT / "src" / "fedms").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
