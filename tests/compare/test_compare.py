@@ -376,6 +376,7 @@ def test_an_unknown_method_is_named(plan):
         compare(Plan(None, (), ("sgd",), (0,), (1e-3,), plan.out))
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_not_chosen_and_not_tried_again(plan):
     wild = replace(plan, methods=("local",), seeds=(0,), rates=(1e20, 1e-3))
     for again in (wild, replace(wild, perform=False)):

@@ -87,6 +87,7 @@ def test_who_is_late_keeps_what_was_learned_and_who_crashes_does_not(small, tmp_
         assert len(list((path / "checkpoints" / "clients").rglob("*.safetensors"))) == kept
 
 
+@pytest.mark.slow
 def test_faults_are_the_same_again_and_after_an_interruption(small, done, tmp_path):
     words = (*SIX, *SOME, "faults.attack=sign", "faults.attackers=0.2")
     expected = done(*words)

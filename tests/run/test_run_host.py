@@ -58,6 +58,7 @@ assert numpy.random.get_state()[1].tolist() == before
 """
 
 
+@pytest.mark.slow
 def test_importing_draws_no_numbers():
     subprocess.run([sys.executable, "-c", IMPORTS], check=True)
 
@@ -98,6 +99,7 @@ def test_by_a_run_that_fails_and_one_that_goes_on_too(host, small, tmp_path):
     assert surroundings() == host
 
 
+@pytest.mark.slow
 def test_a_host_that_draws_numbers_changes_nothing(host, small, done, tmp_path):
     """Nor does what it drew before: a seed of the run's decides alone."""
     run(small(), tmp_path / "run", watch=lambda event: (random.random(), torch.rand(3)))

@@ -77,6 +77,7 @@ TEN += ("gate.statistics=personal",)
 FALSE = ("faults.attack=labels", "faults.attackers=0.3")
 
 
+@pytest.mark.slow
 def test_class_statistics_that_contradict_the_others_are_left_out(done, small, tmp_path):
     faults = Faults(attack="labels", attackers=0.3)
     liars = sorted(attackers(faults, [str(i) for i in range(10)], 0))
@@ -93,6 +94,7 @@ def test_class_statistics_that_contradict_the_others_are_left_out(done, small, t
     assert accuracy[0] > accuracy[1] + 0.03
 
 
+@pytest.mark.slow
 def test_without_contradictions_comparing_changes_nothing(done):
     plain, screened = done(*TEN, "screen.contradictions=off"), done(*TEN)
     assert plain.bytes() == screened.bytes()

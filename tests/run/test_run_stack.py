@@ -41,6 +41,7 @@ def test_the_same_models_and_records(done, alone, more):
     )
 
 
+@pytest.mark.slow
 def test_workers_have_stacks_of_their_own(done, alone):
     words = ("training.learning_rate=1e-3", "runtime.workers=2", "runtime.stack=2")
     for name, tensor in done(*COMMON, *words).tensors().items():

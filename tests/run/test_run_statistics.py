@@ -66,6 +66,7 @@ def test_they_change_what_models_say(done):
     assert losses["with"] < losses["without"]
 
 
+@pytest.mark.slow
 def test_the_same_for_every_number_of_workers(done):
     one, two = done(*PERSONAL), done(*PERSONAL, "runtime.workers=2")
     assert one.bytes() == two.bytes()
