@@ -199,6 +199,18 @@ def test_a_run_with_other_settings_is_not_used(plan, results):
     assert not by_name(results, "fedms")[0].record.fits(config)
 
 
+@pytest.mark.parametrize(
+    ("sal", "read_by"),
+    [({"start": 2}, {"fedms"}), ({"caps": {"*": 1}}, {"fedms", "fedavg", "local"})],
+)
+def test_growth_of_sal_is_read_by_fedms_alone(results, sal, read_by):
+    """So that another one does not run all others again; everybody reads caps."""
+    for method in ("fedms", "fedavg", "local"):
+        record = by_name(results, method)[0].record
+        other = validate({**record.config, "sal": {**record.config["sal"], **sal}})
+        assert record.is_of(other) == (method not in read_by)
+
+
 def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
     one = Plan(None, SETTINGS, ("local",), (0,), (1e-3,), tmp_path)
     (first,) = compare(one)

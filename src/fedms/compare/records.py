@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fedms.config import Config, ConfigError, load_config, untracked, validate
+from fedms.config import Config, ConfigError, Sal, load_config, untracked, validate
 from fedms.core.errors import UserError
 from fedms.identity import identity
 from fedms.store.files import append_json
@@ -74,17 +74,17 @@ class Record:
         return cls(line["config"], line["facts"], line["summary"], points)
 
     def is_of(self, config: Config) -> bool:
-        """Whether it is of exactly this configuration, wherever it is tracked.
+        """Whether it is of this configuration in all that its method reads, wherever it is tracked.
 
         An option that came later than the record counts as its default.
         """
         try:
-            return untracked(validate(self.config)) == untracked(config)
+            return _read(validate(self.config)) == _read(config)
         except ConfigError:
             return False
 
     def fits(self, config: Config) -> bool:
-        """Whether it is of exactly this configuration, here and now: see `identity`."""
+        """Whether it is of this configuration, here and now: see `identity`."""
         return self.is_of(config) and self.facts.get("identity") == identity(config)
 
 
@@ -117,6 +117,12 @@ class Records:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             append_json(self._path, {"run": name, **asdict(record)})
             self._known[name] = record
+
+
+def _read(config: Config) -> Config:
+    """What makes a run what it is: of SAL, methods that train all blocks read the caps alone."""
+    sal = config.sal if config.method == "fedms" else Sal(caps=config.sal.caps)
+    return untracked(config).model_copy(update={"sal": sal})
 
 
 def curve(folder: Path) -> list[Point]:
