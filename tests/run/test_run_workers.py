@@ -57,6 +57,7 @@ def test_work_is_counted_wherever_it_is_done(pair):
         assert {"cache", "train", "evaluate", "aggregate"} <= cost["phase_seconds"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_process_and_no_thread_setting_is_left(small, tmp_path, workers):
     threads = torch.get_num_threads()

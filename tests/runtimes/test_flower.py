@@ -389,6 +389,7 @@ def test_a_round_of_too_few_is_tried_again_with_others_then_ends_the_run(tables,
         served(tables, tmp_path / "none", apps, *SHORT)
 
 
+@pytest.mark.slow
 def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
     """Killed before every message, it ends as one that ran through; without its disk, it asks."""
 
@@ -416,6 +417,7 @@ def test_a_site_that_was_started_anew_goes_on_from_its_disk(tables, tmp_path):
     assert states[0].read_bytes() == states[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_site_without_its_disk_is_sent_all_again(tables, tmp_path):
     places = itertools.count()
 
@@ -681,6 +683,7 @@ def test_the_relay_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_site_that_crashed_at_work_is_asked_again_after_three_deadlines(tables, tmp_path):
     """Its question stays without an answer for ever, though it is back."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
@@ -716,6 +719,7 @@ def test_a_site_is_who_its_key_is_of(tables, tmp_path):
     assert sites._met["south"].node == 2
 
 
+@pytest.mark.slow
 def test_a_node_that_was_started_anew_is_not_waited_for_and_met_again(tables, tmp_path):
     """What it was asked is lost; without a deadline, too."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
