@@ -1,10 +1,11 @@
 """Try settings where test rows may choose: on federations of rows that no table is about.
 
     python benchmarks/fresh.py "method=fedavg training.learning_rate=1e-3" "sal.start=5"
+    python benchmarks/fresh.py --federations 6,7,8,9 "method=fedavg" ""  # then tried on others
 
 Tables of `docs/results.md` are about 800 rows of amazon5 a seed, of 26,808. Of the others come
-federations of the same size, with four times the test rows: by what is best on those something may
-be chosen, and then be seen in the tables. Every argument is a row: settings on top of the cell's.
+federations of the same size, with four times the test rows: by what is best on some of them
+something may be chosen, and then be seen on the others and in the tables. Every argument is a row: settings on top of the cell's.
 Printed: means over federations, of clients' test accuracy, and of the personal models' log loss on
 test and validation rows.
 """
@@ -31,7 +32,7 @@ from fedms.run import run
 CELL = next(cell for cell in results.CELLS if cell.name == "amazon5")
 ROWS = 800
 PARTS = {"train": 320, "val": 80, "test": 1600}
-FEDERATIONS = 6
+FEDERATIONS = "0,1,2,3,4,5"
 OWN = ("evaluate_every=0", "data.max_rows=", "data.split=split", "training.learning_rate=3e-3")
 FIRST = 100
 """Seed of the first federation."""
@@ -51,12 +52,12 @@ def others() -> Table:
     return table.take(np.array([i for i, text in enumerate(table.inputs) if text not in drawn]))
 
 
-def federations(folder: Path) -> Iterator[Path]:
+def federations(folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
     """Files of rows, no row in two."""
     table, size = others(), sum(PARTS.values())
     order = np.random.default_rng(7).permutation(len(table))
     split = [name for name, rows in PARTS.items() for _ in range(rows)]
-    for number in range(FEDERATIONS):
+    for number in numbers:
         rows = table.take(order[number * size : (number + 1) * size])
         path = folder / f"{number}.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -92,14 +93,16 @@ def main() -> None:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", nargs="*", default=[""], metavar='"KEY=VALUE …"')
+    parser.add_argument("--federations", default=FEDERATIONS, help="numbers by commas, 0 to 9")
+    words = parser.parse_args()
+    numbers = [int(number) for number in words.federations.split(",")]
     rows = []
     with tempfile.TemporaryDirectory(prefix="fedms-fresh-") as scratch:
-        files = list(federations(Path(scratch)))
-        for place, settings in enumerate(parser.parse_args().settings):
-            folders = [Path(scratch) / f"{place}-{number}" for number in range(len(files))]
+        files = list(federations(Path(scratch), numbers))
+        for place, settings in enumerate(words.settings):
             found = [
-                score(settings.split(), path, number, folder)
-                for number, (path, folder) in enumerate(zip(files, folders, strict=True))
+                score(settings.split(), path, number, Path(scratch) / f"{place}-{number}")
+                for number, path in zip(numbers, files, strict=True)
             ]
             rows.append(line(settings, found))
     head = ["settings", "personal", "global", "local", "worst decile", "loss", "validation loss"]
