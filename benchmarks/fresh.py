@@ -5,9 +5,9 @@
 
 Tables of `docs/results.md` are about 800 rows of amazon5 a seed, of 26,808. Of the others come
 federations of the same size, with four times the test rows: by what is best on some of them
-something may be chosen, and then be seen on the others and in the tables. Every argument is a row: settings on top of the cell's.
-Printed: means over federations, of clients' test accuracy, and of the personal models' log loss on
-test and validation rows.
+something may be chosen, and then be seen on the others and in the tables. Every argument is a row:
+settings on top of the cell's. Printed: means over federations, of clients' test accuracy, and of
+the personal models' log loss on test and validation rows.
 """
 
 from __future__ import annotations
