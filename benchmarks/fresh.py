@@ -30,7 +30,7 @@ from fedms.data import Table, load_table
 from fedms.run import run
 
 CELL = next(cell for cell in results.CELLS if cell.name == "amazon5")
-ROWS = 800
+RECIPE = results.ROOT / "recipes" / f"{CELL.recipe}.toml"
 PARTS = {"train": 320, "val": 80, "test": 1600}
 FEDERATIONS = "0,1,2,3,4,5"
 OWN = ("evaluate_every=0", "data.max_rows=", "data.split=split", "training.learning_rate=3e-3")
@@ -40,14 +40,15 @@ FIRST = 100
 
 def others() -> Table:
     """Rows that no seed of the cell's tables draws."""
-    path = str(results.ROOT / "../shared/data/amazon5/data.csv.gz")
+    config = load_config(RECIPE, CELL.settings)
+    data, domain = config.data, config.partition.column
 
     def draw(seed: int = 0, rows: int | None = None) -> Table:
         return load_table(
-            "csv", path, group="domain", drop_duplicates=True, max_rows=rows, seed=seed
+            "csv", data.path, group=domain, drop_duplicates=True, max_rows=rows, seed=seed
         )
 
-    drawn = {text for seed in CELL.seeds for text in draw(seed, ROWS).inputs}
+    drawn = {text for seed in CELL.seeds for text in draw(seed, data.max_rows).inputs}
     table = draw()
     return table.take(np.array([i for i, text in enumerate(table.inputs) if text not in drawn]))
 
@@ -69,9 +70,8 @@ def federations(folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
 
 def score(settings: Sequence[str], path: Path, number: int, folder: Path) -> Mapping[str, Any]:
     """A run's summary."""
-    recipe = results.ROOT / "recipes" / f"{CELL.recipe}.toml"
     where = (f"data.path={path}", f"seed={FIRST + number}")
-    run(load_config(recipe, [*CELL.settings, *results.COMMON, *OWN, *where, *settings]), folder)
+    run(load_config(RECIPE, [*CELL.settings, *results.COMMON, *OWN, *where, *settings]), folder)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary
 
@@ -95,6 +95,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", default=[""], metavar='"KEY=VALUE …"')
     parser.add_argument("--federations", default=FEDERATIONS, help="numbers by commas, 0 to 9")
     words = parser.parse_args()
+    known = [str(number) for number in range(10)]
+    if unknown := {*words.federations.split(",")} - {*known}:
+        parser.error(f"got federation {min(unknown)!r}; expected some of {', '.join(known)}")
     numbers = [int(number) for number in words.federations.split(",")]
     rows = []
     with tempfile.TemporaryDirectory(prefix="fedms-fresh-") as scratch:

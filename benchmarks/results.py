@@ -39,10 +39,10 @@ SEEDS = (0, 1, 2)
 MANY = (*SEEDS, 3, 4, 5, 6, 7, 8)
 """Where three seeds do not tell FedMS from the best."""
 AGAIN = {
-    "digits": ["feddpa", "dual", "finetune", "fedper"],
+    "digits": ["feddpa", "dual", "finetune", "fedper", "flexlora", "fedavg"],
     "newsgroups20": ["local", "fedper", "probe"],
 }
-"""Cells with three seeds in which others are level with FedMS: these are tried on many seeds."""
+"""Cells with three seeds in which others are level with FedMS: methods tried on many seeds."""
 RATES = (3e-3, 1e-2)
 COMMON = ("runtime.threads=1",)
 
