@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pages
 
@@ -80,6 +81,7 @@ _HALVED = ("data.split=", "partition.test_fraction=0.5")
 _STEPS = ("training.batch_size=8", "runtime.stack=4")
 """A client has some 60 training rows: with larger batches it would take too few steps."""
 _TEXT = (*_ROUNDS, *_HALVED, *_STEPS, "model.max_length=32", "runtime.precision=bfloat16")
+_MANY_ROWS = (*_TEXT, "training.batch_size=16", "runtime.stack=5")
 _IMAGES = (*_ROUNDS, "runtime.stack=8")
 _BANKING = (*_TEXT, "data.max_rows=1500")
 _CLINC = (*_TEXT, "data.max_rows=1600")
@@ -103,13 +105,14 @@ CELLS = (
     Cell("newsgroups20", "newsgroups20", (*_TEXT, *_AUTHORS)),
     Cell("newsgroups20-skewed", "newsgroups20", (*_NEWS, *_SPREAD, "partition.alpha=0.1")),
     Cell("amazon5", "amazon5", (*_TEXT, "data.max_rows=800"), seeds=MANY),
+    Cell("amazon5-more", "amazon5", (*_MANY_ROWS, "data.max_rows=4000")),
 )
 
 
 def block(cell: Cell, results: Sequence[Result]) -> str:
     """The cell's tables, and what made them."""
     facts = [result.record.facts for result in results]
-    machines = sorted({f"{f['processor']}, {f['cores']} cores" for f in facts})
+    machines = sorted({_machine(f) for f in facts})
     versions = sorted({f"torch {f['packages']['torch']}, Python {f['python']}" for f in facts})
     settings = " ".join([*cell.settings, *COMMON])
     said = (
@@ -120,6 +123,12 @@ def block(cell: Cell, results: Sequence[Result]) -> str:
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'
     )
     return f"{table.markdown(results)}\n{said}"
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    device = facts.get("device_name", "cpu")
+    accelerator = "" if device == "cpu" else f"one {device}, "
+    return f"{accelerator}{facts['processor']}, {facts['cores']} cores"
 
 
 def forget(folder: Path, methods: Sequence[str]) -> None:

@@ -2,9 +2,11 @@
 
     python benchmarks/peers/compare.py            # all, writes the table of docs/performance.md
     python benchmarks/peers/compare.py --only accuracy --set data.max_rows=4000
+    python benchmarks/peers/compare.py --only accuracy --device cuda
 
 Needs the extra `bench`; pfl-research has an environment of its own (`--pfl-python`, see
 `benchmarks/peers/README.md`). fedms and peers run one after another on one thread each, in turns.
+On another device there is `accuracy` alone, and its block ends in the device's kind.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from write_job import write_job
 
 from fedms.bench import Row
 from fedms.config import load_config
+from fedms.machine import device_name, pick_device
 from fedms.store.run_folder import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -63,8 +66,11 @@ FEDAVG = [
 class Bench:
     """A folder for jobs and runs, and what all of them have in common."""
 
-    def __init__(self, folder: Path, settings: Sequence[str], pfl_python: str) -> None:
+    def __init__(
+        self, folder: Path, settings: Sequence[str], pfl_python: str, device: str = "cpu"
+    ) -> None:
         self.folder, self.settings, self.pfl_python = folder, settings, pfl_python
+        self.device = device
         self._count = 0
 
     def new(self, name: str) -> Path:
@@ -76,7 +82,7 @@ class Bench:
         """The peers' job for the recipe with these settings."""
         path = self.new("job")
         config = load_config(RECIPE, [*self.settings, *settings])
-        write_job(path, config, threads=1, group_by_length=not shuffle)
+        write_job(path, config, threads=1, group_by_length=not shuffle, device=self.device)
         return path
 
     def peer(self, program: str, *words: object, python: str = sys.executable) -> dict[str, Any]:
@@ -89,7 +95,7 @@ class Bench:
     def fedms(self, *settings: str) -> dict[str, Any]:
         """Summary of a run, with its folder, seconds (whole, and by round) and peak memory."""
         out = self.new("run")
-        words = [*self.settings, *settings, "runtime.threads=1"]
+        words = [*self.settings, *settings, "runtime.threads=1", f"runtime.device={self.device}"]
         command = [sys.executable, "-m", "fedms.cli", "run", str(RECIPE), *words]
         seconds, peak = run_measured([*command, "--out", str(out), "--json"])
         summary = json.loads((out / "summary.json").read_text())
@@ -241,11 +247,13 @@ BLOCKS = {name: name for name in MEASURES} | {"overhead": "overhead-peers"}
 def block(rows: Sequence[Row], facts: Mapping[str, Any], command: str) -> str:
     """Rows in markdown, with where they are from."""
     head = ["measure", "fedms", "peer", "fedms / peer", "peer is"]
+    device = f"one {facts['device']}, " if "device" in facts else ""
+    shared = "" if device else ", shared"
     lines = [
         pages.table(head, ([*pages.cells(row), str(row.peer_name)] for row in rows)),
         "",
-        f"`{command}`; commit {str(facts['git_commit'])[:12]}; {facts['processor']}, "
-        f"{facts['cores']} cores, shared, one thread each; torch {facts['packages']['torch']}.",
+        f"`{command}`; commit {str(facts['git_commit'])[:12]}; {device}{facts['processor']}, "
+        f"{facts['cores']} cores{shared}, one thread each; torch {facts['packages']['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -263,24 +271,31 @@ def main() -> None:
     parser.add_argument("--only", choices=MEASURES, help="one measure")
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
     parser.add_argument("--pfl-python", default=sys.executable, help="python that has pfl")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
     parser.add_argument("--json", type=Path, help="also write rows there")
     words = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    facts = environment(0)
+    facts, suffix, option = environment(0), "", ""
+    if words.device != "cpu":
+        if words.only != "accuracy":
+            parser.error("of measures, accuracy alone is for other devices: --only accuracy")
+        facts["device"] = device_name(pick_device(words.device))
+        suffix, option = f"-{words.device}", f" --device {words.device}"
     for name, rows_of in MEASURES.items():
         if words.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory(prefix="fedms-peers-") as folder:
-            rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python)))
+            rows = list(rows_of(Bench(Path(folder), words.set, words.pfl_python, words.device)))
         settings = "".join(f" --set {setting}" for setting in words.set)
-        text = block(rows, facts, f"python benchmarks/peers/compare.py --only {name}{settings}")
+        command = f"python benchmarks/peers/compare.py --only {name}{settings}{option}"
+        text = block(rows, facts, command)
         sys.stdout.write(text + "\n")
         if words.json:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        pages.write(PAGE, BLOCKS[name], text)
+        pages.write(PAGE, BLOCKS[name] + suffix, text)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Job:
         group_by_length: batch texts of like length, with the sampler of transformers; else
             batches are shuffled rows. Either way a batch is padded to its longest text.
         threads: of torch, in every process.
+        device: torch's, of the model and its batches; Flower's and pfl's peers know the CPU alone.
         clients: who trains; all of them every round.
     """
 
@@ -73,6 +74,7 @@ class Job:
     group_by_length: bool
     seed: int
     threads: int
+    device: str
     clients: list[Client]
 
 

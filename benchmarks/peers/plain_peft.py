@@ -45,7 +45,7 @@ class Trainer:
     def __post_init__(self) -> None:
         torch.set_num_threads(self.job.threads)
         torch.manual_seed(self.job.seed)
-        self.model = PromptClassifier(self.job)
+        self.model = PromptClassifier(self.job).to(self.job.device)
         self.tokenizer = make_tokenizer(self.job)
         clients = self.job.clients
         self.train_rows = [self._tokens(client.train) for client in clients]
@@ -63,6 +63,8 @@ class Trainer:
         how = training_batches(self.job, rows, self.tokenizer)
         train(self.model, DataLoader(rows, self.job.batch_size, **how), self.job, epochs)  # type: ignore[arg-type]
         state = self.model.adapters()
+        if self.job.device != "cpu":
+            torch.accelerator.synchronize()
         self.train_seconds += time.perf_counter() - start
         return state
 

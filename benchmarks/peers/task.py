@@ -65,7 +65,8 @@ class PromptClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """`(batch, classes)` logits of `(batch, tokens)` ids."""
-        features = _features(self.encoder, input_ids, attention_mask)
+        device = self.prompts.device
+        features = _features(self.encoder, input_ids.to(device), attention_mask.to(device))
         return self.temperature * features @ self.prompts.T
 
     def adapters(self) -> State:
@@ -131,7 +132,7 @@ def training_batches(job: Job, rows: Sequence[Row], tokenizer: Any) -> dict[str,
 def loss_of(model: PromptClassifier, batch: Batch) -> Tensor:
     """Cross-entropy of a batch."""
     logits = model(batch["input_ids"], batch["attention_mask"])
-    return F.cross_entropy(logits, batch["labels"])
+    return F.cross_entropy(logits, batch["labels"].to(logits.device))
 
 
 def train(model: PromptClassifier, batches: Iterable[Batch], job: Job, epochs: int) -> None:
@@ -156,7 +157,7 @@ def accuracy(model: PromptClassifier, rows: Sequence[Row], tokenizer: Any) -> fl
     how = {"batch_size": EVALUATION_BATCH, "collate_fn": make_collator(tokenizer)}
     hits = 0
     for batch in DataLoader(ordered, **how):  # type: ignore[arg-type]
-        guess = model(batch["input_ids"], batch["attention_mask"]).argmax(-1)
+        guess = model(batch["input_ids"], batch["attention_mask"]).argmax(-1).cpu()
         hits += int((guess == batch["labels"]).sum())
     return hits / len(rows)
 

@@ -18,7 +18,12 @@ from fedms.data import Table
 
 
 def write_job(
-    folder: Path, config: Config, *, threads: int = 1, group_by_length: bool = True
+    folder: Path,
+    config: Config,
+    *,
+    threads: int = 1,
+    group_by_length: bool = True,
+    device: str = "cpu",
 ) -> Job:
     """Write a job folder and give what is in it.
 
@@ -58,6 +63,7 @@ def write_job(
         group_by_length=group_by_length,
         seed=config.seed,
         threads=threads,
+        device=device,
         clients=[
             Client(c.id, *(_examples(table, rows, classes) for rows in (c.train, c.val, c.test)))
             for c in federation.clients

@@ -20,7 +20,8 @@ from fedms.core.errors import UserError
 from fedms.identity import identity
 from fedms.store.files import append_json
 
-_FACTS = ("started", "python", "packages", "git_commit", "processor", "cores", "identity")
+_FACTS = ("started", "python", "packages", "git_commit", "processor", "cores", "device_name")
+_FACTS += ("identity",)
 """Of `environment.json`."""
 
 
