@@ -72,7 +72,9 @@ def test_other_architectures(tmp_path, tokenizer_saver, kind):
     with torch.random.fork_rng(devices=[]):
         _tiny(kind).save_pretrained(tmp_path)
     tokenizer_saver(tmp_path)
-    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}'
+    )
     assert kind in refusal(tmp_path)
 
 

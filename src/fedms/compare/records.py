@@ -20,8 +20,10 @@ from fedms.core.errors import UserError
 from fedms.identity import identity
 from fedms.store.files import append_json
 
-_FACTS = ("started", "python", "packages", "git_commit", "processor", "cores", "device_name")
-_FACTS += ("identity",)
+_FACTS = (
+    *("started", "python", "packages", "git_commit"),
+    *("processor", "cores", "device_name", "identity"),
+)
 """Of `environment.json`."""
 
 

@@ -13,6 +13,7 @@ Weights are read from safetensors only, and no code of a model repository is eve
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,8 +170,9 @@ class Backbone:
         return self._word_table().weight
 
     def _word_table(self) -> nn.Embedding:
-        tower = self.model.text_model if self.kind == "clip" else self.model
-        return tower.get_input_embeddings()  # type: ignore[operator,union-attr,no-any-return]
+        if self.kind == "clip":
+            return self.model.text_model.embeddings.token_embedding  # type: ignore[union-attr,return-value]
+        return self.model.get_input_embeddings()  # type: ignore[operator,no-any-return]
 
     def temperature(self) -> float:
         """What cosines are multiplied by: CLIP's learned `logit_scale`, 20 for sentence encoders.
@@ -317,11 +319,15 @@ def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
         with quiet():
             return loader.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = textwrap.shorten(str(error).strip().split("\n")[0], _REASON, placeholder=" …")
         raise UserError(
             f"got model.name = {name!r}, which cannot be loaded: {reason}; expected a folder that "
             "save_pretrained wrote (with safetensors weights), or a hub id that can be reached"
         ) from error
+
+
+_REASON = 400
+"""Characters of what transformers says: some versions name all models that they know."""
 
 
 @contextmanager
