@@ -6,7 +6,7 @@
 
 Needs the extra `bench`; pfl-research has an environment of its own (`--pfl-python`, see
 `benchmarks/peers/README.md`). fedms and peers run one after another on one thread each, in turns.
-On another device there is `accuracy` alone, and its block ends in the device's kind.
+On another device there is `accuracy` alone, and nothing is written.
 """
 
 from __future__ import annotations
@@ -276,12 +276,12 @@ def main() -> None:
     words = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    facts, suffix, option = environment(0), "", ""
+    facts, option = environment(0), ""
     if words.device != "cpu":
         if words.only != "accuracy":
             parser.error("of measures, accuracy alone is for other devices: --only accuracy")
         facts["device"] = device_name(pick_device(words.device))
-        suffix, option = f"-{words.device}", f" --device {words.device}"
+        option = f" --device {words.device}"
     for name, rows_of in MEASURES.items():
         if words.only not in (None, name):
             continue
@@ -295,7 +295,8 @@ def main() -> None:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        pages.write(PAGE, BLOCKS[name] + suffix, text)
+        if not option:
+            pages.write(PAGE, BLOCKS[name], text)
 
 
 if __name__ == "__main__":
