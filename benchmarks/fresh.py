@@ -2,12 +2,14 @@
 
     python benchmarks/fresh.py "method=fedavg training.learning_rate=1e-3" "sal.start=5"
     python benchmarks/fresh.py --federations 6,7,8,9 "method=fedavg" ""  # then tried on others
+    python benchmarks/fresh.py --cell banking77 --federations 0,1,2 "stage2.checkpoint=best" ""
 
-Tables of `docs/results.md` are about 800 rows of amazon5 a seed, of 26,808. Of the others come
-federations of the same size, with four times the test rows: by what is best on some of them
-something may be chosen, and then be seen on the others and in the tables. Every argument is a row:
-settings on top of the cell's. Printed: means over federations, of clients' test accuracy, and of
-the personal models' log loss on test and validation rows.
+Tables of `docs/results.md` are about a part of the rows of texts there are (800 of amazon5's
+26,808, a seed). Of the others come federations of as many training and validation rows, with 1,600
+test rows: by what is best on some of them something may be chosen, and then be seen on the others
+and in the tables. Every argument is a row: settings on top of the cell's. Printed: means over
+federations, of clients' test accuracy, and of the personal models' log loss on test and
+validation rows.
 """
 
 from __future__ import annotations
@@ -24,54 +26,72 @@ from typing import Any
 import numpy as np
 import pages
 import results
+from results import Cell
 
+from fedms.build import load_table
 from fedms.config import load_config
-from fedms.data import Table, load_table
+from fedms.data import Table
 from fedms.run import run
 
-CELL = next(cell for cell in results.CELLS if cell.name == "amazon5")
-RECIPE = results.ROOT / "recipes" / f"{CELL.recipe}.toml"
-PARTS = {"train": 320, "val": 80, "test": 1600}
+CELLS = {cell.name: cell for cell in results.CELLS if "data.split=" in cell.settings}
+"""Of texts, from CSV files."""
+SHARES, TEST = {"train": 0.4, "val": 0.1}, 1600
+"""Of a cell's rows; and test rows."""
 FEDERATIONS = "0,1,2,3,4,5"
 OWN = ("evaluate_every=0", "data.max_rows=", "data.split=split", "training.learning_rate=3e-3")
 FIRST = 100
 """Seed of the first federation."""
 
 
-def others() -> Table:
+def recipe(cell: Cell) -> Path:
+    """Of a cell."""
+    return results.ROOT / "recipes" / f"{cell.recipe}.toml"
+
+
+def others(cell: Cell) -> Table:
     """Rows that no seed of the cell's tables draws."""
-    config = load_config(RECIPE, CELL.settings)
-    data, domain = config.data, config.partition.column
 
-    def draw(seed: int = 0, rows: int | None = None) -> Table:
-        return load_table(
-            "csv", data.path, group=domain, drop_duplicates=True, max_rows=rows, seed=seed
-        )
+    def draw(*settings: str) -> Table:
+        return load_table(load_config(recipe(cell), [*cell.settings, *settings]))
 
-    drawn = {text for seed in CELL.seeds for text in draw(seed, data.max_rows).inputs}
-    table = draw()
+    drawn = {text for seed in cell.seeds for text in draw(f"seed={seed}").inputs}
+    table = draw("data.max_rows=")
     return table.take(np.array([i for i, text in enumerate(table.inputs) if text not in drawn]))
 
 
-def federations(folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
-    """Files of rows, no row in two."""
-    table, size = others(), sum(PARTS.values())
-    order = np.random.default_rng(7).permutation(len(table))
-    split = [name for name, rows in PARTS.items() for _ in range(rows)]
+def federations(cell: Cell, folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
+    """Files of rows, no row in two.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    config, table = load_config(recipe(cell), cell.settings), others(cell)
+    sizes = {part: round(share * (config.data.max_rows or 0)) for part, share in SHARES.items()}
+    split = [part for part, rows in {**sizes, "test": TEST}.items() for _ in range(rows)]
+    order, size = np.random.default_rng(7).permutation(len(table)), len(split)
+    column = config.partition.column or "group"
     for number in numbers:
+        if (number + 1) * size > len(table):
+            raise ValueError(f"got federation {number}; there are {len(table) // size}, from 0 on")
         rows = table.take(order[number * size : (number + 1) * size])
         path = folder / f"{number}.csv"
+        groups = rows.groups or [""] * len(rows)
         with path.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file)
-            lines.writerow(["text", "label", "domain", "split"])
-            lines.writerows(zip(rows.inputs, rows.labels, rows.groups or (), split, strict=True))
+            lines.writerow([config.data.input, config.data.label, column, "split"])
+            lines.writerows(zip(rows.inputs, rows.labels, groups, split, strict=True))
         yield path
 
 
-def score(settings: Sequence[str], path: Path, number: int, folder: Path) -> Mapping[str, Any]:
+def score(
+    cell: Cell, settings: Sequence[str], path: Path, number: int, folder: Path
+) -> Mapping[str, Any]:
     """A run's summary."""
     where = (f"data.path={path}", f"seed={FIRST + number}")
-    run(load_config(RECIPE, [*CELL.settings, *results.COMMON, *OWN, *where, *settings]), folder)
+    run(
+        load_config(recipe(cell), [*cell.settings, *results.COMMON, *OWN, *where, *settings]),
+        folder,
+    )
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary
 
@@ -93,18 +113,17 @@ def main() -> None:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", nargs="*", default=[""], metavar='"KEY=VALUE …"')
-    parser.add_argument("--federations", default=FEDERATIONS, help="numbers by commas, 0 to 9")
+    parser.add_argument("--cell", choices=CELLS, default="amazon5", help="[amazon5]")
+    parser.add_argument("--federations", default=FEDERATIONS, help="numbers by commas, from 0")
     words = parser.parse_args()
-    known = [str(number) for number in range(10)]
-    if unknown := {*words.federations.split(",")} - {*known}:
-        parser.error(f"got federation {min(unknown)!r}; expected some of {', '.join(known)}")
+    cell = CELLS[words.cell]
     numbers = [int(number) for number in words.federations.split(",")]
     rows = []
     with tempfile.TemporaryDirectory(prefix="fedms-fresh-") as scratch:
-        files = list(federations(Path(scratch), numbers))
+        files = list(federations(cell, Path(scratch), numbers))
         for place, settings in enumerate(words.settings):
             found = [
-                score(settings.split(), path, number, Path(scratch) / f"{place}-{number}")
+                score(cell, settings.split(), path, number, Path(scratch) / f"{place}-{number}")
                 for number, path in zip(numbers, files, strict=True)
             ]
             rows.append(line(settings, found))

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,9 @@ from typing import get_args
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -37,6 +41,24 @@ SMALL = [
     "stage2.rounds=1",
     "sal.start=1",
 ]
+
+
+def test_the_oldest_versions_are_those_of_the_ranges():
+    """So that `make lowest` tries what pyproject.toml promises."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    pins = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in pins if not line.startswith("#"))
+    lower = {
+        need.name: spec.version
+        for need in map(Requirement, wanted)
+        for spec in need.specifier
+        if spec.operator == ">="
+    }
+    assert oldest.keys() == lower.keys()
+    oldest.pop("torch")  # of which there is one build
+    for name, pinned in oldest.items():
+        assert Version(pinned) in SpecifierSet(f"=={lower[name]}"), name
 
 
 def test_wheels_are_of_this_version():

@@ -65,7 +65,11 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._bar.disable:  # before 14.3.4, rich then writes an empty line
+            self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         if self._quiet and not isinstance(event, Finished | Warned):
@@ -103,7 +107,7 @@ class Progress:
                         left=f"{event.seconds_left:.0f} s left",
                     )
             case Finished():
-                self._bar.stop()
+                self._stop()
 
     def _started(self, event: Started) -> None:
         experiment, config = event.experiment, self._config

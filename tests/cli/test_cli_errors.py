@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ CONFIGURATION = [
 def test_configuration(fedms, words, expected, tmp_path):
     assert_one_line(fedms("run", *words), *expected)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("flwr", ["deploy", "--sites", "a"], "fedms[flower]"),
+        ("cryptography", ["server", "there"], "fedms[flower]"),
+        ("flwr", ["site", "there"], "fedms[flower]"),
+        ("flwr", ["submit", "there"], "fedms[flower]"),
+        ("fastapi", ["serve", "there"], "fedms[serve]"),
+    ],
+)
+def test_an_extra_that_is_not_installed(fedms, monkeypatch, missing, words, extra):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else found(name)
+    )
+    assert_one_line(fedms(*words), f"pip install '{extra}'")
 
 
 def test_config_file_that_is_no_toml(fedms, tmp_path):

@@ -22,6 +22,13 @@ def _say(as_json: bool) -> Callable[[str], None]:
     return typer.echo
 
 
+def _need_flower() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("flwr") is None or find_spec("cryptography") is None:
+        fail("got no Flower; expected it; try: pip install 'fedms[flower]'")
+
+
 @app.command()
 def deploy(
     words: Annotated[
@@ -54,6 +61,7 @@ def deploy(
 
     Example: fedms deploy clinics.toml --sites north,south --address fl.example.org:9443
     """
+    _need_flower()
     from fedms.deploy.folders import write_deployment
 
     names = listed(sites, str, "--sites")
@@ -81,6 +89,7 @@ def server(
 
     Example: fedms server deployment/server
     """
+    _need_flower()
     from fedms.deploy.folders import read_server
     from fedms.deploy.server import serve
 
@@ -107,6 +116,7 @@ def site(
 
     Example: fedms site north data.path=/data/letters.csv
     """
+    _need_flower()
     from fedms.deploy.folders import read_site, site_config
     from fedms.deploy.site import attend
 
@@ -143,6 +153,7 @@ def submit(
 
     Example: fedms submit deployment/server seed=1 rounds.deadline=600 --out runs/first
     """
+    _need_flower()
     from fedms.config import load_config
     from fedms.deploy import submit as submitting
     from fedms.deploy.folders import read_server
