@@ -62,7 +62,7 @@ e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and s
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
 
 lowest: $(LOWEST_STAMP)  ## Run the tests with the oldest packages that pyproject.toml allows
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest --numprocesses 2 --dist worksteal
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest --numprocesses 2 --dist worksteal --ignore tests/deploy
 
 cuda: $(STAMP)  ## Run the tests of steps and runs on a GPU
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m cuda --numprocesses 4 tests
