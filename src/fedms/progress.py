@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _drawn = random.getstate()  # rich draws a number when it is imported: a host's own are left alone
-from rich.console import Console  # noqa: E402
+from rich.console import Console, ConsoleOptions, RenderableType  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.progress import BarColumn  # noqa: E402
 from rich.progress import Progress as Bar  # noqa: E402
+from rich.segment import Segment  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 random.setstate(_drawn)
@@ -19,10 +20,21 @@ random.setstate(_drawn)
 from fedms.bench import Row  # noqa: E402
 from fedms.config import Config  # noqa: E402
 from fedms.core.units import size  # noqa: E402
+from fedms.core.words import printable  # noqa: E402
 from fedms.events import Evaluated, Event, Finished, RoundDone, Started, Warned  # noqa: E402
 from fedms.report import NAME, ROLES  # noqa: E402
 
 _LONGEST_PARTITION = 20
+
+
+class Terminal(Console):
+    """A console that names of clients and classes cannot steer, whatever they hold."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 def compare_line(event: Event) -> str | None:
@@ -49,7 +61,7 @@ class Progress:
     def __init__(
         self, config: Config, console: Console | None = None, *, quiet: bool = False
     ) -> None:
-        self._config, self._console = config, console or Console(highlight=False)
+        self._config, self._console = config, console or Terminal(highlight=False)
         self._quiet = quiet
         self._bar = Bar(
             *("{task.fields[stage]}", BarColumn(), "{task.completed:.0f}/{task.total:.0f} rounds"),
@@ -188,7 +200,7 @@ def bench_table(
     rows: Sequence[Row], machine: Mapping[str, Any], console: Console | None = None
 ) -> None:
     """Print what was measured, and where."""
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     table = Table("measure")
     for name in ("fedms", "peer", "fedms / peer"):
         table.add_column(name, justify="right")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedms.holdings import Holdings, Shares
-from fedms.progress import figure
+from fedms.progress import Terminal, figure
 
 _MOST = 40
 """Clients in a table."""
@@ -24,7 +24,7 @@ _LARGE = ("", "k", "M", "G", "T", "P", "E")
 
 def console() -> Console:
     """Standard output, in colours only where it is a terminal and NO_COLOR is not set."""
-    return Console(highlight=False)
+    return Terminal(highlight=False)
 
 
 def show_holdings(found: Holdings, to: Console | None = None) -> None:

@@ -75,9 +75,18 @@ def _root(
         typer.echo(ctx.get_help())
 
 
+def say(text: str) -> None:
+    """To standard output."""
+    from fedms.core.words import printable
+
+    typer.echo(printable(text))
+
+
 def say_aside(text: str) -> None:
     """To standard error, where it is in nobody's way."""
-    typer.echo(text, err=True)
+    from fedms.core.words import printable
+
+    typer.echo(printable(text), err=True)
 
 
 @contextmanager
@@ -129,7 +138,7 @@ def finite(value: float) -> float:
 
 def fail(message: str) -> NoReturn:
     """One line on standard error, exit code 2."""
-    typer.echo(f"fedms: {' '.join(message.split())}", err=True)
+    say_aside(f"fedms: {' '.join(message.split())}")
     raise SystemExit(2)
 
 

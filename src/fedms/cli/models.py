@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli.base import app, fail
+from fedms.cli.base import app, fail, say
 from fedms.cli.completion import clients, run_folders
 
 FOLDER = Annotated[
@@ -73,9 +73,9 @@ def predict(
         if said.gate_weight is not None:
             parts = [f"{name} expert {label} {p:.3f}" for name, (label, p) in said.experts.items()]
             line += f"\t({'; '.join(parts)}; weight on the global one {said.gate_weight:.3f})"
-        typer.echo(line)
+        say(line)
         for label, probability in [*said.likeliest(top or 1).items()][1:]:
-            typer.echo(f"\t{probability:.3f}\t{label}")
+            say(f"\t{probability:.3f}\t{label}")
 
 
 @app.command()
@@ -104,7 +104,7 @@ def evaluate(
         return
     for who, roles in found.items():
         for role, score in roles.items():
-            typer.echo(
+            say(
                 f"{who}\t{role}\taccuracy {score['accuracy']:.3f}\tlog loss {score['loss']:.3f}\t"
                 f"{score['rows']:,} rows"
             )
@@ -161,6 +161,6 @@ def export(
         typer.echo(json.dumps({"written": [str(path) for path in paths], "pushed": url}, indent=2))
         return
     for path in paths:
-        typer.echo(str(path))
+        say(str(path))
     if url is not None:
         typer.echo(f"pushed to {url}, {'for anyone to see' if public else 'private'}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli.base import app, configuration, fail, finite, listed, say_aside, until_told
+from fedms.cli.base import app, configuration, fail, finite, listed, say, say_aside, until_told
 
 LINES = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -19,7 +19,7 @@ def _say(as_json: bool) -> Callable[[str], None]:
     """How what happens is told."""
     if as_json:
         return lambda text: typer.echo(json.dumps({"said": text}))
-    return typer.echo
+    return say
 
 
 def _need_flower() -> None:
@@ -71,10 +71,10 @@ def deploy(
         folders = {path.name: str(path) for path in made.site_folders}
         typer.echo(json.dumps({"server": str(made.path), "sites": folders}, indent=2))
         return
-    typer.echo(f"on this machine:  fedms server {made.path}")
+    say(f"on this machine:  fedms server {made.path}")
     for path in made.site_folders:
-        typer.echo(f"hand over {path}, there:  fedms site {path.name} data.path=FILE")
-    typer.echo(f"then, on this machine:  fedms submit {made.path}")
+        say(f"hand over {path}, there:  fedms site {path.name} data.path=FILE")
+    say(f"then, on this machine:  fedms submit {made.path}")
 
 
 @app.command()
@@ -162,15 +162,15 @@ def submit(
     found = read_server(folder)
     config = load_config(found.path / "config.toml", words or [])
     path = resume or out or default_folder(config)
-    say = say_aside if as_json else typer.echo
+    tell = say_aside if as_json else say
     how = submitting.Waiting(sites or len(found.sites), patience)
     if resume and (words or out or force):
         fail("got --resume with settings, --out or --force; expected --resume alone")
     try:
         if resume:
-            submitting.resume(found, path, how, say=say)
+            submitting.resume(found, path, how, say=tell)
         else:
-            submitting.submit(found, config, path, how, force=force, say=say)
+            submitting.submit(found, config, path, how, force=force, say=tell)
     except KeyboardInterrupt:
         fail(f"interrupted; the run was stopped; to go on: fedms submit {folder} --resume {path}")
     if as_json:

@@ -26,6 +26,7 @@ from fedms.core.algorithm import (
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, ClientSizes
 from fedms.core.tensors import Tensors, deserialise, pick, serialise
+from fedms.core.words import one_line
 from fedms.runtimes import service
 from fedms.runtimes.messages import Message, MessageError, decode, encode, write
 from fedms.runtimes.simulator import Simulator, declare
@@ -152,11 +153,6 @@ def refusal(reason: str) -> Message:
 def read_refusal(message: Message) -> str:
     """The reason, in one line that names no more than it says."""
     return one_line(message.fact("reason", str))[:500]
-
-
-def one_line(text: str) -> str:
-    """Printable characters only, for words from elsewhere go to terminals and logs."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def read_hello(message: Message) -> tuple[ClientInfo, ClientSizes]:

@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
+from fedms.core.words import one_line
 from fedms.runtimes import site
 from fedms.runtimes.flower.records import RecordError, join, part
 from fedms.runtimes.messages import Message, MessageError, of_words, words
@@ -100,7 +101,7 @@ class Nodes:
 
 def brief(text: object) -> str:
     """Words from elsewhere, short, in one line, and nothing that moves a terminal's cursor."""
-    return site.one_line(str(text))[:_LONGEST]
+    return one_line(str(text))[:_LONGEST]
 
 
 def _read(envelope: Any) -> Message | Failure:
