@@ -107,7 +107,7 @@ class Models:
         """
         known = self.clients
         if len(known) != 1:
-            raise UserError(f"got no --client; expected one of {self._known()}")
+            raise UserError(f"got no client (--client); expected one of {self._known()}")
         return known[0]
 
     def model(self, client: str) -> SavedModel:

@@ -160,8 +160,8 @@ def test_device_that_is_not_there(fedms, monkeypatch):
 def test_run_folder_in_the_way(fedms, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("precious")
-    assert_one_line(fedms("run", *SMALL, "--out", "out"), "out", "--out OTHER", "--force")
-    assert_one_line(fedms("run", *SMALL, "--out", "out", "--force"), "--force", "left alone")
+    assert_one_line(fedms("run", *SMALL, "--out", "out"), "out", "(--out;", "(--force;")
+    assert_one_line(fedms("run", *SMALL, "--out", "out", "--force"), "by force", "left alone")
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "notes.txt"]
 
 

@@ -117,7 +117,7 @@ def test_export_pushes_only_when_told(fedms, folder, tmp_path, monkeypatch):
         (("predict", "nowhere", "x"), "no models of a run"),
         (("predict", "RUN", "nothing.png", "--client", "0"), "nothing.png"),
         (("predict", "RUN", "--client", "0"), "got no input"),
-        (("predict", "RUN", "x.png"), "got no --client; expected one of 0, 1, or new"),
+        (("predict", "RUN", "x.png"), "got no client (--client); expected one of 0, 1, or new"),
         (("predict", "RUN", "", "--client", "0"), "got '' in place of an image"),
         (("predict", "RUN", "x.png", "--client", "0", "--device", "gpu"), "got device 'gpu'"),
         (("predict", "a" * 300, "x"), "name too long"),

@@ -181,7 +181,7 @@ def test_two_processes_do_not_share_a_run(tmp_path, small):
         resume(tmp_path / "run")
     with (
         locked(tmp_path / "run" / "config.toml"),
-        pytest.raises(UserError, match=r"got --force for .* where another process is at work"),
+        pytest.raises(UserError, match=r"to replace by force, where another process is at work"),
     ):
         run(small(), tmp_path / "run", force=True)
 

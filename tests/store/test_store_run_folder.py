@@ -41,7 +41,7 @@ def test_existing_run_is_kept_without_force_and_replaced_with_it(tmp_path):
     path = tmp_path / "run"
     folder = create(path)
     folder.add_round({"round": 0})
-    with pytest.raises(UserError, match=r"exists; try --out OTHER, or --force"):
+    with pytest.raises(UserError, match=r"exists; try another \(--out"):
         create(path, config="seed = 4\n")
     assert [line["round"] for line in folder.lines(1)] == [0]
     create(path, force=True, config="seed = 5\n")

@@ -116,15 +116,20 @@ class RunFolder:
             return
         if not force:
             raise UserError(
-                f"got run folder {path}, which exists; try --out OTHER, or --force to replace it"
+                f"got run folder {path}, which exists; try another (--out; in Python out=), or to "
+                "replace it (--force; force=True)"
             )
         if not is_run(path):
-            raise UserError(f"got --force for {path}, which is no run folder; it was left alone")
+            raise UserError(
+                f"got {path} to replace by force, which is no run folder; it was left alone"
+            )
         try:
             with locked(path / CONFIG):
                 pass
         except BlockingIOError:
-            raise UserError(f"got --force for {path}, where another process is at work") from None
+            raise UserError(
+                f"got {path} to replace by force, where another process is at work"
+            ) from None
 
     @property
     def adapters(self) -> Path:
