@@ -1,11 +1,12 @@
-"""Try settings where test rows may choose: on federations of rows that no table is about.
+"""Try settings where test rows may choose: on federations of rows that a cell's table is not about.
 
     python benchmarks/fresh.py "method=fedavg training.learning_rate=1e-3" "sal.start=5"
     python benchmarks/fresh.py --federations 6,7,8,9 "method=fedavg" ""  # then tried on others
     python benchmarks/fresh.py --cell banking77 --federations 0,1,2 "stage2.checkpoint=best" ""
 
-Tables of `docs/results.md` are about a part of the rows of texts there are (800 of amazon5's
-26,808, a seed). Of the others come federations of as many training and validation rows, with 1,600
+The table of a cell in `docs/results.md` is about a part of the rows of texts there are (800 of
+amazon5's 26,808, a seed). (Other cells of the same data are about others: amazon5-more draws some
+that are in amazon5's federations here.) Of the rest come federations of as many training and validation rows, with 1,600
 test rows: by what is best on some of them something may be chosen, and then be seen on the others
 and in the tables. Every argument is a row: settings on top of the cell's. Printed: means over
 federations, of clients' test accuracy, and of the personal models' log loss on test and
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +35,19 @@ from fedms.config import load_config
 from fedms.data import Table
 from fedms.run import run
 
-CELLS = {cell.name: cell for cell in results.CELLS if "data.split=" in cell.settings}
-"""Of texts, from CSV files."""
+CELLS = {
+    cell.name: cell
+    for cell in results.CELLS
+    if "data.split=" in cell.settings and any("data.max_rows" in word for word in cell.settings)
+}
+"""Of texts, from CSV files, of which a seed draws a part."""
 SHARES, TEST = {"train": 0.4, "val": 0.1}, 1600
 """Of a cell's rows; and test rows."""
 FEDERATIONS = "0,1,2,3,4,5"
-OWN = ("evaluate_every=0", "data.max_rows=", "data.split=split", "training.learning_rate=3e-3")
+OWN = (
+    *("evaluate_every=0", "data.max_rows=", "data.split=split", "data.drop_labels="),
+    "training.learning_rate=3e-3",
+)
 FIRST = 100
 """Seed of the first federation."""
 
@@ -60,19 +69,13 @@ def others(cell: Cell) -> Table:
 
 
 def federations(cell: Cell, folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
-    """Files of rows, no row in two.
-
-    Raises:
-        ValueError: if there are not so many.
-    """
+    """Files of rows, no row in two, for those of the numbers that there are rows for."""
     config, table = load_config(recipe(cell), cell.settings), others(cell)
     sizes = {part: round(share * (config.data.max_rows or 0)) for part, share in SHARES.items()}
     split = [part for part, rows in {**sizes, "test": TEST}.items() for _ in range(rows)]
     order, size = np.random.default_rng(7).permutation(len(table)), len(split)
     column = config.partition.column or "group"
-    for number in numbers:
-        if (number + 1) * size > len(table):
-            raise ValueError(f"got federation {number}; there are {len(table) // size}, from 0 on")
+    for number in (n for n in numbers if (n + 1) * size <= len(table)):
         rows = table.take(order[number * size : (number + 1) * size])
         path = folder / f"{number}.csv"
         groups = rows.groups or [""] * len(rows)
@@ -114,13 +117,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", nargs="*", default=[""], metavar='"KEY=VALUE …"')
     parser.add_argument("--cell", choices=CELLS, default="amazon5", help="[amazon5]")
-    parser.add_argument("--federations", default=FEDERATIONS, help="numbers by commas, from 0")
+    parser.add_argument(
+        "--federations", default=FEDERATIONS, help="numbers by commas; those that there are"
+    )
     words = parser.parse_args()
     cell = CELLS[words.cell]
+    if not re.fullmatch(r"\d+(,\d+)*", words.federations):
+        parser.error(f"got federations {words.federations!r}; expected numbers by commas")
     numbers = [int(number) for number in words.federations.split(",")]
     rows = []
     with tempfile.TemporaryDirectory(prefix="fedms-fresh-") as scratch:
         files = list(federations(cell, Path(scratch), numbers))
+        if not files:
+            parser.error(f"got federations {words.federations}; {cell.name} has not so many")
+        numbers = [int(path.stem) for path in files]
         for place, settings in enumerate(words.settings):
             found = [
                 score(cell, settings.split(), path, number, Path(scratch) / f"{place}-{number}")

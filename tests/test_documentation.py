@@ -56,7 +56,7 @@ def test_the_oldest_versions_are_those_of_the_ranges():
         if spec.operator == ">="
     }
     assert oldest.keys() == lower.keys()
-    oldest.pop("torch")  # of which there is one build
+    oldest.pop("torch")  # whose bound is not tried
     for name, pinned in oldest.items():
         assert Version(pinned) in SpecifierSet(f"=={lower[name]}"), name
 

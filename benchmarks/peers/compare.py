@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MEASURES, help="one measure")
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
     parser.add_argument("--pfl-python", default=sys.executable, help="python that has pfl")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[cpu]")
     parser.add_argument("--json", type=Path, help="also write rows there")
     words = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn  # noqa: E402
 from rich.progress import Progress as Bar  # noqa: E402
 from rich.segment import Segment  # noqa: E402
 from rich.table import Table  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 random.setstate(_drawn)
 
@@ -29,6 +30,9 @@ _LONGEST_PARTITION = 20
 
 class Terminal(Console):
     """A console that names of clients and classes cannot steer, whatever they hold."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **how)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

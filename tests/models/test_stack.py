@@ -47,6 +47,7 @@ def assert_as_alone(learner, fits):
         got = {**view.expert.tensors, **(view.gate or {})}
         assert got.keys() == expected.keys()
         for name, tensor in expected.items():
+            # 1e-5 but for one element of 32, with transformers 5.0
             torch.testing.assert_close(got[name], tensor, atol=5e-5, rtol=0)
         before = {**fit.view.expert.tensors, **(fit.view.gate or {})}
         moved = {n for n in got if not torch.equal(got[n], before[n])}
@@ -122,7 +123,7 @@ def test_one_client_more_changes_nothing_for_the_others(make_learner, make_clien
     for others in ([large], [large, *fits[:2]], fits[:2]):
         got = learner.fit([small, *others])[0].expert.tensors
         for name, tensor in learner.fit([small])[0].expert.tensors.items():
-            torch.testing.assert_close(got[name], tensor, atol=5e-5, rtol=0)
+            torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=0)
 
 
 def test_steps_are_taken_together(make_learner, make_client, monkeypatch):

@@ -156,7 +156,7 @@ def test_what_is_no_model_is_said(ours, tmp_path):
     models = Models(copy)
     with pytest.raises(UserError, match="client 'nobody'; expected one of"):
         models.model("nobody")
-    with pytest.raises(UserError, match="no --client"):
+    with pytest.raises(UserError, match=r"no client \(--client\)"):
         models.only()
     who = models.clients[0]
     own = copy / "adapters" / "clients" / who

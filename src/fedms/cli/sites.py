@@ -26,7 +26,7 @@ def _need_flower() -> None:
     from importlib.util import find_spec
 
     if find_spec("flwr") is None or find_spec("cryptography") is None:
-        fail("got no Flower; expected it; try: pip install 'fedms[flower]'")
+        fail("got no flwr and cryptography; expected both; try: pip install 'fedms[flower]'")
 
 
 @app.command()

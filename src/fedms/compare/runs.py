@@ -260,8 +260,8 @@ def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: W
         complete = records.get(folder.name) or (folder / "summary.json").exists()
         if complete and not plan.force:
             raise UserError(
-                f"got {folder}, a complete run of other settings, data or weights; try --out "
-                "OTHER, or --force to replace it"
+                f"got {folder}, a complete run of other settings, data or weights; try another "
+                "(--out; in Python out=), or to replace it (--force; force=True)"
             )
         record = _perform(plan, config, folder, watch)
     records.add(folder.name, record)

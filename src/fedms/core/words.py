@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-_JOINERS = "\u200c\u200d"
-"""They show nothing and belong to words of some languages, and to emoji."""
-_ELSE = "\ufffd"
+import re
+
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"  # control characters, and ends of lines
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # directions; halves of pairs
+)
 
 
 def printable(text: str) -> str:
     """The same lines, with a mark for characters that steer terminals or turn text around."""
-    if text.isprintable():
-        return text
-    kept = "\n\t" + _JOINERS
-    return "".join(c if c.isprintable() or c in kept else _ELSE for c in text)
+    return _STEERING.sub("\ufffd", text)
 
 
 def one_line(text: str) -> str:

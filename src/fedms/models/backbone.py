@@ -13,7 +13,6 @@ Weights are read from safetensors only, and no code of a model repository is eve
 from __future__ import annotations
 
 import json
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -319,7 +318,8 @@ def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
         with quiet():
             return loader.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = textwrap.shorten(str(error).strip().split("\n")[0], _REASON, placeholder=" …")
+        reason = str(error).strip().split("\n")[0]
+        reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"
         raise UserError(
             f"got model.name = {name!r}, which cannot be loaded: {reason}; expected a folder that "
             "save_pretrained wrote (with safetensors weights), or a hub id that can be reached"
