@@ -5,11 +5,11 @@
     python benchmarks/fresh.py --cell banking77 --federations 0,1,2 "stage2.checkpoint=best" ""
 
 The table of a cell in `docs/results.md` is about a part of the rows of texts there are (800 of
-amazon5's 26,808, a seed). (Other cells of the same data are about others: amazon5-more draws some
-that are in amazon5's federations here.) Of the rest come federations of as many training and validation rows, with 1,600
-test rows: by what is best on some of them something may be chosen, and then be seen on the others
-and in the tables. Every argument is a row: settings on top of the cell's. Printed: means over
-federations, of clients' test accuracy, and of the personal models' log loss on test and
+amazon5's 26,808, a seed). Of the rest come federations of as many training and validation rows,
+with 1,600 test rows: by what is best on some of them something may be chosen, and then be seen on
+the others and in the table. (Not in that of another cell of the same data: amazon5-more draws rows
+of amazon5's federations here.) Every argument is a row: settings on top of the cell's. Printed:
+means over federations, of clients' test accuracy, and of the personal models' log loss on test and
 validation rows.
 """
 
