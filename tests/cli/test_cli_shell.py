@@ -83,9 +83,12 @@ def test_every_command_has_json(name):
     assert "--json" in {word for p in GROUP.commands[name].params for word in p.opts}
 
 
-def test_json_of_what_has_no_run(fedms, tmp_path):
+def test_json_of_what_has_no_run(fedms):
     assert json.loads(fedms("--version", "--json").out).keys() == {"fedms"}
     assert "fedavg" in json.loads(fedms("compare", "--methods", "help", "--json").out)
+
+
+def test_json_of_a_deployment(fedms, tmp_path):
     pytest.importorskip("cryptography", reason="fedms deploy needs the extra flower")
     words = ("data.source=csv", "data.path=a.csv", "data.classes=['a','b']", "--insecure")
     ended = fedms("deploy", *words, "--sites", "north", "--json")
