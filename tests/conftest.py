@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,18 @@ VISION = {"image_size": 16, "patch_size": 8}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests are about the CPU, whatever there is; those of a GPU are run by themselves."""
+    """Tests are about the CPU, whatever there is, unless CUDA_VISIBLE_DEVICES says otherwise."""
     if config.option.markexpr != "cuda":
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def exact() -> Iterator[None]:
+    """torch lets cuDNN compute convolutions of float32, which embed patches, in TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def _configuration(kind: str) -> Any:

@@ -252,7 +252,7 @@ def test_runs_of_other_data_or_weights_are_not_used(tmp_path, model_folder):
     assert not done.fits(config)
 
 
-@pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("device", "cuda")])
+@pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("device", "tpu")])
 def test_runs_of_other_precision_or_device_are_not_used(results, monkeypatch, key, value):
     done = by_name(results, "fedms")[0]
     config = load_config(done.folder / "config.toml")

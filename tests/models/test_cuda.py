@@ -30,12 +30,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    """torch lets cuDNN compute convolutions of float32, which embed patches, in TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def made(case, precision, device=CUDA):
     """A learner, of the same random weights every time."""
     with torch.random.fork_rng(devices=[]):

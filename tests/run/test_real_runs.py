@@ -64,13 +64,15 @@ def test_banking77_personal_models_beat_the_foundation_model(recipe, tmp_path):
     for client in experiment.clients[:2]:
         view = experiment.algorithm.view(server, states.load(client.id), "local")
         rows = client.test.take(torch.arange(min(8, len(client.test))).numpy())
-        ours = experiment.learner.features(view.expert, rows)
+        ours = experiment.learner.features(view.expert, rows).cpu()
         folder = tmp_path / "run" / "adapters" / "clients" / client.id / "local"
         theirs = _sentence_features(rows, folder)
         assert torch.allclose(ours, theirs, atol=1e-4)
-        frozen = experiment.learner.features(dataclasses.replace(view.expert, tensors={}), rows)
+        frozen = experiment.learner.features(
+            dataclasses.replace(view.expert, tensors={}), rows
+        ).cpu()
         assert not torch.allclose(ours, frozen, atol=1e-2)
-        trained = events[0].experiment.learner.features(view.expert, rows)  # bfloat16, perhaps
+        trained = events[0].experiment.learner.features(view.expert, rows).cpu()  # or in bfloat16
         assert torch.cosine_similarity(trained, theirs).min() > 0.999
 
 

@@ -29,12 +29,6 @@ METHODS = (
 EXACT = ("cohort", "depth", "client_depths", "rejected", "upload_bytes", "download_bytes")
 
 
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    """torch lets cuDNN compute convolutions of float32, which embed patches, in TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def close(got, expected):
     """Rounding may turn single steps of the optimiser, each of them at most the learning rate."""
     assert got.keys() == expected.keys()

@@ -82,8 +82,9 @@ def test_scores_can_be_computed_from_files(done, small):
     for client in experiment.clients:
         view = experiment.algorithm.view(server, states.load(client.id), "personal")
         frozen = experiment.learner.frozen
-        z, own = frozen(client.test), frozen(client.train)
-        labels, prompts = torch.from_numpy(client.train.labels), experiment.learner.head.prompts
+        z, own = frozen(client.test).cpu(), frozen(client.train).cpu()
+        labels = torch.from_numpy(client.train.labels)
+        prompts = experiment.learner.head.prompts.cpu()
         said = view.statistics.scores(z, own, labels, prompts).numpy()
         folder = finished.path / "adapters" / "clients" / client.id
         means = load_file(folder / "means.safetensors")["means"].numpy()
@@ -103,10 +104,10 @@ def test_class_vectors_can_be_read_from_files(done, small):
         server = ServerStates(finished.path / "checkpoints" / "server").load()[0]
         view = experiment.algorithm.view(server, None, "global")
         learner, client = experiment.learner, experiment.clients[0]
-        features = learner.features(view.expert, client.test).numpy()
+        features = learner.features(view.expert, client.test).cpu().numpy()
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
         head = json.loads((finished.path / "adapters" / "head.json").read_text())
-        vectors = shared.get("vectors", learner.head.prompts).numpy()
+        vectors = shared.get("vectors", learner.head.prompts).cpu().numpy()
         expected = head["temperature"] * unit @ vectors.T
         expected -= np.log(np.exp(expected).sum(1, keepdims=True))
         alone = replace(view, calibration=None)

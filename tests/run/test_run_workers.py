@@ -25,7 +25,7 @@ def untimed(record):
         return [untimed(entry) for entry in record]
     if not isinstance(record, dict):
         return record
-    drop = (*UNTIMED, "cache_bytes")
+    drop = (*UNTIMED, "cache_bytes", "peak_device_bytes")
     return {key: untimed(value) for key, value in record.items() if key not in drop}
 
 

@@ -179,7 +179,9 @@ class Backbone:
         20 is the value sentence encoders of this family were trained with (multiple negatives
         ranking loss of sentence-transformers).
         """
-        return float(self.model.logit_scale.exp()) if self.kind == "clip" else 20.0  # type: ignore[operator]
+        if self.kind != "clip":
+            return 20.0
+        return float(self.model.logit_scale.cpu().exp())  # type: ignore[operator]
 
     def _prompt_features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`(prompts, width)` of unit length."""
