@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests are about the CPU, whatever there is, unless CUDA_VISIBLE_DEVICES says otherwise."""
     if config.option.markexpr != "cuda":
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # as below, for processes of their own
 
 
 @pytest.fixture(autouse=True, scope="session")

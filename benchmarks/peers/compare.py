@@ -6,7 +6,7 @@
 
 Needs the extra `bench`; pfl-research has an environment of its own (`--pfl-python`, see
 `benchmarks/peers/README.md`). fedms and peers run one after another on one thread each, in turns.
-On another device there is `accuracy` alone, and nothing is written.
+On another device there is `accuracy` alone, which has a block of its own (`accuracy-cuda`).
 """
 
 from __future__ import annotations
@@ -295,8 +295,7 @@ def main() -> None:
             known = json.loads(words.json.read_text()) if words.json.exists() else []
             new = [{k: _known(value) for k, value in asdict(row).items()} for row in rows]
             words.json.write_text(json.dumps([*known, *new], indent=1, allow_nan=False))
-        if not option:
-            pages.write(PAGE, BLOCKS[name], text)
+        pages.write(PAGE, f"{BLOCKS[name]}-{words.device}" if option else BLOCKS[name], text)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ def test_what_changes_too_much_is_left_out_or_told_of(honest, poisoned, small, t
         "told": ("warned", "rejected"),
     }.items():
         lines = type(honest)(tmp_path / name, {}).lines("rounds")
-        assert [list(line[told]) for line in lines] == [["0"]] * 3
-        assert "0" not in {client for line in lines for client in line[other]}
+        assert [list(line[told]) for line in lines[:2]] == [["0"]] * 2
+        assert [line[other] for line in lines[:2]] == [{}] * 2  # then what was let in may diverge
         assert "10 times the median of its cohort" in lines[0][told]["0"]
 
 
