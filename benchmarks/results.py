@@ -233,7 +233,7 @@ def _beside(ours: Sequence[Result], theirs: Sequence[Result], title: str) -> lis
         return [title, *means, "–", "–", "–", *worst]
     p = "–" if found.p is None else f"{found.p:.3f}"
     clients = f"{found.better} : {found.worse}"
-    return [title, *means, f"{found.difference:+.3f}", clients, p, *worst]
+    return [title, *means, table.signed(found.spread), clients, p, *worst]
 
 
 def _change(methods: Mapping[str, Sequence[Result]], name: str) -> str:

@@ -236,11 +236,7 @@ def check(config: Config) -> None:
             f'got lora.ranks with method = "{config.method}", whose clients have one rank; '
             'expected method = "flexlora"'
         )
-    if config.aggregation.rule == "clip" and config.method in ("flora", "fedex", "flexlora"):
-        raise UserError(
-            f'got aggregation.rule = "clip" with method = "{config.method}", which averages '
-            'products, of which no change is known; try aggregation.rule = "geometric"'
-        )
+    _ruled(config.aggregation.rule, config.method)
     if config.runtime.name == "ray" and config.data.source == "memory":
         raise UserError(
             'got runtime.name = "ray" for rows in memory, which processes cannot read; expected '
@@ -255,6 +251,23 @@ def check(config: Config) -> None:
         raise UserError(
             f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"
         )
+
+
+def _ruled(rule: str, method: str) -> None:
+    """Whether a method can do with what a rule makes of updates."""
+    got = f'got aggregation.rule = "{rule}" with method = "{method}", '
+    if rule == "clip" and method in ("flora", "fedex", "flexlora"):
+        raise UserError(
+            f"{got}which averages products, of which no change is known; "
+            'try aggregation.rule = "geometric"'
+        )
+    if rule in ("median", "trimmed") and method in ("flora", "fedex"):
+        raise UserError(
+            f"{got}which sends an average of products as pairs of no more rank than clients' own "
+            'have together; a median has more; try aggregation.rule = "geometric"'
+        )
+    if rule != "mean" and method == "fedalt":
+        raise UserError(f'{got}whose clients take their share out of a mean; expected "mean"')
 
 
 def _prompted(config: Config, scores_prompts: bool) -> bool:

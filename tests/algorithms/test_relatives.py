@@ -33,6 +33,7 @@ from fedms.core.algorithm import Aggregate, ClientInfo, Expert, Fit, Score, Turn
 from fedms.core.tensors import fingerprint, part, pick, wire_bytes
 from fedms.models import Training, save_expert
 from fedms.models.adapters import Factor
+from fedms.runtimes.faults import Faults, FaultyClients
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.store.states import ClientStates
@@ -399,12 +400,14 @@ def test_pairs_beneath_add_their_product(make_learner, make_client, kind):
             )
 
 
-def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client):
+@pytest.mark.parametrize("late", [0.0, 0.4])
+def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client, late):
+    """Whoever's update came too late was in no average, and takes nothing out of it."""
     """What lies beneath a client's own adapters, by hand: the others' average of last round."""
     learner = toy(linear=True)
     clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("abc")]
     algorithm, states = fedalt(learner.layout, OPTIONS), ClientStates(tmp_path)
-    uploads, seen = {}, {}
+    uploads, seen, lost = {}, {}, 0
     original = algorithm.client_update
 
     def spied(turn):
@@ -417,9 +420,9 @@ def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client)
             uploads[plan.round, data.id] = end.value.tensors
             return end.value
 
-    cohorts = replace(OPTIONS, stage1=Stage(2, 2), stage2=Stage(2, 1.0))
+    cohorts = replace(OPTIONS, stage1=Stage(3, 2), stage2=Stage(6, 1.0))
     algorithm = replace(fedalt(learner.layout, cohorts), client_update=spied)
-    simulator = Simulator(algorithm, learner, clients, states)
+    simulator = FaultyClients(Simulator(algorithm, learner, clients, states), Faults(slow=late), 0)
     rows = {c.id: len(c.train) for c in clients}
     last = {}
     for _, record in run_rounds(algorithm, simulator, algorithm.init(learner, 0)):
@@ -431,10 +434,12 @@ def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client)
             for name, tensor in beneath.items():
                 expected = sum(rows[c] / total * t[f"global/{name}"] for c, t in others.items())
                 torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-4)
-        last = {c: uploads[record.round, c] for c in record.cohort}
+        there = [c for c in record.cohort if c not in record.rejected]
+        last, lost = {c: uploads[record.round, c] for c in there}, lost + len(record.rejected)
         assert {n for t in last.values() for n in t} == {
             f"global/{n}" for pair in learner.layout.pairs for n in pair
         }
+    assert (lost > 2) == (late > 0)
 
 
 def test_a_newcomer_has_no_share_in_the_rest_of_the_world(tmp_path, toy, make_toy_client):

@@ -151,6 +151,27 @@ def test_of_rates_that_are_close_all_seeds_decide(plan):
     assert runs._search(wanted, diverges) == (3e-3, "inside")
 
 
+def test_a_rate_that_diverges_on_a_later_seed_is_given_up(plan):
+    """Though it is far ahead on the first seed: then the next best is compared on all."""
+
+    def summary(rate, seed):
+        if (rate, seed) == (1e-2, 1):
+            raise DivergenceError("learning_rate")
+        losses = {3e-2: 0.2, 1e-2: 0.1, 3e-3: 0.5, 1e-3: 0.6}
+        return {"validation": {"personal": {"loss": losses[rate]}}}
+
+    wanted = replace(plan, rates=(1e-3, 3e-3, 1e-2), seeds=(0, 1))
+    assert runs._search(wanted, summary)[0] == 3e-2
+
+    def never(rate, seed):
+        if seed:
+            raise DivergenceError("learning_rate")
+        return summary(rate, seed)
+
+    with pytest.raises(DivergenceError):
+        runs._search(wanted, never)
+
+
 def test_roles_of_one_run_are_read_from_it(plan, results):
     by = {(r.method, r.seed): r for r in results}
     for seed in (0, 1):
@@ -457,8 +478,8 @@ def test_the_answer_comes_first_and_is_the_tables(results):
     best, fairest = max(means, key=means.get), max(worst, key=worst.get)
     beside = versus(ours, by_name(results, best))
     assert f"**FedMS has {np.mean([r.test['mean'] for r in ours]):.3f}, the best other " in first
-    assert f" {means[best]:.3f}** ({VARIANTS[best].title}): of all clients on all" in first
-    assert f"seeds {beside.better} are better off with FedMS, {beside.worse} worse" in first
+    assert f" {means[best]:.3f}** ({VARIANTS[best].title}): of {beside.of} pairs of client" in first
+    assert f"and seed {beside.better} are better off with FedMS, {beside.worse} worse" in first
     assert f"and {worst[fairest]:.3f} ({VARIANTS[fairest].title})." in first
     assert "MB" not in table.markdown([*by_name(results, "zeroshot"), *ours]).split("\n\n")[0]
     sent = [
@@ -545,17 +566,43 @@ def result(method, seed, clients):
     return Result(method, seed, 1e-3, False, Path(), record, scores, scores, None, None, {})
 
 
+def same_spread(found, expected):
+    assert found.mean == pytest.approx(expected.mean)
+    assert found.half == pytest.approx(expected.half)
+
+
 def test_clients_are_paired_seed_by_seed():
     ours = [result("a", 0, {"x": 0.9, "y": 0.5, "z": 0.7}), result("a", 1, {"x": 0.8, "y": 0.6})]
     theirs = [result("b", 1, {"x": 0.7, "y": 0.6}), result("b", 0, {"x": 0.5, "y": 0.6, "z": 0.4})]
     found = versus(ours, theirs)
-    differences = [0.4, -0.1, 0.3, 0.1, 0.0]
-    assert found.difference == pytest.approx(np.mean(differences))
-    assert (found.better, found.worse) == (3, 1)
-    expected = stats.wilcoxon(differences, zero_method="wilcox").pvalue
-    assert found.p == pytest.approx(expected)
+    assert (found.of, found.better, found.worse, found.natural) == (5, 3, 1, False)
+    same_spread(found.spread, Spread.of([0.2, 0.05]))
+    assert found.p == pytest.approx(stats.wilcoxon([0.4, -0.1, 0.3, 0.1]).pvalue)
     assert versus(ours, ours).p is None
     assert versus(ours, [result("b", 7, {"x": 1.0})]) is None
+
+
+def test_natural_clients_count_once_whatever_the_seeds():
+    """They are the same ones on every seed: what is tested is the mean of a client's seeds."""
+    config = {"partition": {"by": "column"}}
+
+    def natural(method, seed, clients):
+        plain = result(method, seed, clients)
+        return replace(plain, record=replace(plain.record, config=config))
+
+    seeds = range(4)
+    ours = [natural("a", seed, {"x": 0.9, "y": 0.5 + 0.1 * seed, "z": 0.7}) for seed in seeds]
+    theirs = [natural("b", seed, {"x": 0.6, "y": 0.7, "z": 0.7}) for seed in seeds]
+    found = versus(ours, theirs)
+    assert (found.of, found.better, found.worse, found.natural) == (3, 1, 1, True)
+    assert found.p == pytest.approx(stats.wilcoxon([0.3, -0.05]).pvalue)
+    same_spread(found.spread, Spread.of([(0.1 + 0.1 * seed) / 3 for seed in seeds]))
+
+
+def test_few_that_differ_are_tested_exactly():
+    ours = [result("a", 0, {str(k): 0.6 if k < 4 else 0.5 for k in range(64)})]
+    theirs = [result("b", 0, {str(k): 0.5 for k in range(64)})]
+    assert versus(ours, theirs).p == pytest.approx(0.125)
 
 
 POINTS = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fedms import run as running
+from fedms.core.errors import UserError
 from fedms.runtimes.faults import Faults, attackers
 from fedms.runtimes.simulator import Simulator
 
@@ -99,3 +100,23 @@ def test_without_contradictions_comparing_changes_nothing(done):
     plain, screened = done(*TEN, "screen.contradictions=off"), done(*TEN)
     assert plain.bytes() == screened.bytes()
     assert plain.bytes("checkpoints") == screened.bytes("checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("rule", "methods"),
+    [
+        ("clip", ("flora", "fedex", "flexlora", "fedalt")),
+        ("median", ("flora", "fedex", "fedalt")),
+        ("trimmed", ("flora", "fedex", "fedalt")),
+        ("geometric", ("fedalt",)),
+        ("mean", ()),
+    ],
+)
+def test_rules_that_a_method_cannot_do_with_are_refused(small, rule, methods):
+    for method in ("fedms", "fedavg", "flora", "fedex", "flexlora", "fedalt"):
+        config = small(f"method={method}", f"aggregation.rule={rule}")
+        if method in methods:
+            with pytest.raises(UserError, match=f'rule = "{rule}" with method = "{method}"'):
+                running.check(config)
+        else:
+            running.check(config)

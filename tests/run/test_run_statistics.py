@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedms.build import build
 from fedms.core import discriminant
 from fedms.store.states import ClientStates, ServerStates
+from fedms.use import Models
 
 PERSONAL = ("gate.statistics=personal",)
 WIDTH, CLASSES = 128, 10
@@ -119,3 +121,44 @@ def test_shared_ones_leave_clients_no_means(done):
     run = done("gate.statistics=shared")
     assert (run.path / "adapters" / "statistics.safetensors").is_file()
     assert not list(run.path.rglob("means.safetensors"))
+
+
+def test_their_pass_is_counted(done, small):
+    """Every training row goes through the foundation model once, and that is told."""
+    counted = done(*PERSONAL).lines("rounds")[0]["costs"]["flops"]
+    experiment = build(small(*PERSONAL))
+    learner = experiment.learner
+    one = experiment.clients[0].train.take(np.array([0]))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        learner.backbone.features(learner.backbone.collate(one))
+    rows = sum(len(client.train) for client in experiment.trained)
+    blocks, tokens = 6, 17
+    attention = blocks * 2 * 2 * tokens**2 * WIDTH  # which torch counts on some devices alone
+    assert counted == rows * (counter.get_total_flops() + attention)
+
+
+ALONE = (
+    *("partition.by=shards", "partition.shards=1", "partition.clients=10", "data.max_rows=400"),
+    *("faults.drop=0.4", "stage1.rounds=3", "stage2.rounds=2"),
+)
+"""A class or two a client, of which some miss the round in which sums are gathered."""
+
+
+@pytest.mark.parametrize("kind", ["personal", "shared"])
+def test_a_class_that_no_sums_had_is_looked_for_where_its_client_has_it(done, small, kind):
+    """Also in what is saved: a client's own vectors, in the run and without it."""
+    words = (*ALONE, f"gate.statistics={kind}")
+    finished, experiment = done(*words), build(small(*words))
+    states = ClientStates(finished.path / "checkpoints" / "clients")
+    server = ServerStates(finished.path / "checkpoints" / "server").load()[0]
+    models, lacking = Models(finished.path), 0
+    for client in experiment.clients:
+        view = experiment.algorithm.view(server, states.load(client.id), "personal")
+        lacks = view.statistics.lacks(torch.from_numpy(client.train.labels))
+        lacking += lacks
+        path = finished.path / "adapters" / "clients" / client.id / "means.safetensors"
+        assert ("vectors" in (load_file(path) if path.exists() else {})) == lacks
+        expected = experiment.learner.predict(view, client, client.test).log_probabilities
+        found = models.model(client.id).predict(client.test).personal
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert 0 < lacking < len(experiment.clients)

@@ -38,7 +38,9 @@ from fedms.core.rows import Rows
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
-_ROWS, _ROUND, _TOOK = "rest/rows", "rest/round", "took/round"
+_ROWS, _PART, _TOOK = "rest/rows", "rest/part", "took/part"
+_MARKS = 1 << 24
+"""That a float32 tells apart."""
 _LIKENESS = "likeness/direction"
 _INSTANCES = 5
 """Of a client's rows, those that others are compared with."""
@@ -124,8 +126,10 @@ def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
 
     A client goes on with its own LoRA, which the average never replaces; what lies beneath is the
     rest of the world's. The server sends the average of all and the rows behind it, and a client
-    that took part in it takes its own share out, so that nobody is sent anything of its own.
-    (With caps, that share is of the rows of all, also for blocks which fewer clients sent.)
+    that took part in it takes its own share out, so that nobody is sent anything of its own. Whose
+    updates were averaged the server says by marks, so that a client whose own was late or refused
+    takes nothing out. (With caps, that share is of the rows of all, also for blocks which fewer
+    clients sent.)
     """
     plain = fedavg(layout, options)
     blocks = len(layout.blocks)
@@ -156,7 +160,8 @@ def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
         return (yield from _own_round(turn, expert, upload, options))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
-        facts = {_ROWS: _number(aggregate.rows), _ROUND: _number(plan.round)}
+        part = torch.cat([_mark(plan.round, client) for client in aggregate.took])
+        facts = {_ROWS: _number(aggregate.rows), _PART: part}
         tensors = {**state.tensors, **aggregate.tensors, **facts}
         return replace(state, round=state.round + 1, tensors=tensors)
 
@@ -193,7 +198,7 @@ def _own_round(turn: Turn, expert: Expert, upload: Tensors, options: Options) ->
     tensors = {
         **under("local", trained),
         **under("rest", expert.beneath),
-        _TOOK: _number(turn.plan.round),
+        _TOOK: _mark(turn.plan.round, turn.data.id),
     }
     sent = {name: trained[name.removeprefix("global/")] for name in sorted(upload)}
     return _ended(turn, view, tensors, sent, names, options)
@@ -240,8 +245,8 @@ def _rest(turn: Turn) -> dict[str, Tensor]:
     average = part("global", broadcast)
     if not average or state is None or _TOOK not in state.tensors:
         return average
-    if float(state.tensors[_TOOK]) != float(broadcast[_ROUND]):
-        return average  # it took no part in this average
+    if not bool((broadcast[_PART] == state.tensors[_TOOK]).any()):
+        return average  # it has no part in this average
     total = float(broadcast[_ROWS])
     if total <= rows:
         return {}
@@ -250,6 +255,11 @@ def _rest(turn: Turn) -> dict[str, Tensor]:
         name: (total * tensor - rows * own[name]) / (total - rows) if name in own else tensor
         for name, tensor in average.items()
     }
+
+
+def _mark(number: int, client: str) -> Tensor:
+    """By which a client knows that its update of a round was averaged."""
+    return _number(derive_seed(number, "took", client) % _MARKS)
 
 
 def _number(value: int) -> Tensor:

@@ -216,14 +216,16 @@ def _search(
         losses[below] = loss(below, first)  # all were so high that they spoiled the model
     while _at_edge(losses) and (beyond := _beyond(losses)):
         losses[beyond] = loss(beyond, first)
-    place: Literal["inside", "edge"] = "edge" if _at_edge(losses) else "inside"
-    close = [rate for rate, value in losses.items() if value <= _CLOSE * min(losses.values())]
-    if len(close) > 1:
-        losses |= {r: sum((loss(r, seed) for seed in others), losses[r]) for r in close}
-    best = min(close, key=losses.__getitem__)
-    if losses[best] == math.inf:
-        raise errors[best]
-    return best, place
+    while True:
+        place: Literal["inside", "edge"] = "edge" if _at_edge(losses) else "inside"
+        close = [rate for rate, value in losses.items() if value <= _CLOSE * min(losses.values())]
+        sums = {rate: sum((loss(rate, s) for s in others), losses[rate]) for rate in close}
+        best = min(close, key=sums.__getitem__)
+        if sums[best] < math.inf:
+            return best, place
+        if min(losses.values()) == math.inf:
+            raise errors[best]
+        losses |= dict.fromkeys(close, math.inf)  # each diverges on some seed
 
 
 def _at_edge(losses: Mapping[float, float]) -> bool:

@@ -36,34 +36,50 @@ class Spread:
 class Versus:
     """A method beside the one it is tested against, client by client on every seed.
 
+    Natural clients (`partition.by = "column"`) are the same on every seed, so that what is tested
+    is a client's mean difference over seeds. Drawn clients are others on every seed, and each pair
+    of client and seed counts.
+
     Args:
-        difference: of mean accuracies, over all pairs of client and seed.
-        better, worse: clients (times seeds) with a higher or lower accuracy.
-        p: of Wilcoxon's signed-rank test, two-sided; None where no two differ. Clients of one
-            federation are not independent, so it is a measure, no proof.
+        spread: of the difference of mean accuracies, over seeds.
+        of: how many clients, or pairs of client and seed, there are.
+        better, worse: those of them with a higher or lower accuracy.
+        natural: whether they are clients.
+        p: of Wilcoxon's signed-rank test over them, two-sided; None where no two differ. Clients of
+            one federation are not independent, so it is a measure, no proof.
     """
 
-    difference: float
+    spread: Spread
+    of: int
     better: int
     worse: int
+    natural: bool
     p: float | None
 
 
 def versus(ours: Sequence[Result], theirs: Sequence[Result]) -> Versus | None:
     """The first beside the second, on the seeds and clients of both; None where they share none."""
     other = {result.seed: result.test["per_client"] for result in theirs}
-    pairs = [
-        (accuracy, other[result.seed][client])
+    ahead = [
+        (result.seed, client, accuracy - other[result.seed][client])
         for result in ours
         for client, accuracy in result.test["per_client"].items()
         if client in other.get(result.seed, {})
     ]
-    if not pairs:
+    if not ahead:
         return None
-    differences = [round(a - b, 12) for a, b in pairs]  # equal ones are equal, for their ranks
-    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    p = float(stats.wilcoxon(differences, zero_method="wilcox").pvalue) if better + worse else None
-    return Versus(statistics.fmean(differences), better, worse, p)
+    natural = ours[0].record.config.get("partition", {}).get("by") == "column"
+    by_seed: dict[int, list[float]] = {}
+    tested: dict[object, list[float]] = {}
+    for seed, client, difference in ahead:
+        by_seed.setdefault(seed, []).append(difference)
+        tested.setdefault(client if natural else (seed, client), []).append(difference)
+    means = [round(statistics.fmean(each), 12) for each in tested.values()]  # equal ones are equal
+    differ = [mean for mean in means if mean]  # the test is exact then, where they are few
+    better = sum(mean > 0 for mean in differ)
+    p = float(stats.wilcoxon(differ).pvalue) if differ else None
+    spread = Spread.of([statistics.fmean(each) for each in by_seed.values()])
+    return Versus(spread, len(means), better, len(differ) - better, natural, p)
 
 
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:

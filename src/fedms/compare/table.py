@@ -110,7 +110,8 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
     said += f"({_title(best)})"
     if beside := versus(ours, methods[best]):
         p = "" if beside.p is None else f", p {_p(beside.p)}"
-        said += f": of all clients on all seeds {beside.better} are better off with FedMS, "
+        who = "clients" if beside.natural else "pairs of client and seed"
+        said += f": of {beside.of} {who} {beside.better} are better off with FedMS, "
         said += f"{beside.worse} worse{p}"
     said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
     said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})."
@@ -163,7 +164,12 @@ def _versus_cells(beside: Any) -> list[str]:
     if beside is None:
         return ["", "", ""]
     p = "–" if beside.p is None else _p(beside.p)
-    return [f"{beside.difference:+.3f}", f"{beside.better} : {beside.worse}", p]
+    return [signed(beside.spread), f"{beside.better} : {beside.worse}", p]
+
+
+def signed(spread: Spread) -> str:
+    """A difference, with half of its interval where there is one."""
+    return f"{spread.mean:+.3f}" + ("" if spread.half is None else f" ± {spread.half:.3f}")
 
 
 def _p(p: float) -> str:

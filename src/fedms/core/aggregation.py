@@ -28,6 +28,7 @@ class Averager:
         self._score = Score()
         self._rows = 0
         self._depths: list[int] = []
+        self._took: list[str] = []
 
     def add(self, update: ClientUpdate) -> None:
         """Count one accepted update with the weight `update.rows`."""
@@ -41,6 +42,7 @@ class Averager:
         self._score += update.score
         self._rows += update.rows
         self._depths.append(update.depth)
+        self._took.append(update.client)
 
     @property
     def clients(self) -> int:
@@ -51,7 +53,7 @@ class Averager:
         """The weighted averages in float32. A key that nobody sent is not in it."""
         means = {n: (s / self._weights[n]).to(torch.float32) for n, s in self._sums.items()}
         depths = tuple(self._depths)
-        return Aggregate(means, self._rows, len(depths), self._score, depths)
+        return Aggregate(means, self._rows, len(depths), self._score, depths, tuple(self._took))
 
 
 def average(updates: Sequence[ClientUpdate]) -> Aggregate:

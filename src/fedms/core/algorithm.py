@@ -350,13 +350,17 @@ def perform(works: Sequence[ClientWork], learner: Learner, pace: int) -> list[Cl
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """The average of a round's accepted updates; a key that nobody sent is missing."""
+    """The average of a round's accepted updates; a key that nobody sent is missing.
+
+    `took` are the ids of the clients in it.
+    """
 
     tensors: Tensors
     rows: int
     clients: int
     score: Score
     depths: tuple[int, ...] = field(default=())
+    took: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,19 @@ def _prompts(learner: ModelLearner) -> Tensor | None:
 
 
 def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
-    """Write a client's `means` in place of those of `save_statistics`, if it has its own."""
-    said = view.statistics
+    """Write a client's `means` and `vectors` in place of those of `save_statistics`.
+
+    Means where they are its own; vectors where it has a class of which the sums of all had no row.
+    """
+    said, labels, tensors = view.statistics, torch.from_numpy(data.train.labels), {}
     if said is not None and said.personal:
         own = learner.frozen(data.train).cpu()
-        means = said.drawn(own, torch.from_numpy(data.train.labels), _prompts(learner))
-        path.write_bytes(serialise({"means": means}))
+        tensors["means"] = said.drawn(own, labels, _prompts(learner))
+    if said is not None and said.lacks(labels):
+        for vectors in learner.vectors(view, data).values():
+            tensors["vectors"] = vectors[0].cpu()
+    if tensors:
+        path.write_bytes(serialise(tensors))
 
 
 def save_beside(folder: Path, learner: ModelLearner, experts: Mapping[str, Expert]) -> None:
@@ -173,10 +180,10 @@ def save_merged(base: str, exported: Path, role: str) -> None:
     (folder / "head.json").write_text(f"{text}\n", encoding="utf-8")
     if (own / "head.safetensors").is_file():
         shutil.copyfile(own / "head.safetensors", folder / "head.safetensors")
-    shared = _read(exported / "statistics.safetensors") if facts["kind"] != "context" else {}
+    names = ("means", "statistics") if facts["kind"] != "context" else ()
     for found in (
         _read(own / "classes.safetensors"),
-        shared,
+        *(_read(exported / f"{name}.safetensors") for name in names),
         _read(exported / "classes.safetensors"),
     ):
         if "vectors" in found:

@@ -201,7 +201,7 @@ class ModelLearner(Resident):
     @torch.no_grad()
     def statistics(self, data: ClientData) -> dict[str, Tensor]:
         """See `Learner.statistics`."""
-        with self.meter.phase("evaluate"):
+        with self.meter.phase("cache"):  # the gate's input too, from now on
             features = self.frozen(data.train).cpu()
         labels = torch.from_numpy(data.train.labels)
         return discriminant.sums(features, labels, self.head.classes)
