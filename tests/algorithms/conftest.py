@@ -139,7 +139,7 @@ class Toy:
         counted = class_evidence(data.train.labels, CLASSES, 0.5)
         return evidence(shared, own, weight, said, counted), weight
 
-    def statistics(self, data):
+    def statistics(self, data, names=frozenset()):
         x, labels = torch.from_numpy(data.train.columns["x"]), torch.from_numpy(data.train.labels)
         return discriminant.sums(self._features({}, x, {}), labels, CLASSES)
 

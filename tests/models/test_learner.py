@@ -460,3 +460,23 @@ def test_an_error_in_the_middle_of_training_leaves_nothing_behind(
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     (got,), (expected,) = (one.fit([asked], 0) for one in (learner, fresh))
     assert got.expert.fingerprint == expected.expert.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["clip", "sentence"])
+def test_the_pass_for_statistics_leaves_what_training_needs(make_learner, make_client, kind):
+    """The first fit costs no more than one whose prefix is kept, and sums are the same."""
+    plain, learner = (make_learner(kind, cache_bytes=size) for size in (0, 10**7))
+    client = make_client(learner.backbone, rows=7)
+    names = learner.layout.expert(2)
+    for name, tensor in plain.statistics(client).items():
+        torch.testing.assert_close(learner.statistics(client, names)[name], tensor)
+    expert = Expert(learner.initial_expert(names, 0))
+    spent = []
+    for _ in range(2):
+        learner.spent()
+        learner.fit([Fit(View(expert), names, client, 1, 0)])
+        spent.append(learner.spent().flops)
+    assert spent[0] == spent[1]
+    other = make_client(learner.backbone, "other", rows=7)
+    learner.fit([Fit(View(expert), names, other, 1, 0)])
+    assert learner.spent().flops > spent[0]

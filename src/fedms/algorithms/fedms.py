@@ -37,6 +37,7 @@ from fedms.core.algorithm import (
 )
 from fedms.core.discriminant import Discriminant
 from fedms.core.layout import Layout, Shapes
+from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
 
 
@@ -124,6 +125,13 @@ class _FedMS:
         """The stage after class statistics are gathered."""
         return 1 if self.options.stage1.rounds else 2
 
+    def next(self, data: ClientData) -> frozenset[str]:
+        """What a client trains after class statistics are gathered, where all train then."""
+        stage = self.options.stage1 if self.first_stage() == 1 else self.options.stage2
+        every = isinstance(stage.cohort, float) and stage.cohort == 1.0
+        depth = data.depth(self.options.sal.first_depth(self.blocks))
+        return self.layout.expert(depth) if every else frozenset()
+
     def fit(self, turn: Turn, view: View) -> dict[str, Tensor]:
         """What a client sends so that the weights of evidence fit its view too."""
         if not self.options.calibrate:
@@ -196,7 +204,7 @@ def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
 
 def _client_update(method: _FedMS, turn: Turn) -> ClientWork:
     if turn.plan.stage == 0:
-        return gathering.client_update(turn)
+        return gathering.client_update(turn, method.next(turn.data))
     update = _train_global if turn.plan.stage == 1 else _train_local
     return update(method, turn)
 

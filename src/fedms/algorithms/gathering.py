@@ -19,10 +19,13 @@ def expects(layout: Layout) -> Shapes:
     return discriminant.shapes(layout.classes, layout.width)
 
 
-def client_update(turn: Turn) -> ClientWork:
-    """A client's part: its sums, divided by its rows, which are its weight in the average."""
+def client_update(turn: Turn, names: frozenset[str] = frozenset()) -> ClientWork:
+    """A client's part: its sums, divided by its rows, which are its weight in the average.
+
+    `names`: see `Learner.statistics`.
+    """
     rows = len(turn.data.train)
-    sums = turn.learner.statistics(turn.data)
+    sums = turn.learner.statistics(turn.data, names)
     tensors = {name: (t / rows).float() for name, t in sums.items()}
     return ClientUpdate(turn.data.id, turn.plan.round, rows, tensors, Score(), 0, 0, turn.state)
     yield  # a client's work is a generator, also where nothing is trained

@@ -75,7 +75,9 @@ class Idle:
     def derivatives(self, view: View, data: ClientData) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
 
-    def statistics(self, data: ClientData) -> dict[str, torch.Tensor]:
+    def statistics(
+        self, data: ClientData, names: frozenset[str] = frozenset()
+    ) -> dict[str, torch.Tensor]:
         return {name: torch.ones(shape) for name, shape in discriminant.shapes(1, 1).items()}
 
     def spent(self) -> Costs:

@@ -191,8 +191,13 @@ class Learner(Protocol):
         """
         ...
 
-    def statistics(self, data: ClientData) -> dict[str, torch.Tensor]:
-        """Sums over the client's training rows, see `core.discriminant.sums`."""
+    def statistics(
+        self, data: ClientData, names: frozenset[str] = frozenset()
+    ) -> dict[str, torch.Tensor]:
+        """Sums over the client's training rows, see `core.discriminant.sums`.
+
+        `names`: what it trains next, so that what lies below may be kept on the way.
+        """
         ...
 
     def spent(self) -> Costs:

@@ -199,9 +199,13 @@ class ModelLearner(Resident):
         )
 
     @torch.no_grad()
-    def statistics(self, data: ClientData) -> dict[str, Tensor]:
+    def statistics(
+        self, data: ClientData, names: frozenset[str] = frozenset()
+    ) -> dict[str, Tensor]:
         """See `Learner.statistics`."""
         with self.meter.phase("cache"):  # the gate's input too, from now on
+            with self.slots.holding({}):
+                self.keep(data.train, {}, self.slots.lowest(names))
             features = self.frozen(data.train).cpu()
         labels = torch.from_numpy(data.train.labels)
         return discriminant.sums(features, labels, self.head.classes)
