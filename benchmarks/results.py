@@ -41,6 +41,7 @@ MANY = (*SEEDS, 3, 4, 5, 6, 7, 8)
 """Where three seeds do not tell FedMS from the best."""
 AGAIN = {
     "newsgroups20": ["local", "fedper", "probe"],
+    "amazon5-more": ["finetune+statistics", "fedadam", "flexlora", "fedavg", "fedex"],
 }
 """Cells with three seeds in which others are level with FedMS: methods tried on many seeds."""
 RATES = (3e-3, 1e-2)
