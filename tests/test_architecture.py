@@ -107,7 +107,7 @@ ALLOWED = {
     "hub": {"core"},
     "card": {"hub", "models", "use"},
     "export": {"card", "core", "models", "store", "use"},
-    "scoring": {"build", "config", "core", "data", "deploy", "use"},
+    "scoring": {"build", "config", "core", "data", "deploy", "identity", "store", "use"},
     "holdings": {"build", "config", "core", "data"},
     "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
     "doctor": {"core", "models", "runtimes"},

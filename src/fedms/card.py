@@ -31,6 +31,12 @@ class Facts:
     run: Mapping[str, str]
 
 
+_ALONE = (
+    "Accuracies of the experts alone are with calibration and class statistics, as the run has "
+    "them; the bare experts in these folders score otherwise."
+)
+
+
 def card(models: Models, folder: Path, who: str, licence: str, merged: str | None) -> str:
     """Markdown with the hub's metadata on top.
 
@@ -63,11 +69,12 @@ def card(models: Models, folder: Path, who: str, licence: str, merged: str | Non
             f"# {title}",
             "",
             f"Adapters of {spoken(config.model.name)} for {len(models.classes)} classes, trained "
-            f"by `{config.method}` with [fedms](https://pypi.org/project/fedms/).",
+            f"by `{config.method}` with fedms.",
             "",
             *([f"- rows of the client: {rows}"] if rows else []),
             *(f"- {name}: {value}" for name, value in facts.run.items()),
             *(f"- test accuracy, {role}: {score:.3f}" for role, score in facts.scores.items()),
+            *(["", _ALONE] if config.gate.calibration and "local" in facts.scores else []),
             "",
             *_private(folder),
             "",

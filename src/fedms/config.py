@@ -133,6 +133,11 @@ class Partition(Section):
     def _column_named(self) -> Partition:
         if self.by == "column" and not self.column:
             raise ValueError('partition.by = "column" needs partition.column')
+        if self.column and "by" not in self.model_fields_set:
+            raise ValueError(
+                f'got partition.column = "{self.column}" without partition.by; expected both; '
+                'try partition.by="column"'
+            )
         return self
 
 
@@ -452,7 +457,19 @@ class Config(Section):
             )
         if self.data.source not in ("digits", "memory") and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
+        path = self.data.path
+        if self.data.source == "digits" and path is not None:
+            raise ValueError(
+                f'got data.path = "{path}" with data.source = "digits", which has its own rows; '
+                f"try data.source={_source(path)}"
+            )
         return self
+
+
+def _source(path: str) -> str:
+    """By the end of a path."""
+    kinds = {".csv": "csv", ".gz": "csv", ".parquet": "parquet"}
+    return kinds.get(Path(path).suffix.lower(), "folder")
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -543,13 +560,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"got {override!r}; expected section.key=value, e.g. stage1.rounds=5")
+    if key != key.rstrip():  # as in a file: key = value
+        text = text.strip()
     *sections, last = key.strip().split(".", 2)
     for name in sections:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise ConfigError(f"got {override!r}, but {name} is not a section")
     if text.strip():
-        values[last] = _value(text.strip())
+        values[last] = _value(text)
     else:
         _known(key.strip(), override)
         values.pop(last, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedms.config import Config
 from fedms.core.errors import UserError
@@ -26,19 +28,70 @@ def identity(config: Config, table: Table | None = None) -> dict[str, str]:
     Raises:
         UserError: if a file cannot be read, or the model cannot be found.
     """
-    model, data = look_up(config.model.name), Path(config.data.path or "").expanduser()
+    model = look_up(config.model.name)
     facts = computes(config, model.width, workers=1)
     commit = getattr(model.config, "_commit_hash", None)
-    by_name = config.data.path is None or not data.exists()
     try:
-        return {
-            "data": _data(config, table) if by_name else digest(data),
-            "weights": str(commit) if commit else digest(Path(model.folder), _WEIGHTS),
-            "device": facts["device"].split(":")[0],
-            "precision": facts["precision"],
-        }
+        weights = str(commit) if commit else digest(Path(model.folder), _WEIGHTS)
     except OSError as error:
-        raise UserError(f"got data or model files that cannot be read: {error}") from error
+        raise UserError(f"got model files that cannot be read: {error}") from error
+    return {
+        "data": data_now(config) if table is None else _data(config, table),
+        "weights": weights,
+        "device": facts["device"].split(":")[0],
+        "precision": facts["precision"],
+    }
+
+
+def expect_same(
+    config: Config, facts: Mapping[str, Any], path: Path, now: Mapping[str, str]
+) -> None:
+    """Make sure that what a run was made of is as it was.
+
+    Args:
+        config: of the run.
+        facts: from its `environment.json`.
+        path: of its folder.
+        now: of what is compared, as `identity` says it.
+
+    Raises:
+        UserError: naming what is another now.
+    """
+    for name, then in dict(facts.get("identity", {})).items():
+        if name not in now or now[name] == then:
+            continue
+        if name == "data" and now[name] == config.data.path:
+            raise UserError(
+                f"got {path}, whose data were read from {config.data.path}, which is not there "
+                f"from here ({Path.cwd()}); try where the run began"
+            )
+        if name in ("data", "weights"):
+            raise UserError(
+                f"got {path}, whose {name} ({_where(config, name)}) are other ones now; expected "
+                "those that it was made of"
+            )
+        raise UserError(
+            f"got {path}, whose {name} was {then} and is {now[name]} now; expected {then}"
+        )
+
+
+def _where(config: Config, name: str) -> str:
+    return str(config.data.path or config.data.source) if name == "data" else config.model.name
+
+
+def data_now(config: Config) -> str:
+    """The part of `identity` that is about rows in files.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    data = Path(config.data.path or "").expanduser()
+    if config.data.path is None or not data.exists():
+        return _data(config, None)
+    try:
+        return digest(data)
+    except OSError as error:
+        raise UserError(f"got data files that cannot be read: {error}") from error
 
 
 def _data(config: Config, table: Table | None) -> str:

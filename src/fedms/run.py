@@ -26,7 +26,7 @@ from fedms.events import (
     Started,
 )
 from fedms.given import NOTHING, Given
-from fedms.identity import identity
+from fedms.identity import expect_same, identity
 from fedms.runtimes.workers import on_threads
 from fedms.store.files import UNWRITABLE, locked, sweep
 from fedms.store.run_folder import FOUNDATION, RunFolder
@@ -156,12 +156,7 @@ def _reopen(path: Path, table: Table | None = None) -> tuple[Config, RunFolder, 
             f"got {path}, a run of rows that a Python program gave; expected them again; try "
             "FedMS.resume there"
         )
-    now = identity(config, table)
-    for name, then in dict(facts.get("identity", {})).items():
-        if now.get(name) != then:
-            raise UserError(
-                f"got {path}, whose {name} was {then} and is {now.get(name)} now; expected as then"
-            )
+    expect_same(config, facts, path, identity(config, table))
     return config, folder, facts
 
 

@@ -15,6 +15,8 @@ from fedms.core.errors import UserError
 from fedms.core.rows import Index, Rows
 from fedms.data import Table
 from fedms.deploy.parts import SITE, own_rows
+from fedms.identity import data_now, expect_same
+from fedms.store.marks import ENVIRONMENT, read_facts
 from fedms.use import NEW, Models
 
 
@@ -23,7 +25,8 @@ def evaluate(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Accuracy, mean log loss in nats, mean weight of a gate, and rows, by client and role.
 
-    Roles are `personal` and, of a mixture, its two experts alone: `global` and `local`.
+    Roles are `personal` and, of a mixture, its two experts alone: `global` and `local`, bare, that
+    is without class statistics and calibration, which the same roles have in a run's summary.
 
     Args:
         folder: of a run, or of a site's run.
@@ -60,6 +63,9 @@ def evaluate(
 
 def _given(models: Models, words: Sequence[str], client: str | None) -> Iterator[tuple[str, Rows]]:
     config = load_config(models.folder / "config.toml", [*words, *_ALL])
+    if not config.data.classes:  # of any number of the federation's classes may be rows
+        known = config.data.model_copy(update={"classes": [*models.classes]})
+        config = config.model_copy(update={"data": known})
     yield client or models.only(), models.labelled(build.load_table(config))
 
 
@@ -80,6 +86,9 @@ def _dealt(models: Models, *, newcomers: bool) -> tuple[Table, list[tuple[str, I
         who = str(json.loads(site.read_text(encoding="utf-8"))["client"])
         table, rows = own_rows(config, who)
         return table, [(who, rows.test)]
+    if config.data.source != "memory":
+        facts = read_facts(models.folder / ENVIRONMENT)
+        expect_same(config, facts, models.folder, {"data": data_now(config)})
     table = build.load_table(config)
     federation = build.deal(config, table)
     if newcomers:

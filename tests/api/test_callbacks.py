@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     with pytest.raises(UserError, match=r"expected them again"):
         FedMS.resume(out, progress=False)
     others = {**datasets, "bob": datasets["alice"]}
-    with pytest.raises(UserError, match="whose data was"):
+    with pytest.raises(UserError, match=r"whose data \(memory\) are other ones"):
         FedMS.resume(out, others, progress=False)
     seen = Keeper()
     assert FedMS.resume(out, datasets, progress=False, callbacks=[seen]).complete

@@ -71,6 +71,44 @@ def test_evaluate_says_what_the_run_said(fedms, folder):
     assert fedms("evaluate", folder, "--client", "1").out.startswith("1\tpersonal\taccuracy ")
 
 
+TABLE = ("data.source=csv", "data.path=rows.csv", "partition.clients=2", "stage2.rounds=1")
+
+
+@pytest.fixture
+def texts(fedms, model_folder):
+    """A run of texts in the working directory's `rows.csv`."""
+    lines = [f"{word} card number {i},{word}" for i in range(30) for word in ("red", "blue")]
+    Path("rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    words = (*TABLE, "stage1.rounds=1", f"model.name={model_folder('sentence')}")
+    ended = fedms("run", *words, "--out", "run", "--json")
+    assert ended.code == 0, ended.err
+    return Path("run")
+
+
+def test_other_rows_than_the_runs_are_not_its_test_rows(fedms, texts):
+    assert fedms("evaluate", texts).code == 0
+    first, *others = Path("rows.csv").read_text(encoding="utf-8").splitlines()
+    Path("rows.csv").write_text("\n".join([first, *reversed(others)]) + "\n", encoding="utf-8")
+    ended = fedms("evaluate", texts)
+    assert ended.code == 2
+    assert "got run, whose data (rows.csv) are other ones now; expected those" in ended.err
+    Path("rows.csv").rename("elsewhere.csv")
+    for command in ("evaluate", "resume"):
+        ended = fedms(command, texts)
+        assert ended.code == 2
+        assert "data were read from rows.csv, which is not there from here" in ended.err
+
+
+def test_rows_of_one_class_can_be_scored(fedms, texts):
+    Path("some.csv").write_text("text,label\nred card,red\nred one,red\n", encoding="utf-8")
+    ended = fedms("evaluate", texts, "--client", "0", "data.path=some.csv", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["0"]["personal"]["rows"] == 2
+    Path("some.csv").write_text("text,label\nred card,green\n", encoding="utf-8")
+    ended = fedms("evaluate", texts, "--client", "0", "data.path=some.csv")
+    assert "got class 'green' at row 1 of some.csv" in ended.err
+
+
 def test_export_says_what_it_wrote(fedms, folder, tmp_path):
     ended = fedms("export", folder, "--client", "1", "--to", tmp_path / "out")
     assert ended.code == 0, ended.err

@@ -30,6 +30,18 @@ def test_a_run_has_a_report_and_it_can_be_written_again(fedms):
     assert said["runs"][0]["test"]["personal"]["mean"] == mean
 
 
+def test_a_file_that_is_no_report_is_left_alone(fedms):
+    """Whatever its name: it may be the user's table."""
+    assert fedms("run", *SMALL, "--json", "--out", "a").code == 0
+    mine = Path("mine.csv")
+    mine.write_text("text,label\n", encoding="utf-8")
+    ended = fedms("report", "a", "--out", "mine.csv")
+    assert (ended.code, mine.read_text(encoding="utf-8")) == (2, "text,label\n")
+    assert "where there is a file that is no report of fedms'; it was left alone" in ended.err
+    assert fedms("report", "a", "--out", "mine.csv", "--force").code == 0
+    assert fedms("report", "a", "--out", "mine.csv").code == 0  # one now
+
+
 def test_what_cannot_be_done_is_one_line(fedms, tmp_path):
     (tmp_path / "empty").mkdir()
     for words in (["empty"], ["missing"]):

@@ -241,3 +241,22 @@ def test_any_words_are_a_configuration_or_one_error(settings, tables):
         assert isinstance(load_config(None, [f"{k}={v}" for k, v in settings]), Config)
     with suppress(ConfigError):
         assert isinstance(validate(tables), Config)
+
+
+def test_settings_that_would_be_passed_over_are_refused():
+    """Whoever names a table or a column means it."""
+    said = message("data.path=tickets.csv", "data.label=topic")
+    assert said == (
+        'got data.path = "tickets.csv" with data.source = "digits", which has its own rows; '
+        "try data.source=csv"
+    )
+    assert message("data.path=a/b.parquet").endswith("try data.source=parquet")
+    assert message("data.path=pictures").endswith("try data.source=folder")
+    words = ("data.source=csv", "data.path=a.csv", "partition.column=branch")
+    assert message(*words) == (
+        'got partition.column = "branch" without partition.by; expected both; '
+        'try partition.by="column"'
+    )
+    assert load_config(None, [*words, "partition.by=dirichlet"]).partition.column == "branch"
+    again = validate(load_config(None, [*words, "partition.by=column"]).model_dump())
+    assert again.partition.by == "column"

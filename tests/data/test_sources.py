@@ -142,6 +142,13 @@ def test_parquet_texts_with_class_names_and_missing_values(tmp_path):
     assert (table.inputs, table.labels, table.dropped) == (["a", "c"], ["no", "yes"], 1)
 
 
+def test_parquet_numbers_that_are_none_are_missing(tmp_path):
+    """NaN is what NumPy writes for a missing number, and no class."""
+    columns = {"text": ["a", "b", "c"], "label": [0.0, float("nan"), 1.0]}
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    refused("got no label at row 2", "parquet", tmp_path / "d.parquet")
+
+
 @pytest.mark.parametrize("form", ["struct", "bytes", "path"])
 def test_parquet_images(tmp_path, form):
     (tmp_path / "a.png").write_bytes(png(9))

@@ -41,8 +41,14 @@ def test_existing_run_is_kept_without_force_and_replaced_with_it(tmp_path):
     path = tmp_path / "run"
     folder = create(path)
     folder.add_round({"round": 0})
+    with pytest.raises(
+        UserError, match=f"exists and ended early; try fedms resume {path}, another"
+    ):
+        create(path, config="seed = 4\n")
+    (path / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"exists; try another \(--out"):
         create(path, config="seed = 4\n")
+    (path / "summary.json").unlink()
     assert [line["round"] for line in folder.lines(1)] == [0]
     create(path, force=True, config="seed = 5\n")
     assert (path / "config.toml").read_text() == "seed = 5\n"

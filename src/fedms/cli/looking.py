@@ -37,12 +37,14 @@ def partition(
 
     Example: fedms partition recipes/femnist.toml partition.max_clients=20 --picture writers.svg
     """
+    config = configuration(words or [])
+    if picture and picture.suffix.lower() not in _PICTURES:
+        fail(f"got --picture {picture}; expected a file that ends in {' or '.join(_PICTURES)}")
+
     from fedms.holdings import holdings
     from fedms.tables import show_holdings
 
-    if picture and picture.suffix.lower() not in _PICTURES:
-        fail(f"got --picture {picture}; expected a file that ends in {' or '.join(_PICTURES)}")
-    found = holdings(configuration(words or []))
+    found = holdings(config)
     if picture:
         from fedms.compare import plots
 
@@ -73,10 +75,12 @@ def estimate(
 
     Example: fedms estimate recipes/banking77.toml sal.caps.*=2
     """
+    config = configuration(words or [])
+
     from fedms.estimate import estimate as perform
     from fedms.tables import show_estimate
 
-    found = perform(configuration(words or []), seconds)
+    found = perform(config, seconds)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -94,6 +94,9 @@ def evaluate(
 ) -> None:
     """Score models of a run on their clients' test rows, or on other labelled rows.
 
+    Beside a mixture its two experts alone: bare, as predict says what they hold. (In a run's table
+    the same experts have class statistics and calibration.)
+
     Example: fedms evaluate runs/digits-fedms-seed0 --client 3
     """
     from fedms.scoring import evaluate as perform

@@ -23,6 +23,9 @@ def report(
         Path | None,
         typer.Option(help="The file [report.html in the run's folder; of several, here]."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that is no report.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print where it is, and the figures of all runs.")
     ] = False,
@@ -33,7 +36,7 @@ def report(
     """
     from fedms.report import figures, write
 
-    path = write(folders, out)
+    path = write(folders, out, force=force)
     if as_json:
         typer.echo(json.dumps({"report": str(path), "runs": figures(folders)}, indent=2))
     else:

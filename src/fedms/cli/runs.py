@@ -53,11 +53,12 @@ def run(
 
     Example: fedms run recipes/banking77.toml stage2.rounds=5 --out runs/try
     """
+    config = configuration(words or [])  # before what takes seconds to load
+
     from fedms.progress import Progress
     from fedms.run import default_folder
     from fedms.run import run as perform
 
-    config = configuration(words or [])
     folder = out or default_folder(config)
     try:
         with Progress(config, quiet=quiet or as_json) as progress:
@@ -89,6 +90,10 @@ def resume(
 
     Example: fedms resume runs/digits-fedms-seed0
     """
+    from fedms.store.marks import expect_run
+
+    expect_run(folder)
+
     from fedms.config import load_config
     from fedms.progress import Progress
     from fedms.run import resume as perform

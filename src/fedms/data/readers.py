@@ -6,6 +6,7 @@ Values stay text: "NA", "null" and "007" in a CSV file are themselves. Images st
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -217,8 +218,12 @@ def _frame_kind(frame: _Frame, inputs: Sequence[str], asked: str) -> Kind:
 
 
 def _texts(frame: _Frame, name: str) -> list[str]:
-    """The column as text; missing values are empty."""
-    return ["" if value is None else str(value) for value in frame.column(name)]
+    """The column as text; missing values, NaN among them, are empty."""
+    return ["" if _missing(value) else str(value) for value in frame.column(name)]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _joined(frame: _Frame, names: Sequence[str]) -> list[str]:

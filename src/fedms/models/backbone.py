@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import cached_file
 
-from fedms.core.errors import UserError
+from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Column, Rows
 from fedms.models.blocks import Blocks, find_blocks
 from fedms.models.names import resolve
@@ -325,6 +325,7 @@ def _load(loader: Any, folder: str, name: str, **options: Any) -> Any:
         raise UserError(
             f"got model.name = {name!r}, which cannot be loaded: {reason}; expected a folder that "
             "save_pretrained wrote (with safetensors weights), or a hub id that can be reached"
+            f"{did_you_mean(name.lower(), ('glyphclip', 'minilm'))}"
         ) from error
 
 

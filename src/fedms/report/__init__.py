@@ -14,20 +14,28 @@ from fedms.store.files import write_text
 __all__ = ["NAME", "ROLES", "attempt", "figures", "write"]
 
 NAME = "report.html"
+_TITLE = b"fedms</title>"
+"""The end of every report's title."""
 
 
-def write(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write(folders: Sequence[Path], out: Path | None = None, *, force: bool = False) -> Path:
     """Write a report, and say where it is.
 
     Args:
         folders: of runs, one or more.
         out: the file; None: `report.html` in the only run's folder, or here of several.
+        force: whether a file that is no report of fedms' is replaced.
 
     Raises:
         UserError: if a folder is no run's or has records that cannot be read, or the report cannot
-            be written.
+            be written, or stands in the place of something else.
     """
     path = out or (folders[0] / NAME if len(folders) == 1 else Path(NAME))
+    if not force and path.is_file() and not _is_report(path):
+        raise UserError(
+            f"got report {path}, where there is a file that is no report of fedms'; it was left "
+            "alone; try another (--out), or to replace it (--force)"
+        )
     records = [read(folder) for folder in folders]
     try:
         text = document(records)
@@ -41,6 +49,14 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     except OSError as error:
         raise UserError(f"got report {path}, which cannot be written: {error}") from None
     return path
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _TITLE in file.read(1 << 16)
+    except OSError:
+        return False
 
 
 def attempt(folder: Path) -> str:

@@ -31,9 +31,8 @@ def expect_run(path: Path) -> None:
 def like_runs(path: Path) -> str:
     """Which run folder was probably meant, for the end of a message: beside it, or in `runs`."""
     places = dict.fromkeys((path.parent, Path("runs")))
-    return did_you_mean(
-        str(path), (str(mark.parent) for place in places for mark in place.glob(f"*/{CONFIG}"))
-    )
+    runs = [mark.parent for place in places for mark in place.glob(f"*/{CONFIG}")]
+    return did_you_mean(str(path), (str(run) for run in runs if run != path))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
