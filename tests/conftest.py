@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def exact() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """torch lets cuDNN compute convolutions of float32, which embed patches, in TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
