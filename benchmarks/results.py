@@ -41,7 +41,15 @@ MANY = (*SEEDS, 3, 4, 5, 6, 7, 8)
 """Where three seeds do not tell FedMS from the best."""
 AGAIN = {
     "newsgroups20": ["local", "fedper", "probe"],
-    "amazon5-more": ["finetune+statistics", "fedadam", "flexlora", "fedavg", "fedex"],
+    "amazon5-more": [
+        "finetune+statistics",
+        "fedadam",
+        "flexlora",
+        "fedavg",
+        "fedex",
+        "fedprox",
+        "local",
+    ],
 }
 """Cells with three seeds in which others are level with FedMS: methods tried on many seeds."""
 RATES = (3e-3, 1e-2)
