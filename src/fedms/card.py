@@ -32,9 +32,13 @@ class Facts:
 
 
 _ALONE = (
-    "Accuracies of the experts alone are with calibration and class statistics, as the run has "
-    "them; the bare experts in these folders score otherwise."
+    "Accuracies of the experts alone are with calibration, and class statistics where there are "
+    "any, as the run has them; the bare experts in these folders score otherwise."
 )
+
+
+def _calibrated(folder: Path) -> bool:
+    return (_read(folder / "prior.json") or {}).get("calibration") is not None
 
 
 def card(models: Models, folder: Path, who: str, licence: str, merged: str | None) -> str:
@@ -74,7 +78,7 @@ def card(models: Models, folder: Path, who: str, licence: str, merged: str | Non
             *([f"- rows of the client: {rows}"] if rows else []),
             *(f"- {name}: {value}" for name, value in facts.run.items()),
             *(f"- test accuracy, {role}: {score:.3f}" for role, score in facts.scores.items()),
-            *(["", _ALONE] if config.gate.calibration and "local" in facts.scores else []),
+            *(["", _ALONE] if len(experts) > 1 and _calibrated(folder) else []),
             "",
             *_private(folder),
             "",

@@ -458,9 +458,9 @@ class Config(Section):
         if self.data.source not in ("digits", "memory") and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         path = self.data.path
-        if self.data.source == "digits" and path is not None:
+        if path is not None and "source" not in self.data.model_fields_set:
             raise ValueError(
-                f'got data.path = "{path}" with data.source = "digits", which has its own rows; '
+                f'got data.path = "{path}" without data.source; expected both; '
                 f"try data.source={_source(path)}"
             )
         return self
@@ -560,8 +560,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"got {override!r}; expected section.key=value, e.g. stage1.rounds=5")
-    if key != key.rstrip():  # as in a file: key = value
-        text = text.strip()
+    text = text.lstrip().rstrip("\r\n")  # a column's name may end in a blank
     *sections, last = key.strip().split(".", 2)
     for name in sections:
         values = values.setdefault(name, {})

@@ -33,7 +33,9 @@ def pick_device(wanted: str, worker: int = 0) -> str:
         "mps": torch.backends.mps.is_available(),
     }
     if not there[wanted.split(":", maxsplit=1)[0]]:
-        raise UserError(f"got runtime.device = {wanted!r}, which is not there; try device=auto")
+        raise UserError(
+            f"got runtime.device = {wanted!r}, which is not there; try runtime.device=auto"
+        )
     count = torch.cuda.device_count()
     if wanted.startswith("cuda:") and int(wanted[5:]) >= count:
         raise UserError(f"got runtime.device = {wanted!r}; expected cuda:0 to cuda:{count - 1}")

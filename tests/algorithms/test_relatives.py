@@ -402,8 +402,10 @@ def test_pairs_beneath_add_their_product(make_learner, make_client, kind):
 
 @pytest.mark.parametrize("late", [0.0, 0.4])
 def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client, late):
-    """Whoever's update came too late was in no average, and takes nothing out of it."""
-    """What lies beneath a client's own adapters, by hand: the others' average of last round."""
+    """What lies beneath a client's own adapters, by hand: the others' average of last round.
+
+    Who came too late is in no average, and takes nothing out of it.
+    """
     learner = toy(linear=True)
     clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("abc")]
     algorithm, states = fedalt(learner.layout, OPTIONS), ClientStates(tmp_path)

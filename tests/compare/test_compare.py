@@ -157,11 +157,11 @@ def test_a_rate_that_diverges_on_a_later_seed_is_given_up(plan):
     def summary(rate, seed):
         if (rate, seed) == (1e-2, 1):
             raise DivergenceError("learning_rate")
-        losses = {3e-2: 0.2, 1e-2: 0.1, 3e-3: 0.5, 1e-3: 0.6}
-        return {"validation": {"personal": {"loss": losses[rate]}}}
+        losses = {1e-3: 0.6, 3e-3: 0.5, 1e-2: 0.1, 3e-2: 0.2, 1e-1: 0.15, 3e-1: 0.05, 1.0: 0.3}
+        return {"validation": {"personal": {"loss": losses.get(rate, 0.9)}}}
 
     wanted = replace(plan, rates=(1e-3, 3e-3, 1e-2), seeds=(0, 1))
-    assert runs._search(wanted, summary)[0] == 3e-2
+    assert runs._search(wanted, summary) == (3e-1, "inside")  # beyond 3e-2, then at the edge
 
     def never(rate, seed):
         if seed:

@@ -247,8 +247,7 @@ def test_settings_that_would_be_passed_over_are_refused():
     """Whoever names a table or a column means it."""
     said = message("data.path=tickets.csv", "data.label=topic")
     assert said == (
-        'got data.path = "tickets.csv" with data.source = "digits", which has its own rows; '
-        "try data.source=csv"
+        'got data.path = "tickets.csv" without data.source; expected both; try data.source=csv'
     )
     assert message("data.path=a/b.parquet").endswith("try data.source=parquet")
     assert message("data.path=pictures").endswith("try data.source=folder")
@@ -258,5 +257,6 @@ def test_settings_that_would_be_passed_over_are_refused():
         'try partition.by="column"'
     )
     assert load_config(None, [*words, "partition.by=dirichlet"]).partition.column == "branch"
+    assert load_config(None, ["data.path=a.csv", "data.source=digits"]).data.path == "a.csv"
     again = validate(load_config(None, [*words, "partition.by=column"]).model_dump())
     assert again.partition.by == "column"

@@ -23,9 +23,13 @@ def alone(done):
 def close(got, expected):
     """Rounding may turn single steps of the optimiser, each of them at most the learning rate."""
     assert got.keys() == expected.keys()
-    apart = torch.cat([(got[name] - tensor).abs().flatten() for name, tensor in expected.items()])
-    assert float(apart.max()) < 2e-3
-    assert float(apart.mean()) < (2e-4 if torch.cuda.is_available() else 1e-5)
+    apart = [(got[name] - tensor).abs().flatten() for name, tensor in expected.items()]
+    if torch.cuda.is_available():
+        assert float(torch.cat(apart).mean()) < 2e-4
+        assert float(torch.cat(apart).max()) < 2e-3
+    else:
+        assert max(float(each.mean()) for each in apart) < 1e-5
+        assert max(float(each.max()) for each in apart) <= 1e-3
 
 
 @pytest.mark.parametrize("more", [["runtime.stack=2"], ["runtime.stack=9"]])

@@ -214,9 +214,9 @@ def _search(
         return rate, "any"
     while (below := _below(losses)) and min(losses.values()) >= untrained:
         losses[below] = loss(below, first)  # all were so high that they spoiled the model
-    while _at_edge(losses) and (beyond := _beyond(losses)):
-        losses[beyond] = loss(beyond, first)
     while True:
+        while _at_edge(losses) and (beyond := _beyond(losses)):
+            losses[beyond] = loss(beyond, first)
         place: Literal["inside", "edge"] = "edge" if _at_edge(losses) else "inside"
         close = [rate for rate, value in losses.items() if value <= _CLOSE * min(losses.values())]
         sums = {rate: sum((loss(rate, s) for s in others), losses[rate]) for rate in close}

@@ -36,9 +36,9 @@ class Spread:
 class Versus:
     """A method beside the one it is tested against, client by client on every seed.
 
-    Natural clients (`partition.by = "column"`) are the same on every seed, so that what is tested
-    is a client's mean difference over seeds. Drawn clients are others on every seed, and each pair
-    of client and seed counts.
+    Natural clients (`partition.by = "column"`) are the same on every seed, but for unseen ones, so
+    that what is tested is a client's mean difference over its seeds. Drawn clients are others on
+    every seed, and each pair of client and seed counts.
 
     Args:
         spread: of the difference of mean accuracies, over seeds.

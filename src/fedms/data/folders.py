@@ -60,7 +60,7 @@ def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(
             f"got {str(folder)!r}, a file; expected a folder with one sub-folder per class; "
-            f"try source='csv' or 'parquet'"
+            f"try data.source=csv or parquet"
         )
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
@@ -101,5 +101,5 @@ def _refuse_columns(source: str, want: Request) -> None:
         if name is not None:
             raise UserError(
                 f"got {option}={name!r} for source={source!r}, which has no columns; expected "
-                f"none; try source='csv' or 'parquet', or leaving it out"
+                f"none; try data.source=csv or parquet, or leaving it out"
             )

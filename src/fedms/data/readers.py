@@ -79,7 +79,7 @@ def _read_files(
         inside = listing(sorted(p.name for p in root.iterdir()))
         raise UserError(
             f"got folder {str(root)!r} with {inside}; expected {' or '.join(suffixes)} files; "
-            f"try source='folder' if its sub-folders are classes, or the path of one file"
+            f"try data.source=folder if its sub-folders are classes, or the path of one file"
         )
     splits = _splits_of(files) if want.split is None else [None] * len(files)
     tables = [from_frame(frame(f), want, s) for f, s in zip(files, splits, strict=True)]

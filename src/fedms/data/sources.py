@@ -179,7 +179,7 @@ def _without_empty(table: Table, drop: bool) -> Table:
     first = int(np.setdiff1d(np.arange(len(table)), filled)[0])
     raise UserError(
         f"got no text at {table.where(first)} (and {len(table) - len(filled) - 1} more rows); "
-        f"expected some; try drop_empty=true, or joining columns as in input='subject+text'"
+        f"expected some; try data.drop_empty=true, or joining columns as in data.input=subject+text"
     )
 
 
@@ -213,7 +213,7 @@ def _normal_split(table: Table) -> list[str] | None:
     if unknown:
         raise UserError(
             f"got split {listing(unknown)}; expected train, val or test; try renaming them, "
-            f"drop_labels for the classes they hold, or no split column"
+            f"data.drop_labels for the classes they hold, or no split column"
         )
     return [SPLITS[name] for name in names]
 

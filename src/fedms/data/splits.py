@@ -224,7 +224,7 @@ def _deal_train(table: Table, train: Index, how: Partitioning, seed: int) -> dic
     if untrained:
         raise UserError(
             f"got client {untrained[0]!r} without training rows (and {len(untrained) - 1} more); "
-            f"expected one or more each; try min_rows=1, fewer clients or a larger alpha"
+            f"expected one or more each; try partition.min_rows=1, fewer clients or a larger alpha"
         )
     return dealt
 
@@ -309,11 +309,12 @@ def _federation(
     for label in sorted(held - trained, key=natural_key):
         raise UserError(
             f"got class {label!r} in validation or test rows alone; expected training rows of "
-            f"every class; try drop_labels for it ({len(held - trained)} such), or no split column"
+            f"every class; try data.drop_labels for it ({len(held - trained)} such), or no split "
+            "column"
         )
     if not 0 <= unseen < len(clients):
         raise UserError(
-            f"got unseen_clients={unseen} of {len(clients)} clients; expected 0 to "
+            f"got partition.unseen_clients={unseen} of {len(clients)} clients; expected 0 to "
             f"{len(clients) - 1}; try fewer, or more clients"
         )
     chosen = set(_rng(seed, "unseen").choice(len(clients), size=unseen, replace=False).tolist())

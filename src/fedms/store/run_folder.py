@@ -115,10 +115,11 @@ class RunFolder:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return
         if not force:
-            early = is_run(path) and not (path / SUMMARY).exists()
+            facts = read_facts(path / ENVIRONMENT) if is_run(path) else {}
+            early = bool(facts) and "sites" not in facts and not (path / SUMMARY).exists()
             raise UserError(
                 f"got run folder {path}, which exists"
-                + (f" and ended early; try fedms resume {path}" if early else "; try")
+                + (f" and has not ended; try fedms resume {path}" if early else "; try")
                 + f"{',' if early else ''} another (--out; in Python out=), or to replace it "
                 "(--force; force=True)"
             )
