@@ -63,6 +63,11 @@ def evaluate(
 
 def _given(models: Models, words: Sequence[str], client: str | None) -> Iterator[tuple[str, Rows]]:
     config = load_config(models.folder / "config.toml", [*words, *_ALL])
+    if config.data.source in ("digits", "memory") and config.data.path is not None:
+        raise UserError(
+            f"got data.path={config.data.path} for a run with data.source = "
+            f'"{config.data.source}"; expected both; try data.source=csv'
+        )
     if not config.data.classes:  # of any number of the federation's classes may be rows
         known = config.data.model_copy(update={"classes": [*models.classes]})
         config = config.model_copy(update={"data": known})
