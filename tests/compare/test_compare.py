@@ -479,7 +479,7 @@ def test_the_answer_comes_first_and_is_the_tables(results):
     beside = versus(ours, by_name(results, best))
     assert f"**FedMS has {np.mean([r.test['mean'] for r in ours]):.3f}, the best other " in first
     assert f" {means[best]:.3f}** ({VARIANTS[best].title}): of {beside.of} pairs of client" in first
-    assert f"and seed {beside.better} are better off with FedMS, {beside.worse} worse" in first
+    assert f"and seed FedMS makes {beside.better} better off, {beside.worse} worse" in first
     assert f"and {worst[fairest]:.3f} ({VARIANTS[fairest].title})." in first
     assert "MB" not in table.markdown([*by_name(results, "zeroshot"), *ours]).split("\n\n")[0]
     sent = [

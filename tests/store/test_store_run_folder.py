@@ -42,7 +42,7 @@ def test_existing_run_is_kept_without_force_and_replaced_with_it(tmp_path):
     folder = create(path)
     folder.add_round({"round": 0})
     with pytest.raises(
-        UserError, match=f"exists and has not ended; try fedms resume {path}, another"
+        UserError, match=f"of a run that has not ended; try fedms resume {path}, another"
     ):
         create(path, config="seed = 4\n")
     (path / "summary.json").write_text("{}")

@@ -160,8 +160,8 @@ def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
         return (yield from _own_round(turn, expert, upload, options))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
-        part = torch.cat([_mark(plan.round, client) for client in aggregate.took])
-        facts = {_ROWS: _number(aggregate.rows), _PART: part}
+        marks = torch.cat([_mark(plan.round, client) for client in aggregate.took])
+        facts = {_ROWS: _number(aggregate.rows), _PART: marks}
         tensors = {**state.tensors, **aggregate.tensors, **facts}
         return replace(state, round=state.round + 1, tensors=tensors)
 

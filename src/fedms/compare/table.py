@@ -111,7 +111,7 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
     if beside := versus(ours, methods[best]):
         p = "" if beside.p is None else f", p {_p(beside.p)}"
         who = "clients" if beside.natural else "pairs of client and seed"
-        said += f": of {beside.of} {who} {beside.better} are better off with FedMS, "
+        said += f": of {beside.of} {who} FedMS makes {beside.better} better off, "
         said += f"{beside.worse} worse{p}"
     said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
     said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})."

@@ -115,12 +115,11 @@ class RunFolder:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return
         if not force:
-            facts = read_facts(path / ENVIRONMENT) if is_run(path) else {}
-            early = bool(facts) and "sites" not in facts and not (path / SUMMARY).exists()
+            said, begun = "which exists; try", is_run(path) and not (path / SUMMARY).exists()
+            if begun and "sites" not in read_facts(path / ENVIRONMENT):
+                said = f"of a run that has not ended; try fedms resume {path},"
             raise UserError(
-                f"got run folder {path}, which exists"
-                + (f" and has not ended; try fedms resume {path}" if early else "; try")
-                + f"{',' if early else ''} another (--out; in Python out=), or to replace it "
+                f"got run folder {path}, {said} another (--out; in Python out=), or to replace it "
                 "(--force; force=True)"
             )
         if not is_run(path):
