@@ -94,7 +94,7 @@ ALLOWED = {
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
-        *("progress", "run", "runtimes", "store", "use"),
+        *("newcomers", "progress", "run", "runtimes", "store", "use"),
     },
     "bench": {"build", "config", "machine", "core", "models", "run", "runtimes", "store"},
     "deploy": {
@@ -105,8 +105,12 @@ ALLOWED = {
     "progress": {"bench", "config", "core", "events", "report"},
     "use": {"build", "config", "core", "data", "models", "store"},
     "hub": {"core"},
-    "card": {"hub", "models", "use"},
-    "export": {"card", "core", "models", "store", "use"},
+    "card": {"hub", "models", "store", "use"},
+    "newcomers": {
+        *("build", "clients", "config", "core", "data", "deploy", "identity", "models"),
+        *("runtimes", "store", "use"),
+    },
+    "export": {"card", "core", "models", "newcomers", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "identity", "store", "use"},
     "holdings": {"build", "config", "core", "data"},
     "estimate": {"build", "config", "core", "models", "run", "runtimes", "store"},
@@ -124,6 +128,7 @@ ALLOWED = {
             "hub",
             "live",
             "machine",
+            "newcomers",
             "progress",
             "report",
             "run",
@@ -199,6 +204,7 @@ def test_few_build():
             "scoring",
             "holdings",
             "estimate",
+            "newcomers",
         ),
         "api.federation",
     )

@@ -75,6 +75,10 @@ def place(tmp_path_factory):
         image.save(folder / (f"scans/{index}.png" if index else "letter.png"))
     with gzip.open(folder / "questions.csv.gz", "wt") as table:
         table.write("id,question\n1,where is my card?\n2,why was I charged?\n")
+    cards = [
+        f"where is card {i}?,card_arrival\nI lost card {i},lost_or_stolen_card" for i in range(9)
+    ]
+    (folder / "mine.csv").write_text("\n".join(["text,label", *cards]), encoding="utf-8")
     for words in RUNS.values():
         assert perform(folder, ["fedms", "run", *words, *SMALL]).returncode == 0
     assert all((folder / run / "summary.json").exists() for run in RUNS)
@@ -139,7 +143,7 @@ def free_port() -> int:
 def test_there_are_commands_of_many_kinds():
     names = {command.split()[1] for command in commands() if command.startswith("fedms ")}
     assert names >= {"partition", "estimate", "watch", "doctor", "predict", "evaluate", "serve"}
-    assert names >= {"export", "report", "run"}
+    assert names >= {"adapt", "export", "report", "run"}
 
 
 def check_nothing(folder: Path, said: str) -> None:
@@ -169,6 +173,12 @@ CHECKS = {
 }
 """What is looked at beside the exit code and that something is said."""
 GOING_ON = ("fedms serve", "tensorboard")
+NEEDS = {
+    "fedms predict hospital-7": "fedms adapt runs/banking77-fedms-seed0 data.path=mine.csv "
+    "--to hospital-7",
+    "fedms adapt shared": "fedms export runs/banking77-fedms-seed0 --client new --to shared",
+}
+"""What another command of the page, by its beginning, finds there."""
 
 
 @pytest.mark.slow
@@ -178,6 +188,12 @@ def test_the_command_does_what_the_page_says(place, command):
     if command.startswith("fedms run"):
         words += [*SMALL, "data.max_rows=400", "partition.min_rows=1", "model.max_length=8"]
         words += [] if "--out" in words else ["--out", "runs/other"]
+    for start, before in NEEDS.items():
+        if command.startswith(start):
+            done = perform(place, [*shlex.split(before), "--force"])
+            assert done.returncode == 0, done.stderr
+    if "--to" in words:
+        shutil.rmtree(place / words[words.index("--to") + 1], ignore_errors=True)
     if not command.startswith(GOING_ON):
         done = perform(place, words)
         assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedms import hub
 from fedms.models import hub_id, needs_fedms, spoken
+from fedms.store.marks import ADAPTED
 from fedms.use import NEW, Models
 
 _ROLES = ("zero_shot", "global", "local", "personal")
@@ -192,10 +193,11 @@ def _facts(models: Models, who: str) -> Facts:
     """As far as the run's folder tells."""
     config, folder = models.config, models.folder
     run = {"seed": str(config.seed)}
+    if adapted := _read(folder / ADAPTED):
+        return _of_newcomer(adapted, run)
     sizes, summary = _read(folder / "partition.json"), _read(folder / "summary.json")
     if not sizes or not summary:
         return Facts({}, {}, run)
-    splits = {"train": "training", "val": "validation", "test": "test"}
     own: Mapping[str, int] = next((each for each in sizes if each["id"] == who), {})
     total = sum(each["train"] for each in sizes)
     run["federation"] = (
@@ -209,7 +211,20 @@ def _facts(models: Models, who: str) -> Facts:
         for role in _ROLES
         if who in (found := (summary["test"].get(role) or {}).get("per_client") or {})
     }
-    return Facts({name: own[split] for split, name in splits.items() if split in own}, scores, run)
+    return Facts(_rows(own), scores, run)
+
+
+def _of_newcomer(adapted: Mapping[str, Any], run: Mapping[str, str]) -> Facts:
+    """Somebody who took no part, and adapted."""
+    said = f"{adapted['rounds']} rounds on the client's own rows, with what a run of others shares"
+    tested = adapted["after"].get("test", {})
+    scores = {role: tested[role]["accuracy"] for role in _ROLES if role in tested}
+    return Facts(_rows(adapted["rows"]), scores, {**run, "adapted": said})
+
+
+def _rows(sizes: Mapping[str, int]) -> dict[str, int]:
+    splits = {"train": "training", "val": "validation", "test": "test"}
+    return {name: sizes[split] for split, name in splits.items() if split in sizes}
 
 
 def _read(path: Path) -> Any:

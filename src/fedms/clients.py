@@ -72,7 +72,7 @@ def _with_ray(
         ) from None
     runtime = config.runtime
     room = Room(runtime.workers, experiment.computes["threads"], runtime.gpus)
-    make = AnyParts(dump_config(_found_anywhere(config)), folder.path.resolve())
+    make = AnyParts(dump_config(found_anywhere(config)), folder.path.resolve())
     here = any_client(experiment, folder)
     return resources.enter_context(VirtualClients(make, here, room))
 
@@ -104,7 +104,7 @@ def any_client(experiment: Experiment, folder: RunFolder) -> AnyClient:
     return AnyClient(*what, *who, folder.client_states)
 
 
-def _found_anywhere(config: Config) -> Config:
+def found_anywhere(config: Config) -> Config:
     """With paths that do not depend on where a process was started."""
     data, model = config.data, config.model
     if data.path:

@@ -9,8 +9,9 @@ from pathlib import Path
 from fedms.card import card
 from fedms.core.errors import UserError
 from fedms.models import needs_fedms, save_beside, save_merged
+from fedms.newcomers import FEDERATION, Shared
 from fedms.store.files import safe_name, whole_folder, write_text
-from fedms.use import Models
+from fedms.use import NEW, Models
 
 _MARK = "fedms.json"
 
@@ -29,8 +30,9 @@ def export(
     That is `global/` and `local/` (PEFT adapters, with a head beside them if they have one),
     `gate/`, what is known of classes (`head.json`, `prior.json`, `classes.safetensors`,
     `statistics.safetensors`, `means.safetensors`), `model.py`, which joins all of it without fedms,
-    and `README.md`, a model card; with `merged` also `merged/`, a plain transformers model with its
-    tokenizer or image processor.
+    and `README.md`, a model card; of `new` also `federation/`, with which newcomers adapt
+    (`fedms.newcomers`); with `merged` also `merged/`, a plain transformers model with its tokenizer
+    or image processor.
 
     Args:
         folder: of a run, or of a site's run.
@@ -71,6 +73,8 @@ def write(
     """
     with whole_folder(to) as new:
         _copy(models, who, new)
+        if who == NEW and NEW not in models.clients and Shared.is_in(models.folder):
+            Shared.find(models.folder).save(new / FEDERATION, models.learner.layout)
         if merged is not None:
             if not (new / merged / "adapter_model.safetensors").is_file():
                 raise UserError(f"got --merged {merged}; the model of {who} has no such adapters")

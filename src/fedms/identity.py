@@ -36,7 +36,7 @@ def identity(config: Config, table: Table | None = None) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"got model files that cannot be read: {error}") from error
     return {
-        "data": data_now(config) if table is None else _data(config, table),
+        "data": data_now(config, table),
         "weights": weights,
         "device": facts["device"].split(":")[0],
         "precision": facts["precision"],
@@ -79,20 +79,18 @@ def _where(config: Config, name: str) -> str:
     return str(config.data.path or config.data.source) if name == "data" else config.model.name
 
 
-def data_now(config: Config) -> str:
-    """The part of `identity` that is about rows in files.
+def data_now(config: Config, table: Table | None = None) -> str:
+    """The part of `identity` that is about rows: in files, or in memory.
 
     Raises:
         UserError: if they cannot be read.
     """
+    if table is not None:
+        return table.fingerprint()
     data = Path(config.data.path or "").expanduser()
     if config.data.path is None or not data.exists():
-        return _data(config, None)
+        return config.data.path or config.data.source
     try:
         return digest(data)
     except OSError as error:
         raise UserError(f"got data files that cannot be read: {error}") from error
-
-
-def _data(config: Config, table: Table | None) -> str:
-    return table.fingerprint() if table is not None else config.data.path or config.data.source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from fedms import build
-from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.core.rows import Index, Rows
 from fedms.data import Table
 from fedms.deploy.parts import SITE, own_rows
 from fedms.identity import data_now, expect_same
 from fedms.store.marks import ENVIRONMENT, read_facts
-from fedms.use import NEW, Models
+from fedms.use import NEW, Models, with_rows
 
 
 def evaluate(
@@ -62,12 +60,7 @@ def evaluate(
 
 
 def _given(models: Models, words: Sequence[str], client: str | None) -> Iterator[tuple[str, Rows]]:
-    config = load_config(models.folder / "config.toml", [*words, *_ALL])
-    if config.data.source in ("digits", "memory") and config.data.path is not None:
-        raise UserError(
-            f"got data.path={config.data.path} for a run with data.source = "
-            f'"{config.data.source}"; expected both; try data.source=csv'
-        )
+    config = with_rows(models.folder / "config.toml", [*words, *_ALL])
     if not config.data.classes:  # of any number of the federation's classes may be rows
         known = config.data.model_copy(update={"classes": [*models.classes]})
         config = config.model_copy(update={"data": known})
@@ -87,13 +80,13 @@ def _own(models: Models, client: str | None) -> Iterator[tuple[str, Rows]]:
 
 def _dealt(models: Models, *, newcomers: bool) -> tuple[Table, list[tuple[str, Index]]]:
     config, site = models.config, models.folder / SITE
+    facts = read_facts(site if site.is_file() else models.folder / ENVIRONMENT)
+    if config.data.source != "memory":
+        expect_same(config, facts, models.folder, {"data": data_now(config)})
     if site.is_file():
-        who = str(json.loads(site.read_text(encoding="utf-8"))["client"])
+        who = str(facts["client"])
         table, rows = own_rows(config, who)
         return table, [(who, rows.test)]
-    if config.data.source != "memory":
-        facts = read_facts(models.folder / ENVIRONMENT)
-        expect_same(config, facts, models.folder, {"data": data_now(config)})
     table = build.load_table(config)
     federation = build.deal(config, table)
     if newcomers:

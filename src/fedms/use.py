@@ -215,6 +215,25 @@ class Models:
         return self.classes[int(index)], float(value)
 
 
+def with_rows(path: Path, words: Sequence[str]) -> Config:
+    """A run's configuration with other rows than its own.
+
+    Args:
+        path: of the file.
+        words: settings, among them those of the rows.
+
+    Raises:
+        UserError: if they do not say what the rows are.
+    """
+    config = load_config(path, words)
+    if config.data.source in ("digits", "memory") and config.data.path is not None:
+        raise UserError(
+            f"got data.path={config.data.path} for a run with data.source = "
+            f'"{config.data.source}"; expected both; try data.source=csv'
+        )
+    return config
+
+
 def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: str) -> data.Table:
     """Examples as they are given on a command line.
 

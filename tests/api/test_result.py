@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+
 import pandas as pd
 import peft
 import pytest
 import torch
 import transformers
+from datasets import Value
 from safetensors.torch import load_file
 
 from fedms import Result, UserError
 from fedms.api.plots import overview
+from fedms.api.result import Newcomer
 
 
 def test_tables(fitted):
@@ -86,3 +90,39 @@ def test_nothing_is_drawn_for_an_expert(fitted):
 def test_names_of_clients_are_no_formulas():
     clients = [{"id": "$a_$", "test_accuracy_global": 0.5}]
     assert overview([{"round": 1, "stage": 1}], clients)._repr_png_()
+
+
+def test_somebody_who_took_no_part_adapts(fitted, datasets, as_dataset, tmp_path):
+    rows = datasets["bob"]
+    own = fitted.adapt("dave", rows, rounds=2)
+    assert own.client == "dave"
+    assert own.adapted["rounds"] == 2
+    assert own.predict("dave", ["red my card"])[0] in fitted.classes
+    assert isinstance(own.local_expert("dave"), peft.PeftModel)
+    kept = fitted.adapt("dave", rows, rounds=2, to=tmp_path / "dave")
+    texts = ["red my card", "green not i"]
+    assert (kept.predict_proba("dave", texts) == own.predict_proba("dave", texts)).all()
+    assert Newcomer(tmp_path / "dave").adapted == kept.adapted
+    with pytest.raises(UserError, match="which exists"):
+        fitted.adapt("dave", rows, to=tmp_path / "dave")
+    with pytest.raises(UserError, match="expected a name"):
+        fitted.adapt("new", rows)
+    other = rows.cast_column("label", Value("int64"))
+    with pytest.raises(UserError, match="class"):
+        fitted.adapt("dave", other)
+
+
+def test_an_adapted_model_has_the_foundation_model_with_it(make, datasets, tmp_path):
+    """The run's folder, in which that was, may be gone."""
+    result = make().fit(datasets)
+    kept = result.adapt("dave", datasets["bob"], rounds=1, to=tmp_path / "dave")
+    place = result.adapt("erin", datasets["bob"], rounds=1).folder.parent
+    texts = ["red my card", "green not i"]
+    expected = kept.predict_proba("dave", texts)
+    folder = result.run_folder
+    del result, kept
+    gc.collect()
+    assert not folder.exists()
+    assert not place.exists()
+    assert (Newcomer(tmp_path / "dave").predict_proba("dave", texts) == expected).all()
+    assert str(folder) not in (tmp_path / "dave" / "config.toml").read_text()

@@ -179,3 +179,29 @@ def test_what_a_person_can_mend_is_one_line(fedms, folder, words, said):
     assert ended.code == 2
     assert said in ended.err
     assert len(ended.err.splitlines()) == 1
+
+
+def test_adapt_says_how_good_it_was_and_is(fedms, texts):
+    lines = [f"{word} card is card {i},{word}" for i in range(10) for word in ("red", "blue")]
+    Path("mine.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    words = ("adapt", texts, "data.path=mine.csv", "--to", "north")
+    ended = fedms(*words)
+    assert ended.code == 0, ended.err
+    said = ended.out.splitlines()
+    assert said[0].startswith("north: ")
+    assert said[0].endswith("rows of 2 of 2 classes")
+    assert said[1:6] == [f"round {n} of 5" for n in range(1, 6)]
+    titles = [line.split("\t")[1] for line in said if line.startswith("test rows\t")]
+    assert titles == [
+        "global expert, as anyone has it",
+        "what is shared, with its own classes",
+        "its local expert alone, after 5 rounds",
+        "its model, after 5 rounds",
+    ]
+    assert said[-1] == "models in north; try fedms predict north INPUT"
+    assert fedms("predict", "north", "a red card").code == 0
+    ended = fedms(*words, "--force", "--rounds", "1", "--client", "north west", "--json")
+    found = json.loads(ended.out)
+    assert (found["client"], found["rounds"]) == ("north west", 1)
+    assert {*found["after"]["test"]} == {"personal", "global", "local"}
+    assert fedms("evaluate", "north").out.startswith("north west\tpersonal\t")

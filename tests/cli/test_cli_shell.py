@@ -138,6 +138,7 @@ FOLDERS = {
     "predict": ("some text",),
     "evaluate": (),
     "export": ("--to", "out"),
+    "adapt": ("data.path=rows.csv", "--to", "out"),
     "site": (),
     "server": (),
     "submit": (),

@@ -1,31 +1,27 @@
-"""What a run left, from Python: scores, tables, predictions, and plain PEFT models."""
+"""What a run left, from Python: scores, tables, models, and models for newcomers."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from functools import cached_property
+import tempfile
+import weakref
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedms import measures
-from fedms.config import load_config
+from fedms.api.clients import parts_of
+from fedms.api.kept import Kept
 from fedms.core.errors import UserError
-from fedms.data import Table
-from fedms.export import export
-from fedms.models import peft_model
+from fedms.newcomers import adapt
 from fedms.runtimes.rounds import read_record
 from fedms.store.files import read_lines, whole_folder, write_text
+from fedms.store.marks import ADAPTED, read_facts
 from fedms.store.run_folder import FOUNDATION, RunFolder
-from fedms.use import NEW, Models, Said
 
 
-class Result:
+class Result(Kept):
     """The models and records of a run folder, read when they are asked for.
 
     Args:
@@ -37,15 +33,13 @@ class Result:
     """
 
     def __init__(self, folder: str | Path, summary: dict[str, Any] | None = None) -> None:
-        self._run, self._summary = RunFolder.open(Path(folder)), summary
-
-    def __repr__(self) -> str:
-        return f"Result({str(self.run_folder)!r})"
+        super().__init__(Path(folder))
+        self._run, self._summary = RunFolder.open(self.folder), summary
 
     @property
     def run_folder(self) -> Path:
         """Of a run without `out`, it is there as long as this object, or the FedMS that made it."""
-        return self._run.path
+        return self.folder
 
     @property
     def complete(self) -> bool:
@@ -90,57 +84,49 @@ class Result:
             for line in last.values()
         ]
 
-    @cached_property
-    def _models(self) -> Models:
-        return Models(self.run_folder)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of classes, in the order of `predict_proba`'s columns."""
-        return self._models.classes
-
-    def predict(self, client: str, inputs: Iterable[Any]) -> list[str]:
-        """The likeliest class of every text or image, by a client's own model.
+    def adapt(
+        self,
+        client: str,
+        dataset: Any,
+        *,
+        input: str | None = None,
+        label: str | None = None,
+        rounds: int | None = None,
+        to: str | Path | None = None,
+        force: bool = False,
+    ) -> Newcomer:
+        """A model for somebody who took no part, of its own rows, as `fedms adapt` makes it.
 
         Args:
-            client: its name; `"new"` for somebody who took no part.
-            inputs: texts; or images, as PIL has them, arrays, or paths.
+            client: its name.
+            dataset: a `Dataset`, or a `DatasetDict` of splits, which are kept; without test or
+                validation rows some are split off its training rows.
+            input: column with the text or image; None: as in the run.
+            label: column with the class; None: likewise.
+            rounds: how many it trains for; None: `partition.unseen_rounds`; 0: it trains nothing.
+            to: the folder that is made; None: a temporary one, as long as the result is there.
+            force: replace what was adapted there before.
 
         Raises:
-            UserError: if there is no such client, or the inputs are no such list.
+            UserError: if the run is not complete, or rows or method do not fit.
         """
-        return [said.label for said in self.opinions(client, inputs)]
-
-    def predict_proba(self, client: str, inputs: Iterable[Any]) -> NDArray[np.float64]:
-        """Likewise the probabilities of all classes, `(inputs, classes)`."""
-        rows = [[*said.probabilities.values()] for said in self.opinions(client, inputs)]
-        return np.array(rows, np.float64).reshape(len(rows), len(self.classes))
-
-    def opinions(self, client: str, inputs: Iterable[Any]) -> list[Said]:
-        """Likewise with what both experts say, and how much the gate believes the global one."""
-        if isinstance(inputs, str | bytes | Path) or not isinstance(inputs, Iterable):
-            raise UserError(f"got {inputs!r} to predict; expected a list; try [{inputs!r}]")
-        image = self._models.takes == "image"
-        rows = [Path(x) if image and isinstance(x, str) else x for x in inputs]
-        if not image and (odd := [x for x in rows if not isinstance(x, str)]):
-            raise UserError(f"got a {type(odd[0]).__name__} to predict; expected texts")
-        table = Table("image" if image else "text", rows, [""] * len(rows))
-        return list(self._models.predict(table, str(client)))
-
-    def global_expert(self) -> Any:
-        """A `peft.PeftModel` of the foundation model (a copy of its own) and the global expert."""
-        return self._peft(self._run.adapters / "global")
-
-    def local_expert(self, client: str) -> Any:
-        """Likewise of a client's local expert."""
-        return self._peft(self._run.client_adapters(str(client)) / "local")
-
-    def _peft(self, adapters: Path) -> Any:
-        return peft_model(load_config(self._run.config).model.name, adapters)
-
-    def export(self, to: str | Path, client: str = NEW, **options: Any) -> list[Path]:
-        """A client's PEFT adapters with a model card, as `fedms export`; see `fedms.export`."""
-        return export(self.run_folder, Path(to), str(client), **options)
+        parts, _ = parts_of({str(client): dataset}, None, dealt=False)
+        named = {"input": input, "label": label}
+        words = ["data.source=memory", "data.path="]
+        words += [f"data.{name}={column}" for name, column in named.items() if column is not None]
+        wanted: dict[str, Any] = {"client": str(client), "rounds": rounds, "parts": parts}
+        if to is not None:
+            adapt(self.folder, Path(to), words, force=force, **wanted)
+            return Newcomer(to)
+        temporary = Path(tempfile.mkdtemp(prefix="fedms-"))
+        try:
+            adapt(self.folder, temporary / "newcomer", words, **wanted)
+            found = Newcomer(temporary / "newcomer")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)
+        return found
 
     def save(self, to: str | Path) -> Result:
         """Copy the whole run folder to a new one, and return the result there.
@@ -183,3 +169,24 @@ class Result:
         ]
         head = "<tr><th>test accuracy</th><th>mean</th><th>worst decile</th></tr>"
         return f"<table>{head}{''.join(lines)}</table>"
+
+
+class Newcomer(Kept):
+    """The models of somebody who took no part in a run, and adapted: of `Result.adapt`.
+
+    Args:
+        folder: that `fedms adapt` made.
+
+    Raises:
+        UserError: if it is none.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(Path(folder))
+        self.adapted = read_facts(self.folder / ADAPTED)
+        """Rows, rounds, and scores by split and role `before` and `after`, as `adapted.json`."""
+
+    @property
+    def client(self) -> str:
+        """Its name, by which it is asked."""
+        return str(self.adapted["client"])

@@ -79,6 +79,65 @@ def predict(
 
 
 @app.command()
+def adapt(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A complete run's folder, or what fedms export --client new made of one.",
+            autocompletion=run_folders,
+        ),
+    ],
+    to: Annotated[Path, typer.Option(help="Folder that is made.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Of the newcomer's own: data.path=FILE, training.learning_rate=1e-3, …",
+        ),
+    ] = None,
+    client: Annotated[str | None, typer.Option(help="The newcomer's name [the folder's].")] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="So many, 0: train nothing [partition.unseen_rounds]."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what was adapted there before.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Make a model for somebody who took no part in a run, of its own rows; nothing is sent.
+
+    The folder is used as a run's: fedms predict, evaluate, serve and export take it.
+
+    Example: fedms adapt runs/banking77-fedms-seed0 data.path=mine.csv --to hospital-7
+    """
+    from fedms.newcomers import adapt as perform
+
+    tell = (lambda text: None) if as_json else say
+    found = perform(folder, to, words or [], client=client, rounds=rounds, force=force, tell=tell)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    after = "after 1 round" if found["rounds"] == 1 else f"after {found['rounds']} rounds"
+    for split, name in (("val", "validation"), ("test", "test")):
+        for when, role, title in (
+            ("before", "global", "global expert, as anyone has it"),
+            ("before", "personal", "what is shared, with its own classes"),
+            ("after", "local", f"its local expert alone, {after}"),
+            ("after", "personal", f"its model, {after}"),
+        ):
+            if score := found[when].get(split, {}).get(role):
+                say(
+                    f"{name} rows\t{title}\taccuracy {score['accuracy']:.3f}\t"
+                    f"log loss {score['loss']:.3f}"
+                )
+    first, last = (found[when].get("val", {}).get("personal") for when in ("before", "after"))
+    if first and last and last["loss"] > first["loss"]:
+        say("its validation rows were better off before; try fewer --rounds, or --rounds 0")
+    say(f"models in {to}; try fedms predict {to} INPUT")
+
+
+@app.command()
 def evaluate(
     folder: FOLDER,
     words: Annotated[

@@ -30,12 +30,11 @@ import tomli_w
 from fedms.config import Config, dump_config, load_config
 from fedms.core.errors import UserError
 from fedms.deploy.certificates import make_authority, make_node_key, make_server
+from fedms.deploy.parts import ELSEWHERE
 from fedms.deploy.proxy import nginx
 from fedms.store.files import safe_name, write_bytes, write_text
 
 _FACTS = "deployment.toml"
-ELSEWHERE = "(each site's own)"
-"""`data.path` of a configuration that is for many machines."""
 _PORT = 9443
 _LONGEST = 100
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedms import build, data
@@ -11,13 +11,16 @@ from fedms.config import Config, dump_config
 from fedms.core.algorithm import ClientState, FederatedAlgorithm, ServerState
 from fedms.core.errors import UserError
 from fedms.core.rows import ClientData, ClientSizes
+from fedms.identity import data_now
 from fedms.machine import computes
 from fedms.models import ModelLearner
 from fedms.outcome import Outcome
 from fedms.store.files import safe_name, write_json, write_text
 
+ELSEWHERE = "(each site's own)"
+"""`data.path` of a configuration that is for many machines."""
 SITE = "site.json"
-"""In a folder of a site's run: who it is."""
+"""In a folder of a site's run: who it is, and of which rows its test rows are a part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,14 @@ class SiteParts:
     sizes: ClientSizes
     outcome: Outcome
     config: Config
+    data: str
+
+    def with_model(self, name: str) -> SiteParts:
+        """By another name of its foundation model, where that will be."""
+        model = self.config.model.model_copy(update={"name": name})
+        config = self.config.model_copy(update={"model": model})
+        head = {**self.outcome.head, "model": name}
+        return replace(self, config=config, outcome=replace(self.outcome, base=name, head=head))
 
     def keep(self, adapters: Path, state: ServerState, own: ClientState | None) -> None:
         """Write its models: what all have, and beside it its own, as in a run folder.
@@ -37,23 +48,32 @@ class SiteParts:
         With the configuration, and who it is, they can be used there (`fedms.use`).
         """
         write_text(adapters.parent / "config.toml", dump_config(self.config))
-        write_json(adapters.parent / SITE, {"client": self.client.id})
+        facts = {"client": self.client.id, "identity": {"data": self.data}}
+        write_json(adapters.parent / SITE, facts)
         self.outcome.save_shared(adapters, state)
         own_folder = adapters / "clients" / safe_name(self.client.id)
         self.outcome.save_own(own_folder, state, own, self.client)
 
 
-def build_site(config: Config, client: str, scratch: Path | None = None) -> SiteParts:
+def build_site(
+    config: Config, client: str, scratch: Path | None = None, parts: Sequence[data.Part] = ()
+) -> SiteParts:
     """Load a client's own rows and the foundation model.
 
     All rows of `[data]` are the client's, and are split as a natural client's; `data.classes` are
     the whole federation's.
 
+    Args:
+        config: of the run.
+        client: its name.
+        scratch: as for `build.build`.
+        parts: as for `build.load_table`.
+
     Raises:
         UserError: as `build.build`; and without `data.classes`.
     """
     classes = _classes(config)
-    table, rows = own_rows(config, client)
+    table, rows = own_rows(config, client, parts)
     learner, head = build.make_learner(
         config, table.kind, classes, scratch, device=config.runtime.device
     )
@@ -68,10 +88,13 @@ def build_site(config: Config, client: str, scratch: Path | None = None) -> Site
         sizes,
         Outcome(algorithm, learner, config.model.name, head),
         config,
+        data_now(config, table if parts else None),
     )
 
 
-def own_rows(config: Config, client: str) -> tuple[data.Table, data.ClientIndex]:
+def own_rows(
+    config: Config, client: str, parts: Sequence[data.Part] = ()
+) -> tuple[data.Table, data.ClientIndex]:
     """All rows of `[data]`, which are one client's, and how they are split.
 
     Raises:
@@ -81,7 +104,7 @@ def own_rows(config: Config, client: str) -> tuple[data.Table, data.ClientIndex]
     own = config.model_copy(
         update={"partition": dealt.model_copy(update={"by": "iid", "column": None})}
     )
-    table = build.load_table(own)
+    table = build.load_table(own, parts)
     rows = data.alone(
         table,
         client,

@@ -161,22 +161,14 @@ class Simulator:
             rows: drawn from a client's training rows, at least 1.
         """
         scores: Scores = {}
-        tensors = send(plan, state.tensors).tensors
+        algorithm, learner = self._algorithm, self._learner
         for data in self._unseen:
             few = _some(data, rows, derive_seed(plan.seed, "newcomer", data.id))
-            own: ClientState | None = None
-            for when, count in (("before", 0), ("after", rounds)):
-                for number in range(count):
-                    seed = derive_seed(plan.seed, "newcomer", data.id, number)
-                    later = replace(plan, round=plan.round + 1 + number)
-                    turn = Turn(self._learner, later, tensors, own, few, seed)
-                    work = self._algorithm.client_update(turn)
-                    own = perform([work], self._learner, seed)[0].state
-                    if own is None:
-                        break  # the method has no models of clients' own
-                view = self._algorithm.view(state, own, "personal")
+            states = [None, *adapting(algorithm, learner, plan, state, few, rounds)]
+            for when, own in (("before", states[0]), ("after", states[-1])):
+                view = algorithm.view(state, own, "personal")
                 assert view is not None
-                score = self._learner.score(view, replace(few, test=data.test), "test")
+                score = learner.score(view, replace(few, test=data.test), "test")
                 scores.setdefault(when, {})[data.id] = score
         return scores
 
@@ -190,6 +182,29 @@ class Simulator:
     def spent(self) -> Costs:
         """What evaluation since the last call cost."""
         return self._learner.spent()
+
+
+def adapting(
+    algorithm: FederatedAlgorithm,
+    learner: Learner,
+    plan: RoundPlan,
+    state: ServerState,
+    data: ClientData,
+    rounds: int,
+) -> Iterator[ClientState]:
+    """The private states of somebody who took no part, after each of its rounds; nothing is sent.
+
+    There are none where the method has no models of clients' own. See `Simulator.newcomers`.
+    """
+    tensors, own = send(plan, state.tensors).tensors, None
+    for number in range(rounds):
+        seed = derive_seed(plan.seed, "newcomer", data.id, number)
+        later = replace(plan, round=plan.round + 1 + number)
+        work = algorithm.client_update(Turn(learner, later, tensors, own, data, seed))
+        own = perform([work], learner, seed)[0].state
+        if own is None:
+            return
+        yield own
 
 
 def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

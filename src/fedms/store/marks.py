@@ -9,6 +9,8 @@ from typing import Any
 from fedms.core.errors import UserError, did_you_mean
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
+ADAPTED = "adapted.json"
+"""Only a newcomer's folder has it (`fedms.newcomers`)."""
 
 
 def is_run(path: Path) -> bool:
