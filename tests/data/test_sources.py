@@ -60,6 +60,26 @@ def test_csv_keeps_zeros_quotes_newlines_and_unicode(tmp_path):
     assert list(table.labels) == ["007", "7", "1e3"]
 
 
+@pytest.mark.parametrize("mark", [";", "\t", ","])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_csv_of_spreadsheets_in_other_languages(tmp_path, mark, zipped):
+    """Excel separates by semicolons where the comma is a decimal point."""
+    path = tmp_path / ("data.csv.gz" if zipped else "data.csv")
+    others = " ".join({",", ";"} - {mark})
+    rows = f'\ufefftext{mark}label\nit costs 3{others}50{mark}x\n"a{mark} b"{mark}y\n'
+    path.write_bytes(gzip.compress(rows.encode()) if zipped else rows.encode())
+    table = load_table("csv", path)
+    assert list(table.inputs) == [f"it costs 3{others}50", f"a{mark} b"]
+    assert list(table.labels) == ["x", "y"]
+
+
+def test_a_column_may_be_named_with_the_mark_of_another_file(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("text;label,label\na;b,c\nd;e,f\n")
+    assert list(load_table("csv", path, input="text;label").inputs) == ["a;b", "d;e"]
+    refused("does not have; expected one of 'text;label', 'label'", "csv", path)
+
+
 def test_folder_of_csv_files_named_as_splits(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nt1,a\nt2,b\n")
     (tmp_path / "test-00000.csv").write_text("text,label\nu1,a\n")

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ class _Frame:
 
 
 def read_csv(path: str | Path | None, want: Request) -> Table:
-    """A .csv or .csv.gz file with a header, or a folder of them: train.csv, test.csv are splits."""
-    return _read_files(path, (".csv", ".csv.gz"), _csv_frame, want)
+    """A .csv or .csv.gz file with a header, or a folder of them: train.csv, test.csv are splits.
+
+    Columns are between commas; or semicolons or tabs, where only those give the columns asked for.
+    """
+    return _read_files(path, (".csv", ".csv.gz"), partial(_csv_frame, want=want), want)
 
 
 def read_parquet(path: str | Path | None, want: Request) -> Table:
@@ -98,17 +102,25 @@ def _splits_of(files: Sequence[Path]) -> list[str | None]:
     return found
 
 
-def _csv_frame(path: Path) -> _Frame:
+_SEPARATORS = (",", ";", "\t")
+"""Of spreadsheets, by language."""
+
+
+def _csv_frame(path: Path, want: Request) -> _Frame:
     import pandas as pd
 
+    read = partial(pd.read_csv, path, dtype=str, na_filter=False, encoding="utf-8")
     try:
-        data = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8")
+        headers = ((mark, read(sep=mark, nrows=0).columns) for mark in _SEPARATORS)
+        fitting = (mark for mark, names in headers if {*_wanted(want, names)} <= {*names})
+        separator = next(fitting, ",")
+        data = read(sep=separator)
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' errors are ValueErrors
         raise unreadable(path, error, "a CSV file in UTF-8 with a header") from error
     if not isinstance(data.index, pd.RangeIndex):
         raise UserError(
             f"got rows with more fields than the header's {len(data.columns)} in {str(path)!r}; "
-            f"expected one field per column; try quoting fields that contain commas"
+            f"expected one field per column; try quoting fields that contain {separator!r}"
         )
     names = [str(name) for name in data.columns]
     return _Frame(names, lambda c: list(data[c]), lambda c: False, path.name, path.parent)
@@ -179,9 +191,9 @@ def _arrow_is_image(kind: Any) -> bool:
 
 def from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
     """The table that is asked for; all rows are of one split, unless a column names it."""
-    inputs = [want.input] if want.input in frame.names else want.input.split("+")
-    for name in (*inputs, want.label, want.split, want.group):
-        if name is not None and name not in frame.names:
+    inputs = _inputs(want, frame.names)
+    for name in _wanted(want, frame.names):
+        if name not in frame.names:
             raise UserError(
                 f"got column {name!r}, which {frame.origin} does not have; expected one of "
                 f"{listing(frame.names)}; try {nearest(name, frame.names)}"
@@ -199,6 +211,17 @@ def from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
         origins=[frame.origin] * len(labels),
         numbers=range(1, len(labels) + 1),
     )
+
+
+def _inputs(want: Request, names: Iterable[str]) -> list[str]:
+    """A column's name may have a plus sign in it."""
+    return [want.input] if want.input in names else want.input.split("+")
+
+
+def _wanted(want: Request, names: Iterable[str]) -> list[str]:
+    """Columns that must be there."""
+    others = (want.label, want.split, want.group)
+    return [*_inputs(want, names), *(name for name in others if name is not None)]
 
 
 def _frame_kind(frame: _Frame, inputs: Sequence[str], asked: str) -> Kind:
