@@ -30,9 +30,8 @@ def identity(config: Config, table: Table | None = None) -> dict[str, str]:
     """
     model = look_up(config.model.name)
     facts = computes(config, model.width, workers=1)
-    commit = getattr(model.config, "_commit_hash", None)
     try:
-        weights = str(commit) if commit else digest(Path(model.folder), _WEIGHTS)
+        weights = model.commit or digest(Path(model.folder), _WEIGHTS)
     except OSError as error:
         raise UserError(f"got model files that cannot be read: {error}") from error
     return {

@@ -13,6 +13,7 @@ Weights are read from safetensors only, and no code of a model repository is eve
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -256,6 +257,18 @@ class Known:
     kind: Kind
     width: int
     config: Any
+
+    @property
+    def commit(self) -> str | None:
+        """Of a model of the hub, from the place of its files; None for a folder."""
+        if Path(self.folder).is_dir():
+            return None
+        try:
+            found = cached_file(self.folder, "config.json", local_files_only=True)
+        except OSError:
+            return None
+        name = Path(str(found)).parent.name
+        return name if re.fullmatch("[0-9a-f]{40}", name) else None
 
     @property
     def scores_prompts(self) -> bool:

@@ -1,0 +1,78 @@
+"""Foundation models of the hub: found in its client's cache, as they are where there is no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+RUN = ("stage1.rounds=1", "stage2.rounds=1", "partition.clients=2", "runtime.threads=1")
+TEXTS = ("data.source=csv", "data.path=rows.csv")
+
+
+@pytest.fixture
+def cached(tmp_path, model_folder):
+    """`cached(kind)` puts a tiny model into an empty cache, as the hub's client does; its id."""
+
+    def put(kind: str, commit: str = COMMIT) -> str:
+        repository = tmp_path / "home" / "hub" / f"models--somebody--tiny-{kind}"
+        shutil.copytree(model_folder(kind), repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        return f"somebody/tiny-{kind}"
+
+    lines = [f"{word} card number {i},{word}" for i in range(20) for word in ("red", "blue")]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return put
+
+
+@pytest.fixture
+def fedms(tmp_path):
+    """The command, in a process of its own, whose environment says where the cache is."""
+    env = {
+        **{k: v for k, v in os.environ.items() if k not in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE")},
+        **{"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    }
+
+    def perform(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fedms.cli", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+
+    return perform
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "sentence", "clip"])
+def test_a_run_and_its_models(cached, fedms, tmp_path, kind):
+    name = f"model.name={cached(kind)}"
+    data = ("data.max_rows=80",) if kind == "clip" else TEXTS
+    done = fedms("run", name, *data, *RUN, "--out", "run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["identity"]["weights"] == COMMIT
+    assert fedms("resume", "run").returncode == 0
+    done = fedms("evaluate", "run")
+    assert done.returncode == 0, done.stderr
+    done = fedms("export", "run", "--client", "new", "--to", "shared")
+    assert done.returncode == 0, done.stderr
+    if kind != "clip":
+        done = fedms("adapt", "shared", "data.path=rows.csv", "--to", "own")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_another_commit_is_another_model(cached, fedms, tmp_path):
+    name = f"model.name={cached('bert')}"
+    assert fedms("run", name, *TEXTS, *RUN, "--out", "run", "--quiet").returncode == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    cached("bert", COMMIT[::-1])
+    done = fedms("resume", "run")
+    assert done.returncode == 2
+    assert "whose weights (somebody/tiny-bert) are other ones now" in done.stderr
