@@ -37,7 +37,7 @@ from fedms.build import load_table
 from fedms.config import load_config
 from fedms.core.rows import Rows
 from fedms.data import Table
-from fedms.export import write
+from fedms.export import fill
 from fedms.models.standalone import Model
 from fedms.run import run
 from fedms.serve import server
@@ -266,7 +266,8 @@ def prepare(folder: Path, exports: Path) -> tuple[list[str], list[str], int]:
     models = Models(folder, device="cpu")
     for who in models.clients:
         if not (exports / who).is_dir():
-            write(models, exports / who, who)
+            (exports / who).mkdir(parents=True)
+            fill(models, exports / who, who)
     each = models.model(models.clients[0]).bytes
     return models.clients, list(load_table(models.config).inputs[:1000]), each
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedms import hub
 from fedms.models import hub_id, needs_fedms, spoken
-from fedms.store.marks import ADAPTED
+from fedms.store.marks import ADAPTED, FEDERATION
 from fedms.use import NEW, Models
 
 _ROLES = ("zero_shot", "global", "local", "personal")
@@ -103,6 +103,11 @@ def _private(folder: Path) -> list[str]:
         told.append("`prior.json` says how frequent each class is among them")
     if (folder / "means.safetensors").is_file():
         told.append("`means.safetensors` says where those of each class lie")
+    if (folder / "statistics.safetensors").is_file() and (folder / FEDERATION).is_dir():
+        told.append(
+            f"`{FEDERATION}/` has sums of rows' features, and counts, by class, over all clients: "
+            "of a class with one row that row's feature"
+        )
     return [
         "**This model is made from private data.** Whoever has these files can learn something of "
         f"the rows they were trained on: {'; '.join(told)}. Nothing hides any of it."

@@ -107,8 +107,9 @@ def any_client(experiment: Experiment, folder: RunFolder) -> AnyClient:
 def found_anywhere(config: Config) -> Config:
     """With paths that do not depend on where a process was started."""
     data, model = config.data, config.model
-    if data.path:
-        data = data.model_copy(update={"path": os.path.abspath(data.path)})
+    if data.path and data.source != "hub":
+        path = os.path.abspath(Path(data.path).expanduser())
+        data = data.model_copy(update={"path": path})
     if Path(model.name).is_dir():
         model = model.model_copy(update={"name": str(Path(model.name).resolve())})
     return config.model_copy(update={"data": data, "model": model})

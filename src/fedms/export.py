@@ -9,8 +9,9 @@ from pathlib import Path
 from fedms.card import card
 from fedms.core.errors import UserError
 from fedms.models import needs_fedms, save_beside, save_merged
-from fedms.newcomers import FEDERATION, Shared
-from fedms.store.files import safe_name, whole_folder, write_text
+from fedms.newcomers import Shared
+from fedms.store.files import own_folder, safe_name, write_text
+from fedms.store.marks import FEDERATION
 from fedms.use import NEW, Models
 
 _MARK = "fedms.json"
@@ -51,45 +52,33 @@ def export(
     models = Models(folder, device="cpu")
     who = client or models.only()
     models.model(who)  # it can be read
-    if (to.exists() and not to.is_dir()) or (to.is_dir() and not _is_free(to, force=force)):
-        raise UserError(
-            f"got --to {to}, which exists; expected a new folder, or with --force one that "
-            "fedms export made"
-        )
-    try:
-        write(models, to, who, merged=merged, licence=licence)
-    except OSError as error:
-        raise UserError(f"got --to {to}, which cannot be written: {error}") from error
+    with own_folder(to, _MARK, "fedms export", force=force) as new:
+        fill(models, new, who, merged=merged, licence=licence)
     return sorted(path for path in to.iterdir() if path.is_dir())
 
 
-def write(
-    models: Models, to: Path, who: str, *, merged: str | None = None, licence: str = "other"
+def fill(
+    models: Models, new: Path, who: str, *, merged: str | None = None, licence: str = "other"
 ) -> None:
-    """Write a client's models in the place of a folder: see `export`.
+    """Write a client's models into an empty folder: see `export`.
 
     Raises:
         UserError: if there is no such model.
     """
-    with whole_folder(to) as new:
-        _copy(models, who, new)
-        if who == NEW and NEW not in models.clients and Shared.is_in(models.folder):
-            Shared.find(models.folder).save(new / FEDERATION, models.learner.layout)
-        if merged is not None:
-            if not (new / merged / "adapter_model.safetensors").is_file():
-                raise UserError(f"got --merged {merged}; the model of {who} has no such adapters")
-            if needs_fedms(new / merged):
-                raise UserError(
-                    f"got --merged {merged}; with {models.config.method} this expert weighs what "
-                    "lies beneath it in the layers, which no plain model does"
-                )
-            save_merged(models.config.model.name, new, merged)
-        write_text(new / _MARK, json.dumps({"client": who, "run": models.folder.name}) + "\n")
-        write_text(new / "README.md", card(models, new, who, licence, merged))
-
-
-def _is_free(to: Path, *, force: bool) -> bool:
-    return not any(to.iterdir()) or (force and (to / _MARK).is_file())
+    _copy(models, who, new)
+    if who == NEW and NEW not in models.clients and Shared.is_in(models.folder):
+        Shared.find(models.folder).save(new / FEDERATION, models.learner.layout)
+    if merged is not None:
+        if not (new / merged / "adapter_model.safetensors").is_file():
+            raise UserError(f"got --merged {merged}; the model of {who} has no such adapters")
+        if needs_fedms(new / merged):
+            raise UserError(
+                f"got --merged {merged}; with {models.config.method} this expert weighs what "
+                "lies beneath it in the layers, which no plain model does"
+            )
+        save_merged(models.config.model.name, new, merged)
+    write_text(new / _MARK, json.dumps({"client": who, "run": models.folder.name}) + "\n")
+    write_text(new / "README.md", card(models, new, who, licence, merged))
 
 
 def _copy(models: Models, who: str, new: Path) -> None:

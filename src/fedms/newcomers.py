@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -15,25 +17,33 @@ from fedms.build import make_algorithm
 from fedms.clients import found_anywhere
 from fedms.config import Config, dump_config, load_config, validate
 from fedms.core.algorithm import ClientState, Role, RoundPlan, Score, ServerState
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError, UserError
 from fedms.core.layout import Layout
 from fedms.core.metrics import summarise
 from fedms.core.tensors import pick
 from fedms.data import Part
-from fedms.deploy.parts import ELSEWHERE, SiteParts, build_site
+from fedms.deploy.parts import ELSEWHERE, SITE, SiteParts, build_site
 from fedms.identity import identity
 from fedms.models import spoken
 from fedms.runtimes.simulator import SCORED, adapting
 from fedms.runtimes.workers import on_threads
-from fedms.store.files import read_lines, whole_folder, write_json, write_text
-from fedms.store.marks import ADAPTED, CONFIG, ENVIRONMENT, SUMMARY, expect_run, read_facts
+from fedms.store.files import own_folder, write_json, write_text
+from fedms.store.marks import (
+    ADAPTED,
+    CONFIG,
+    ENVIRONMENT,
+    FEDERATION,
+    SUMMARY,
+    expect_run,
+    read_facts,
+)
 from fedms.store.run_folder import FOUNDATION, RunFolder
 from fedms.store.states import DamagedError, load_server_state, save_state
 from fedms.use import NEW, with_rows
 
-FEDERATION = "federation"
-"""In an exported model of nobody's: what newcomers adapt with."""
 _STATE = "state.safetensors"
+_FOLDER = "(a folder called"
+"""Begins `model.name` where newcomers have to say where they have it."""
 _OWN = (
     *("data.", "training.", "runtime.", "sal.caps", "model.name", "seed"),
     *("partition.test_fraction", "partition.val_fraction"),
@@ -83,10 +93,20 @@ class Shared:
     def _exported(cls, folder: Path) -> Shared:
         state, beside = load_server_state(folder / _STATE)
         classes = load_config(folder / CONFIG).data.classes
+        if beside["config"] != _hash((folder / CONFIG).read_text(encoding="utf-8")):
+            raise UserError(
+                f"got {folder / CONFIG}, which has changed since it was exported; expected what "
+                "was exported; try settings on the command line"
+            )
         return cls(folder / CONFIG, tuple(classes), state, beside["weights"])
 
     @classmethod
     def _of_run(cls, folder: Path) -> Shared:
+        if (folder / SITE).is_file():
+            raise UserError(
+                f"got {folder}, which is one client's; expected a complete run's folder, or what "
+                "fedms export --client new made of one"
+            )
         expect_run(folder)
         run = RunFolder.open(folder)
         if run.summary() is None:
@@ -97,23 +117,26 @@ class Shared:
         if not run.server_states.rounds():
             raise UserError(f"got {folder}, which has no checkpoint of its server any more")
         state, _ = run.server_states.load()
-        last = read_lines(folder / "rounds.jsonl")[-1]
+        last = run.lines(state.round)[-1]
         classes = read_facts(run.adapters / "head.json")["classes"]
         weights = read_facts(folder / ENVIRONMENT).get("identity", {}).get("weights")
         state = replace(state, round=last["round"], stage=last["stage"])
         return cls(run.config, tuple(classes), state, weights)
 
     def save(self, folder: Path, layout: Layout) -> None:
-        """Write what clients of the run were sent, and its configuration without names of theirs.
+        """Write what every client of the run was sent, and its configuration without their names.
 
-        Nothing of clients is in it but what was made of all of them, and no path of this machine.
+        With class statistics that is sums of rows' features, and counts, by class, over all
+        clients: of a class with one row that row's feature. No path of this machine is in it.
         """
         config = load_config(self.path)
         plan = again(config, layout, self.state)
         sent = pick(self.state.tensors, plan.broadcast | plan.constant)
+        text = dump_config(_impersonal(config, self.classes))
+        beside = {"weights": self.weights, "config": _hash(text)}
         folder.mkdir()
-        write_text(folder / CONFIG, dump_config(_impersonal(config, self.classes)))
-        save_state(folder / _STATE, replace(self.state, tensors=sent), {"weights": self.weights})
+        write_text(folder / CONFIG, text)
+        save_state(folder / _STATE, replace(self.state, tensors=sent, queue=()), beside)
 
 
 def again(config: Config, layout: Layout, state: ServerState) -> RoundPlan:
@@ -138,7 +161,7 @@ def _impersonal(config: Config, classes: Sequence[str]) -> Config:
     }
     values["data"] |= {"source": source, "path": ELSEWHERE, "classes": [*classes]}
     if Path(config.model.name).is_dir():
-        values["model"]["name"] = spoken(config.model.name)
+        values["model"]["name"] = f"{_FOLDER} {spoken(config.model.name)})"
     for section, name in (("sal", "caps"), ("lora", "ranks")):
         values[section][name] = {
             who: cap for who, cap in values[section][name].items() if who == "*"
@@ -181,76 +204,89 @@ def adapt(
         UserError: if source, rows or settings do not fit, something is in the way, or the method
             has no models of clients' own.
     """
-    who = to.resolve().name if client is None else client
-    _check(to, who, words, rounds, force=force, given=bool(parts))
+    who = expect_name(to.resolve().name if client is None else client)
+    _check(words, rounds, given=bool(parts))
     shared = Shared.find(source)
     config = _configure(shared, words)
-    with on_threads(config.runtime.threads):
-        now = identity(config)
-        if shared.weights not in (None, now["weights"]):
-            raise UserError(
-                f"got model.name = {config.model.name!r}, which is another foundation model than "
-                f"that of {source}, or has changed; expected the same; try model.name=FOLDER"
-            )
-        with tempfile.TemporaryDirectory(prefix="fedms-") as scratch:
-            site = build_site(config, who, Path(scratch), parts)
-            sizes = site.sizes
-            tell(
-                f"{who}: {sizes.train:,} train, {sizes.val:,} val, {sizes.test:,} test rows of "
-                f"{sizes.classes} of {len(config.data.classes)} classes"
-            )
-            count = config.partition.unseen_rounds if rounds is None else rounds
-            began = time.perf_counter()
-            before = _scores(site, shared.state, None)
-            own, performed = _train(site, shared.state, count, tell)
-            costs = site.learner.spent()
-            found = {
-                "client": who,
-                "method": config.method,
-                "rounds": performed,
-                "rows": {"train": sizes.train, "val": sizes.val, "test": sizes.test},
-                "classes": sizes.classes,
-                "before": before,
-                "after": _scores(site, shared.state, own),
-                "train_flops": costs.flops,
-                "seconds": time.perf_counter() - began,
-            }
-            try:
-                with whole_folder(to) as folder:
-                    _keep(site, shared, own, folder, to)
-                    write_json(folder / ADAPTED, found)
-            except OSError as error:
-                raise UserError(f"got --to {to}, which cannot be written: {error}") from error
+    if to.resolve() in Path(config.data.path or "").parents:
+        raise UserError(f"got data.path={config.data.path} in --to {to}; expected them apart")
+    with (
+        on_threads(config.runtime.threads),
+        own_folder(to, ADAPTED, "fedms adapt", force=force) as folder,
+        tempfile.TemporaryDirectory(prefix="fedms-") as scratch,
+    ):
+        _expect_weights(config, shared, source)
+        site = build_site(config, who, Path(scratch), parts)
+        sizes = site.sizes
+        tell(
+            f"{who}: {sizes.train:,} train, {sizes.val:,} val, {sizes.test:,} test rows of "
+            f"{sizes.classes} of {len(config.data.classes)} classes"
+        )
+        began = time.perf_counter()
+        before = _scores(site, shared.state, None)
+        count = config.partition.unseen_rounds if rounds is None else rounds
+        own, performed = _train(site, shared.state, count, tell)
+        costs = site.learner.spent()
+        found = {
+            "client": who,
+            "method": config.method,
+            "rounds": performed,
+            "rows": {"train": sizes.train, "val": sizes.val, "test": sizes.test},
+            "classes": sizes.classes,
+            "before": before,
+            "after": _scores(site, shared.state, own),
+            "train_flops": costs.flops,
+            "seconds": time.perf_counter() - began,
+        }
+        _keep(site, shared, own, folder, to)
+        write_json(folder / ADAPTED, found)
     return found
 
 
-def _check(
-    to: Path, who: str, words: Sequence[str], rounds: int | None, *, force: bool, given: bool
-) -> None:
-    if who == NEW or not 0 < len(who) <= 100 or not who.isprintable():
+def expect_name(client: str) -> str:
+    """A newcomer's name, if it can be one.
+
+    Raises:
+        UserError: if not.
+    """
+    if client == NEW or not 0 < len(client) <= _LONGEST or not client.isprintable():
         raise UserError(
-            f"got client {who!r}; expected a name of 1 to 100 printable characters, but for "
-            f"{NEW!r}; try --client NAME"
+            f"got client {client!r}; expected a name of 1 to {_LONGEST} printable characters, but "
+            f"for {NEW!r}; try --client NAME"
         )
-    if rounds is not None and rounds < 0:
-        raise UserError(f"got {rounds} rounds; expected at least 0")
+    return client
+
+
+_LONGEST = 100
+
+
+def _check(words: Sequence[str], rounds: int | None, *, given: bool) -> None:
+    if rounds is not None and (not isinstance(rounds, int) or rounds < 0):
+        raise UserError(f"got {rounds} rounds; expected a whole number of at least 0")
     for word in words:
         if not word.startswith(_OWN) or word.startswith("data.classes"):
             raise UserError(
                 f"got {word}; expected settings of data (but for data.classes), training or "
-                "runtime, model.name, sal.caps or fractions of rows: all else is as the run had it"
+                "runtime, model.name, sal.caps, seed or fractions of rows: all else is as the run "
+                "had it"
             )
     if not given and not any(word.startswith("data.path=") for word in words):
         raise UserError("got no data.path; expected where the newcomer's rows are")
-    if to.exists() and not (to.is_dir() and (not any(to.iterdir()) or _ours(to, force=force))):
+
+
+def _expect_weights(config: Config, shared: Shared, source: Path) -> None:
+    """That the foundation model is the run's, as far as it can be told from others."""
+    if config.model.name.startswith(_FOLDER):
         raise UserError(
-            f"got --to {to}, which exists; expected a new folder, or with --force one that "
-            "fedms adapt made"
+            f"got no model.name, and the run's is {config.model.name[1:-1]} elsewhere; expected "
+            "where that is here; try model.name=FOLDER"
         )
-
-
-def _ours(to: Path, *, force: bool) -> bool:
-    return force and (to / ADAPTED).is_file()
+    if shared.weights not in (None, identity(config)["weights"]):
+        raise UserError(
+            f"got model.name = {config.model.name!r}, which is another foundation model than "
+            f"that of {source}, or has changed; expected the same, and of the hub in the same "
+            "commit; try model.name=FOLDER"
+        )
 
 
 def _configure(shared: Shared, words: Sequence[str]) -> Config:
@@ -263,13 +299,25 @@ def _configure(shared: Shared, words: Sequence[str]) -> Config:
 def _train(
     site: SiteParts, state: ServerState, rounds: int, tell: Callable[[str], None]
 ) -> tuple[ClientState | None, int]:
-    """Its private state after these rounds, or as many as the method has for it."""
+    """Its private state after these rounds, and how many the method has for it."""
     plan, own, number = again(site.config, site.learner.layout, state), None, 0
-    states = adapting(site.algorithm, site.learner, plan, state, site.client, rounds)
-    for number, after in enumerate(states, start=1):
-        own = after
+    updates = adapting(site.algorithm, site.learner, plan, state, site.client, rounds)
+    for update in updates:
+        if not math.isfinite(update.score.loss):
+            raise DivergenceError(
+                f"got a loss of {update.score.loss} in round {number + 1}: training diverged; try "
+                "a lower training.learning_rate"
+            )
+        if update.state is None:
+            tell(f"{site.config.method} trains nothing of a newcomer's own in stage {plan.stage}")
+            break
+        own, number = update.state, number + 1
         tell(f"round {number} of {rounds}")
     return own, number
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _keep(site: SiteParts, shared: Shared, own: ClientState | None, folder: Path, to: Path) -> None:

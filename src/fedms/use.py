@@ -225,13 +225,22 @@ def with_rows(path: Path, words: Sequence[str]) -> Config:
     Raises:
         UserError: if they do not say what the rows are.
     """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if "data.source" not in given and (source := _source(given.get("data.path", ""))):
+        words = [*words, f"data.source={source}"]
     config = load_config(path, words)
     if config.data.source in ("digits", "memory") and config.data.path is not None:
         raise UserError(
             f"got data.path={config.data.path} for a run with data.source = "
-            f'"{config.data.source}"; expected both; try data.source=csv'
+            f'"{config.data.source}"; expected both; try data.source=folder'
         )
     return config
+
+
+def _source(path: str) -> str | None:
+    """By how a file's name ends."""
+    ends = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
+    return next((source for end, source in ends.items() if path.endswith(end)), None)
 
 
 def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: str) -> data.Table:

@@ -105,8 +105,14 @@ def test_somebody_who_took_no_part_adapts(fitted, datasets, as_dataset, tmp_path
     assert Newcomer(tmp_path / "dave").adapted == kept.adapted
     with pytest.raises(UserError, match="which exists"):
         fitted.adapt("dave", rows, to=tmp_path / "dave")
-    with pytest.raises(UserError, match="expected a name"):
-        fitted.adapt("new", rows)
+    for name in ("new", ""):
+        with pytest.raises(UserError, match="expected a name"):
+            fitted.adapt(name, rows)
+    assert {p.name for p in own.export(tmp_path / "out")} >= {"local", "global"}
+    assert "client dave" in (tmp_path / "out" / "README.md").read_text()
+    numbered = rows.rename_columns({"text": "2024", "label": "a = b"})
+    again = fitted.adapt("dave", numbered, input="2024", label="a = b", rounds=2)
+    assert (again.predict_proba("dave", texts) == own.predict_proba("dave", texts)).all()
     other = rows.cast_column("label", Value("int64"))
     with pytest.raises(UserError, match="class"):
         fitted.adapt("dave", other)

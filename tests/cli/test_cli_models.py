@@ -99,11 +99,15 @@ def test_other_rows_than_the_runs_are_not_its_test_rows(fedms, texts):
         assert "data were read from rows.csv, which is not there from here" in ended.err
 
 
-def test_a_file_for_a_run_of_digits_needs_its_source(fedms, folder):
-    Path("some.csv").write_text("text,label\n", encoding="utf-8")
+def test_what_a_file_is_for_a_run_of_digits(fedms, folder):
+    """Its end says it, where it has one."""
+    Path("some.csv").write_text("text,label\na,0\nb,1\n", encoding="utf-8")
     ended = fedms("evaluate", folder, "--client", "0", "data.path=some.csv")
+    assert "got texts for glyphclip; expected images" in ended.err
+    Path("some").mkdir()
+    ended = fedms("evaluate", folder, "--client", "0", "data.path=some")
     assert ended.code == 2
-    assert 'got data.path=some.csv for a run with data.source = "digits"' in ended.err
+    assert 'got data.path=some for a run with data.source = "digits"' in ended.err
 
 
 def test_rows_of_one_class_can_be_scored(fedms, texts):

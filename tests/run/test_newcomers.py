@@ -5,20 +5,24 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from fedms.build import build, load_table
 from fedms.config import load_config
-from fedms.core.errors import UserError
+from fedms.core.errors import DivergenceError, UserError
 from fedms.export import export
-from fedms.newcomers import FEDERATION, adapt
+from fedms.newcomers import adapt
 from fedms.run import run
 from fedms.scoring import evaluate
+from fedms.store.marks import FEDERATION
 from fedms.store.run_folder import RunFolder
+from fedms.store.states import load_server_state
 from fedms.use import NEW, Models, read_inputs
 
 WAYS = {
@@ -27,8 +31,7 @@ WAYS = {
     "stage 1 alone": ("stage2.rounds=0", "gate.statistics=personal"),
     "a linear head": ("model.head=linear",),
     "the best checkpoint": ("stage2.checkpoint=best",),
-    **{m: (f"method={m}",) for m in ("finetune", "ditto", "fedrep", "fedsa", "local")},
-    **{m: (f"method={m}",) for m in ("fedalt", "feddpa", "dual", "fedcgs")},
+    **{m: (f"method={m}",) for m in ("finetune", "ditto", "local", "fedalt", "dual", "fedcgs")},
 }
 WITHOUT = ("fedavg", "flora", "centralised")
 
@@ -101,6 +104,8 @@ def test_an_export_is_enough(done, hospitals, given, tmp_path, way):
             export(path, tmp_path / "shared", NEW)
         return
     export(path, tmp_path / "shared", NEW)
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert ("sums of rows' features" in card) == (way != "finetune")
     text = (tmp_path / "shared" / FEDERATION / "config.toml").read_text()
     assert str(hospitals.place) not in text
     for who in ("site", "caps.a"):
@@ -116,9 +121,8 @@ def test_an_export_has_no_more_than_clients_were_sent(finished, tmp_path):
     export(finished, tmp_path / "shared", NEW)
     state = tmp_path / "shared" / FEDERATION / "state.safetensors"
     names = set(Models(finished).learner.layout.shapes)
-    from safetensors.torch import load_file
-
     kinds = {name.split("/")[0] for name in load_file(state)}
+    assert load_server_state(state)[0].queue == ()
     assert kinds <= {"global", "gate", "statistics", "calibration"}
     assert {n.split("/", 1)[1] for n in load_file(state) if n.startswith("global/")} <= names
 
@@ -189,6 +193,7 @@ def test_mistakes(finished, hospitals, given, tmp_path, small):
         (given, {"client": NEW}, "expected a name"),
         (given, {"client": ""}, "expected a name"),
         (given, {"rounds": -1}, "at least 0"),
+        (given, {"rounds": 1.5}, "whole number"),
         ((*given, "model.name=no-such"), {}, "no-such"),
     ):
         with pytest.raises(UserError, match=message):
@@ -222,6 +227,10 @@ def test_damaged_and_unfinished_runs(finished, given, tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(UserError, match="damaged"):
         adapt(copy, tmp_path / "e", given)
+    (copy / "rounds.jsonl").unlink()
+    shutil.copyfile(finished / "checkpoints" / "server" / path.name, path)
+    with pytest.raises(UserError, match="lacks some of"):
+        adapt(copy, tmp_path / "e", given)
     (copy / "summary.json").unlink()
     with pytest.raises(UserError, match="ended early"):
         adapt(copy, tmp_path / "e", given)
@@ -229,11 +238,80 @@ def test_damaged_and_unfinished_runs(finished, given, tmp_path):
 
 def test_a_run_of_the_embedded_digits(small, tmp_path, given):
     run(small("runtime.threads=1"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"try data\.source=csv"):
-        adapt(tmp_path / "run", tmp_path / "e", given)
-    words = ("data.source=parquet", "data.input=picture", "data.label=digit")
-    found = adapt(tmp_path / "run", tmp_path / "e", (*given, *words), rounds=1)
+    words = (*given, "data.input=picture", "data.label=digit")
+    found = adapt(tmp_path / "run", tmp_path / "e", words, rounds=1)
     assert found["rows"]["train"] > 0
+    assert load_config(tmp_path / "e" / "config.toml").data.source == "parquet"
+
+
+def test_what_comes_to_the_folder_meanwhile_stays(finished, given, tmp_path):
+    to = tmp_path / "e"
+
+    def come(text: str) -> None:
+        to.mkdir(exist_ok=True)
+        (to / "thesis.txt").write_text("precious")
+
+    with pytest.raises(UserError, match="which exists"):
+        adapt(finished, to, given, rounds=1, tell=come)
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+    assert [p.name for p in to.iterdir()] == ["thesis.txt"]
+
+
+def test_its_own_rows_are_not_replaced(finished, hospitals, given, tmp_path):
+    adapt(finished, tmp_path / "e", given, rounds=0)
+    shutil.copyfile(hospitals.own, tmp_path / "e" / "rows.parquet")
+    with pytest.raises(UserError, match="expected them apart"):
+        adapt(finished, tmp_path / "e", (f"data.path={tmp_path}/e/rows.parquet",), force=True)
+    assert (tmp_path / "e" / "rows.parquet").is_file()
+
+
+def test_not_the_folder_one_is_in(finished, given, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="the folder that this is called in"):
+        adapt(finished, Path(), given, rounds=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+def test_paths_of_a_home_folder(finished, hospitals, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(hospitals.place))
+    adapt(finished, tmp_path / "e", ("data.path=~/own.parquet",), rounds=0)
+    assert load_config(tmp_path / "e" / "config.toml").data.path == str(hospitals.own)
+
+
+@pytest.mark.parametrize("rate", ["1e30", "1e12"])
+def test_training_that_diverges_leaves_nothing(finished, given, tmp_path, rate):
+    with pytest.raises(DivergenceError, match="training diverged"):
+        adapt(finished, tmp_path / "e", (*given, f"training.learning_rate={rate}"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_clients_folder_is_no_source(finished, given, tmp_path):
+    adapt(finished, tmp_path / "e", given, rounds=0)
+    with pytest.raises(UserError, match="which is one client's"):
+        adapt(tmp_path / "e", tmp_path / "f", given)
+
+
+def test_what_was_exported_is_as_it_was(finished, given, tmp_path):
+    export(finished, tmp_path / "shared", NEW)
+    config = tmp_path / "shared" / FEDERATION / "config.toml"
+    config.write_text(config.read_text().replace("rank = 8", "rank = 4"))
+    with pytest.raises(UserError, match="has changed since it was exported"):
+        adapt(tmp_path / "shared", tmp_path / "e", given)
+
+
+def test_a_model_in_a_folder_elsewhere(small, tmp_path, model_folder, hospitals, given):
+    """Its name is no model of the hub's."""
+    folder = model_folder("clip")
+    run(small(*hospitals.words, f"model.name={folder}", "stage1.rounds=1"), tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "shared", NEW)
+    text = (tmp_path / "shared" / FEDERATION / "config.toml").read_text()
+    assert f"(a folder called {folder.name})" in text
+    assert str(folder) not in text
+    with pytest.raises(UserError, match=f"a folder called {folder.name} elsewhere"):
+        adapt(tmp_path / "shared", tmp_path / "e", given)
+    words = (*given, f"model.name={folder}")
+    assert adapt(tmp_path / "shared", tmp_path / "e", words, rounds=1)["rounds"] == 1
 
 
 def test_its_own_device_may_have_a_cap(finished, given, tmp_path):

@@ -1,4 +1,4 @@
-"""Foundation models of the hub: found in its client's cache, as they are where there is no network."""
+"""Foundation models of the hub, in its client's cache, where there is no network."""
 
 from __future__ import annotations
 

@@ -86,5 +86,11 @@ class Kept:
         return peft_model(load_config(self.folder / CONFIG).model.name, adapters)
 
     def export(self, to: str | Path, client: str = NEW, **options: Any) -> list[Path]:
-        """A client's PEFT adapters with a model card, as `fedms export`; see `fedms.export`."""
+        """A client's PEFT adapters with a model card, as `fedms export`; see `fedms.export`.
+
+        Args:
+            to: the folder that is made.
+            client: whose; `"new"`: of somebody who took no part.
+            options: of `fedms.export.export`.
+        """
         return export(self.folder, Path(to), str(client), **options)

@@ -14,7 +14,7 @@ from fedms import measures
 from fedms.api.clients import parts_of
 from fedms.api.kept import Kept
 from fedms.core.errors import UserError
-from fedms.newcomers import adapt
+from fedms.newcomers import adapt, expect_name
 from fedms.runtimes.rounds import read_record
 from fedms.store.files import read_lines, whole_folder, write_text
 from fedms.store.marks import ADAPTED, read_facts
@@ -110,10 +110,10 @@ class Result(Kept):
         Raises:
             UserError: if the run is not complete, or rows or method do not fit.
         """
-        parts, _ = parts_of({str(client): dataset}, None, dealt=False)
+        parts, _ = parts_of({expect_name(str(client)): dataset}, None, dealt=False)
         named = {"input": input, "label": label}
         words = ["data.source=memory", "data.path="]
-        words += [f"data.{name}={column}" for name, column in named.items() if column is not None]
+        words += [f"data.{n}={json.dumps(name)}" for n, name in named.items() if name is not None]
         wanted: dict[str, Any] = {"client": str(client), "rounds": rounds, "parts": parts}
         if to is not None:
             adapt(self.folder, Path(to), words, force=force, **wanted)
@@ -190,3 +190,7 @@ class Newcomer(Kept):
     def client(self) -> str:
         """Its name, by which it is asked."""
         return str(self.adapted["client"])
+
+    def export(self, to: str | Path, client: str | None = None, **options: Any) -> list[Path]:
+        """As `Result.export`, of its own model."""
+        return super().export(to, self.client if client is None else client, **options)

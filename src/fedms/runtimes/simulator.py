@@ -10,7 +10,6 @@ import numpy as np
 
 from fedms.core.algorithm import (
     ClientInfo,
-    ClientState,
     ClientUpdate,
     ClientWork,
     FederatedAlgorithm,
@@ -164,8 +163,8 @@ class Simulator:
         algorithm, learner = self._algorithm, self._learner
         for data in self._unseen:
             few = _some(data, rows, derive_seed(plan.seed, "newcomer", data.id))
-            states = [None, *adapting(algorithm, learner, plan, state, few, rounds)]
-            for when, own in (("before", states[0]), ("after", states[-1])):
+            updates = [*adapting(algorithm, learner, plan, state, few, rounds)]
+            for when, own in (("before", None), ("after", updates[-1].state if updates else None)):
                 view = algorithm.view(state, own, "personal")
                 assert view is not None
                 score = learner.score(view, replace(few, test=data.test), "test")
@@ -191,20 +190,22 @@ def adapting(
     state: ServerState,
     data: ClientData,
     rounds: int,
-) -> Iterator[ClientState]:
-    """The private states of somebody who took no part, after each of its rounds; nothing is sent.
+) -> Iterator[ClientUpdate]:
+    """The rounds of somebody who took no part, each from the private state that the last one left.
 
-    There are none where the method has no models of clients' own. See `Simulator.newcomers`.
+    They end early where one leaves no state: the method has no models of clients' own, or the
+    client diverged at once. What they upload is sent nowhere. See `Simulator.newcomers`.
     """
     tensors, own = send(plan, state.tensors).tensors, None
     for number in range(rounds):
         seed = derive_seed(plan.seed, "newcomer", data.id, number)
         later = replace(plan, round=plan.round + 1 + number)
         work = algorithm.client_update(Turn(learner, later, tensors, own, data, seed))
-        own = perform([work], learner, seed)[0].state
+        (update,) = perform([work], learner, seed)
+        yield update
+        own = update.state
         if own is None:
             return
-        yield own
 
 
 def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fedms.core.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # no Unix: there are no locks
@@ -135,18 +137,57 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def own_folder(path: Path, mark: str, made_by: str, *, force: bool) -> Iterator[Path]:
+    """As `whole_folder`, of a command that replaces nothing but what it made itself.
+
+    Args:
+        path: where, as `--to` gave it.
+        mark: a file that only folders of this command have.
+        made_by: the command.
+        force: replace what it made there before.
+
+    Raises:
+        UserError: if something else is there, before or meanwhile, or nothing can be written.
+    """
+    path = path.resolve()
+    _expect_free(path, mark, made_by, force=force)
+    begun = False
+    try:
+        with whole_folder(path) as folder:
+            begun = True
+            yield folder
+            _expect_free(path, mark, made_by, force=force)
+    except OSError as error:
+        if begun and error.errno not in UNWRITABLE:
+            raise
+        raise UserError(f"got --to {path}, which cannot be written: {error}") from error
+
+
+def _expect_free(path: Path, mark: str, made_by: str, *, force: bool) -> None:
+    if path == Path.cwd():
+        raise UserError(f"got --to {path}, the folder that this is called in; expected another")
+    free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not free and not (force and (path / mark).is_file()):
+        raise UserError(
+            f"got --to {path}, which exists; expected a new folder, or with --force one that "
+            f"{made_by} made"
+        )
+
+
 def _put_in_place(new: Path, path: Path) -> None:
     """Replace a folder by another; if that fails the old one is put back."""
     if not path.exists():
         os.replace(new, path)
         return
     old = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.old.", path.parent))
-    os.replace(path, old / "it")
     try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(old / "it", path)
-        raise
+        os.replace(path, old / "it")
+        try:
+            os.replace(new, path)
+        except BaseException:
+            os.replace(old / "it", path)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -9,8 +9,9 @@ from typing import Any
 from fedms.core.errors import UserError, did_you_mean
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
-ADAPTED = "adapted.json"
-"""Only a newcomer's folder has it (`fedms.newcomers`)."""
+ADAPTED, FEDERATION = "adapted.json", "federation"
+"""Only a newcomer's folder has the one; an exported model of nobody's has the other, with which
+newcomers adapt (`fedms.newcomers`)."""
 
 
 def is_run(path: Path) -> bool:
