@@ -77,6 +77,8 @@ PRIVATE = ("fedper", "fedrep", "fedsa", "fedalt", "local", "probe")
 PROMPTED = tuple(method for method in METHODS if method != "probe")
 """All but the one that needs a linear head."""
 ON_TOYS_ONLY = (
+    "fedms-restart-depth",
+    "fedms-queue",
     "fedms-share-none",
     "fedms-last",
     "fedms-no-stage1",
@@ -86,6 +88,7 @@ ON_TOYS_ONLY = (
     "fedms-learned",
     "finetune-calibrated",
     "fedprox",
+    "fedadam",
     "flexlora",
 )
 """What differs from another method in nothing that a real model would notice; for time's sake."""

@@ -43,6 +43,7 @@ SETTINGS = (
     "stage2.rounds=1",
     "evaluate_every=1",
     "sal.start=1",
+    "model.prompt=a neatly handwritten {label}",  # known badly: there is a best rate to be found
 )
 METHODS = ("zeroshot", "local", "fedavg", "fedms", "fedms:global")
 

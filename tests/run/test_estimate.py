@@ -64,6 +64,7 @@ def test_estimate_is_what_the_run_costs(tmp_path, tiny, case):
     assert found["run_folder_bytes"] == pytest.approx(written, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_capability_queue_gives_a_range(tmp_path):
     """What a run costs lies within, and both ends are those of runs."""
     said, cost, _ = beside(tmp_path, "stage1.rounds=3")
@@ -76,6 +77,7 @@ def test_a_capability_queue_gives_a_range(tmp_path):
     assert fast["most"]["train_flops"] == said["most"]["train_flops"]
 
 
+@pytest.mark.slow
 def test_texts(tmp_path, model_folder):
     """Batches of texts are padded to their longest, which prices follow."""
     path = tmp_path / "texts.csv"

@@ -33,7 +33,10 @@ WAYS = {
     "the best checkpoint": ("stage2.checkpoint=best",),
     **{m: (f"method={m}",) for m in ("finetune", "ditto", "local", "fedalt", "dual", "fedcgs")},
 }
-WITHOUT = ("fedavg", "flora", "centralised")
+OTHERS = ("a gate alone", "the best checkpoint", "finetune", "ditto", "fedalt", "fedcgs")
+"""Of a kind with those before them."""
+ALL = [pytest.param(w, id=n, marks=[pytest.mark.slow] * (n in OTHERS)) for n, w in WAYS.items()]
+WITHOUT = ("fedavg", pytest.param("flora", marks=pytest.mark.slow), "centralised")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def finished(done, hospitals):
     return done(*hospitals.words, *WAYS["all that is ours"]).path
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("way", ALL)
 def test_as_in_the_simulation(done, hospitals, given, tmp_path, way):
     was = done(*hospitals.words, *way)
     found = adapt(was.path, tmp_path / "own", given, client=hospitals.unseen)

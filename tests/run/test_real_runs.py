@@ -50,6 +50,7 @@ BANKING77 = (
 )
 
 
+@pytest.mark.slow
 @needs_data
 @needs_minilm
 def test_banking77_personal_models_beat_the_foundation_model(recipe, tmp_path):

@@ -204,7 +204,12 @@ METHODS = ("fedadam", "flora", "fedcgs", "ditto", "dual")
 """Of every kind one; `make soak` does it with all."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+SLOW = ("flora", "fedcgs", "ditto")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in METHODS]
+)
 def test_methods_go_on_as_if_nothing_had_happened(tmp_path, small, done, method, ending):
     """From a moment that differs between methods."""
     words = (f"method={method}", "partition.unseen_clients=1")

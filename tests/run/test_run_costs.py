@@ -203,6 +203,7 @@ def test_newcomers_of_a_single_round_have_what_it_left(small, tmp_path, monkeypa
     assert cap == 2
 
 
+@pytest.mark.slow
 def test_unseen_clients_adapt_with_few_rows(done):
     """What a method has for its clients it gives to newcomers, who change nothing for others."""
     kept_out = ("partition.clients=4", "partition.unseen_clients=2")

@@ -49,7 +49,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+LIKE_OTHERS = {
+    *("fedprox", "fedadam", "ffa", "fedclip", "fedex", "fedra", "centralised"),
+    *("fedper", "fedsa", "feddpa"),
+}
+"""Of a kind with others here; `tests/algorithms/test_matrix.py` has them all, without files."""
+ALL = [pytest.param(m, marks=[pytest.mark.slow] * (m in LIKE_OTHERS)) for m in METHODS]
+
+
+@pytest.mark.parametrize("method", ALL)
 def test_methods(done, method):
     roles, sends, shared, private = METHODS[method]
     finished = done(*f"method={method}".split())

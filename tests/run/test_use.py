@@ -35,7 +35,12 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
+OTHERS = ("shared means", "logits, with priors", "the best checkpoint", "products beneath")
+"""Of a kind with the rest."""
+ALL = [pytest.param(w, id=n, marks=[pytest.mark.slow] * (n in OTHERS)) for n, w in WAYS.items()]
+
+
+@pytest.fixture(params=ALL)
 def finished(request, done):
     return done(*COMMON, *request.param)
 
