@@ -147,8 +147,8 @@ def again(config: Config, layout: Layout, state: ServerState) -> RoundPlan:
 
 
 def _impersonal(config: Config, classes: Sequence[str]) -> Config:
-    """Without what is of its machine, its data or its clients."""
-    source = config.data.source if config.data.source in ("csv", "parquet") else "csv"
+    """Without paths, how rows are dealt, and names of clients."""
+    source = config.data.source if config.data.source in ("csv", "parquet", "folder") else "csv"
     kept: dict[str, set[str]] = {
         "data": {"input", "label", "drop_labels", "drop_duplicates", "drop_empty"},
         "partition": {"test_fraction", "val_fraction", "unseen_rounds"},

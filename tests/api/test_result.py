@@ -13,8 +13,8 @@ from datasets import Value
 from safetensors.torch import load_file
 
 from fedms import Result, UserError
+from fedms.api import Newcomer
 from fedms.api.plots import overview
-from fedms.api.result import Newcomer
 
 
 def test_tables(fitted):
