@@ -40,7 +40,10 @@ SEEDS = (0, 1, 2)
 MANY = (*SEEDS, 3, 4, 5, 6, 7, 8)
 """Where three seeds do not tell FedMS from the best."""
 AGAIN = {
-    "newsgroups20": ["local", "fedper", "probe"],
+    "newsgroups20": [
+        *("local", "fedper", "probe", "finetune+statistics", "fedalt"),
+        *("fedsa", "fedrep", "dual", "finetune", "ditto"),
+    ],
     "amazon5-more": [
         "finetune+statistics",
         "fedadam",
