@@ -43,6 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # as below, for processes of their own
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `quick` with some of its parameters' ids, the others are slow."""
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is not None:
+            found = item.callspec.id  # type: ignore[attr-defined]
+            if not any(found == name or found.startswith(f"{name}-") for name in mark.args):
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def without_tf32() -> Iterator[None]:
     """torch lets cuDNN compute convolutions of float32, which embed patches, in TF32."""

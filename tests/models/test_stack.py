@@ -63,6 +63,7 @@ def test_clients_of_all_sizes(make_learner, make_client, kind, budget):
     assert_as_alone(learner, make_fits(learner, make_client))
 
 
+@pytest.mark.quick("mixing0-val", "mixing1-train", "mixing2-val-vit")
 @pytest.mark.parametrize("kind", ["clip", "sentence", "vit"])
 @pytest.mark.parametrize("data", ["train", "val"])
 @pytest.mark.parametrize(

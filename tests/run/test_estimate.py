@@ -50,6 +50,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick("little cache, gate on validation rows", "fedavg", "local")
 @pytest.mark.parametrize("case", CASES)
 def test_estimate_is_what_the_run_costs(tmp_path, tiny, case):
     """Each performs a run and rehearses it, which takes 2 s."""

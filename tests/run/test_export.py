@@ -64,6 +64,7 @@ def close(found, expected):
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
 
 
+@pytest.mark.quick("all that is ours", "a linear head", "learned prompts")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_an_export_says_what_fedms_says(done, tmp_path, way):
     path = done(*COMMON, *way).path

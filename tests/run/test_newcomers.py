@@ -33,10 +33,7 @@ WAYS = {
     "the best checkpoint": ("stage2.checkpoint=best",),
     **{m: (f"method={m}",) for m in ("finetune", "ditto", "local", "fedalt", "dual", "fedcgs")},
 }
-OTHERS = ("a gate alone", "the best checkpoint", "finetune", "ditto", "fedalt", "fedcgs")
-"""Of a kind with those before them."""
-ALL = [pytest.param(w, id=n, marks=[pytest.mark.slow] * (n in OTHERS)) for n, w in WAYS.items()]
-WITHOUT = ("fedavg", pytest.param("flora", marks=pytest.mark.slow), "centralised")
+WITHOUT = ("fedavg", "flora", "centralised")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +74,8 @@ def finished(done, hospitals):
     return done(*hospitals.words, *WAYS["all that is ours"]).path
 
 
-@pytest.mark.parametrize("way", ALL)
+@pytest.mark.quick("all that is ours", "stage 1 alone", "a linear head", "local", "dual")
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_as_in_the_simulation(done, hospitals, given, tmp_path, way):
     was = done(*hospitals.words, *way)
     found = adapt(was.path, tmp_path / "own", given, client=hospitals.unseen)
@@ -158,6 +156,7 @@ def test_no_rounds_are_what_is_shared_with_its_own_classes(finished, given, tmp_
     assert scored["accuracy"] == found["after"]["test"]["personal"]["accuracy"]
 
 
+@pytest.mark.quick("fedavg")
 @pytest.mark.parametrize("method", WITHOUT)
 def test_methods_without_models_of_their_own(done, hospitals, given, tmp_path, method):
     path = done(*hospitals.words, f"method={method}").path

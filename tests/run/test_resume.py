@@ -98,6 +98,7 @@ def alter(path):
     path.write_bytes(data)
 
 
+@pytest.mark.quick("server-cut", "client-alter")
 @pytest.mark.parametrize("damage", [cut, alter])
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(
@@ -204,12 +205,8 @@ METHODS = ("fedadam", "flora", "fedcgs", "ditto", "dual")
 """Of every kind one; `make soak` does it with all."""
 
 
-SLOW = ("flora", "fedcgs", "ditto")
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in METHODS]
-)
+@pytest.mark.quick("fedadam", "dual")
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_go_on_as_if_nothing_had_happened(tmp_path, small, done, method, ending):
     """From a moment that differs between methods."""
     words = (f"method={method}", "partition.unseen_clients=1")
@@ -255,6 +252,7 @@ def writes(config, path, at):
     return counted.count
 
 
+@pytest.mark.quick("0.5", "1.0")
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.75, 1.0])
 def test_a_run_may_end_at_any_write(tmp_path, small, done, share, ending):
     """`make soak` kills whole processes, at any moment."""
@@ -291,6 +289,7 @@ def flushes(config, path, takes=None, code=errno.ENOSPC, perform=run):
     return disk.count
 
 
+@pytest.mark.quick("0.7")
 @pytest.mark.parametrize(
     ("share", "code"), [(0.3, errno.ENOSPC), (0.7, errno.EROFS), (0.9, errno.ENOSPC)]
 )

@@ -49,15 +49,8 @@ METHODS = {
 }
 
 
-LIKE_OTHERS = {
-    *("fedprox", "fedadam", "ffa", "fedclip", "fedex", "fedra", "centralised"),
-    *("fedper", "fedsa", "feddpa"),
-}
-"""Of a kind with others here; `tests/algorithms/test_matrix.py` has them all, without files."""
-ALL = [pytest.param(m, marks=[pytest.mark.slow] * (m in LIKE_OTHERS)) for m in METHODS]
-
-
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.quick("fedms", "fedavg", "flora", "promptfl", "ditto", "fedrep", "dual", "local")
+@pytest.mark.parametrize("method", METHODS)
 def test_methods(done, method):
     roles, sends, shared, private = METHODS[method]
     finished = done(*f"method={method}".split())
@@ -178,6 +171,7 @@ LOADED = [
 ]
 
 
+@pytest.mark.quick("default", "other adapters")
 @pytest.mark.parametrize("overrides", LOADED, ids=["default", "growing", "other adapters"])
 def test_plain_peft_loads_every_local_expert(done, small, overrides):
     finished, experiment = done(*overrides), build(small(*overrides))

@@ -35,12 +35,7 @@ WAYS = {
 }
 
 
-OTHERS = ("shared means", "logits, with priors", "the best checkpoint", "products beneath")
-"""Of a kind with the rest."""
-ALL = [pytest.param(w, id=n, marks=[pytest.mark.slow] * (n in OTHERS)) for n, w in WAYS.items()]
-
-
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
 def finished(request, done):
     return done(*COMMON, *request.param)
 
