@@ -30,8 +30,7 @@ WAYS = {
     "a gate alone": ("gate.calibration=false",),
     "stage 1 alone": ("stage2.rounds=0", "gate.statistics=personal"),
     "a linear head": ("model.head=linear",),
-    "the best checkpoint": ("stage2.checkpoint=best",),
-    **{m: (f"method={m}",) for m in ("finetune", "ditto", "local", "fedalt", "dual", "fedcgs")},
+    **{m: (f"method={m}",) for m in ("finetune", "local", "fedalt", "dual", "fedcgs")},
 }
 WITHOUT = ("fedavg", "flora", "centralised")
 
