@@ -221,7 +221,8 @@ def _facts(models: Models, who: str) -> Facts:
 
 def _of_newcomer(adapted: Mapping[str, Any], run: Mapping[str, str]) -> Facts:
     """Somebody who took no part, and adapted."""
-    said = f"{adapted['rounds']} rounds on the client's own rows, with what a run of others shares"
+    rounds = "1 round" if adapted["rounds"] == 1 else f"{adapted['rounds']} rounds"
+    said = f"{rounds} on the client's own rows, with what a run of others shares"
     tested = adapted["after"].get("test", {})
     scores = {role: tested[role]["accuracy"] for role in _ROLES if role in tested}
     return Facts(_rows(adapted["rows"]), scores, {**run, "adapted": said})
