@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
 
 import numpy as np
 import pytest
@@ -15,6 +22,7 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from fedms.cli import main
 from fedms.core.rows import ClientData, Rows
 from fedms.models import (
     AdapterSlots,
@@ -142,6 +150,24 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return made[kind]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def call_fedms() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`call_fedms(folder, "run", …)` as a shell does it there, but in this process with torch."""
+
+    def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        out, err, code = io.StringIO(), io.StringIO(), None
+        argv = mock.patch.object(sys, "argv", ["fedms", *words])
+        with chdir(folder), redirect_stdout(out), redirect_stderr(err), argv:
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code
+        ended_with = code if isinstance(code, int) else int(code is not None)
+        return subprocess.CompletedProcess(words, ended_with, out.getvalue(), err.getvalue())
+
+    return call
 
 
 @pytest.fixture(scope="session")

