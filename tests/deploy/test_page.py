@@ -42,51 +42,6 @@ def _until(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
 
 
 @pytest.mark.loopback
-def test_the_page_is_followed(loopback, tmp_path):
-    here = loopback()
-    assert {shlex.split(command.split("fedms ")[1])[0] for command in COMMANDS} == DONE
-    port = here.port if here.nginx else here.port + 1
-    folder = here.folder  # holds clinics.toml and every site's rows
-    _picture(folder)
-
-    def start(name: str, words: list[str]) -> None:
-        with (folder / f"{name}.log").open("a") as log:
-            here.running[name] = subprocess.Popen(
-                here.words(*words), cwd=folder, stdout=log, stderr=log, start_new_session=True
-            )
-
-    for command in COMMANDS:
-        words = shlex.split(command.replace("fl.example.org:9443", f"127.0.0.1:{here.port}"))
-        if words[0] != "fedms":
-            continue  # Ray's, below
-        match words[1]:
-            case "server":
-                start("server", [*words[1:], *([] if here.nginx else ["--proxy", "none"])])
-                _until(here.running["server"], folder / "server.log", "sites come to")
-            case "site":
-                for site in ("north", "south"):
-                    shutil.copytree(folder / "deployment" / "sites" / site, folder / site)
-                    own = [f"data.path={folder / site}.parquet", "--server", f"127.0.0.1:{port}"]
-                    assert words[2:] == ["north", "data.path=/data/letters.csv"]
-                    start(site, ["site", site, *own])
-            case _:
-                state = next(iter((folder / "north" / "state").glob("first-*")), None)
-                words = [word.replace("north/state/RUN", str(state)) for word in words]
-                done = subprocess.run(
-                    here.words(*words[1:]),
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                    timeout=300,
-                    check=False,
-                )
-                assert done.returncode == 0, (command, done.stdout, done.stderr)
-    for name in ("first", "second"):
-        assert (folder / "runs" / name / "summary.json").exists()
-    assert (folder / "letters" / "README.md").exists()
-
-
-@pytest.mark.loopback
 def test_a_ray_cluster_is_used(loopback):
     """Of one machine, which says that it has a GPU: nobody looks."""
     ray = Path(sys.executable).with_name("ray")
@@ -123,3 +78,49 @@ def test_a_ray_cluster_is_used(loopback):
             os.kill(cluster.pid, signal.SIGTERM)
         cluster.wait(60)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.loopback
+def test_the_page_is_followed(loopback, tmp_path):
+    """The longest is the last of its file: what xdist hands on is what comes last."""
+    here = loopback()
+    assert {shlex.split(command.split("fedms ")[1])[0] for command in COMMANDS} == DONE
+    port = here.port if here.nginx else here.port + 1
+    folder = here.folder  # holds clinics.toml and every site's rows
+    _picture(folder)
+
+    def start(name: str, words: list[str]) -> None:
+        with (folder / f"{name}.log").open("a") as log:
+            here.running[name] = subprocess.Popen(
+                here.words(*words), cwd=folder, stdout=log, stderr=log, start_new_session=True
+            )
+
+    for command in COMMANDS:
+        words = shlex.split(command.replace("fl.example.org:9443", f"127.0.0.1:{here.port}"))
+        if words[0] != "fedms":
+            continue  # Ray's, above
+        match words[1]:
+            case "server":
+                start("server", [*words[1:], *([] if here.nginx else ["--proxy", "none"])])
+                _until(here.running["server"], folder / "server.log", "sites come to")
+            case "site":
+                for site in ("north", "south"):
+                    shutil.copytree(folder / "deployment" / "sites" / site, folder / site)
+                    own = [f"data.path={folder / site}.parquet", "--server", f"127.0.0.1:{port}"]
+                    assert words[2:] == ["north", "data.path=/data/letters.csv"]
+                    start(site, ["site", site, *own])
+            case _:
+                state = next(iter((folder / "north" / "state").glob("first-*")), None)
+                words = [word.replace("north/state/RUN", str(state)) for word in words]
+                done = subprocess.run(
+                    here.words(*words[1:]),
+                    cwd=folder,
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                    check=False,
+                )
+                assert done.returncode == 0, (command, done.stdout, done.stderr)
+    for name in ("first", "second"):
+        assert (folder / "runs" / name / "summary.json").exists()
+    assert (folder / "letters" / "README.md").exists()
