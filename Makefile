@@ -53,7 +53,7 @@ test: $(STAMP)  ## Run the tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 slow: $(STAMP)  ## Run the tests of seconds each: public data, processes, other frameworks
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, with the simulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback --numprocesses 2 --dist worksteal tests
