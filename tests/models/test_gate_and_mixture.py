@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedms.models.gate import gate_weights, initial_gate
-from fedms.models.mixture import log_prior, mix_linear, mix_probabilities
+from fedms.models.mixture import (
+    class_evidence,
+    log_prior,
+    mix_linear,
+    mix_probabilities,
+    novelty,
+)
 from fedms.models.resident import alone
 
 WIDTH, ROWS, CLASSES = 8, 5, 4
@@ -123,3 +129,21 @@ def test_log_prior(labels, smoothing):
     expected = [math.log((labels.count(c) + smoothing) / total) for c in range(CLASSES)]
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.integers(0, CLASSES - 1), max_size=12))
+def test_novelty_is_how_often_a_row_would_have_been_new(labels):
+    """Each row left out in turn: is its class among the others'? With one trial more, half new."""
+    new = sum(label not in labels[:i] + labels[i + 1 :] for i, label in enumerate(labels))
+    counts = np.bincount(np.array(labels, dtype=np.int64), minlength=CLASSES)
+    assert math.exp(novelty(counts)) == pytest.approx((new + 0.5) / (len(labels) + 1))
+
+
+@given(st.lists(st.integers(0, CLASSES - 1), max_size=12), st.floats(0.01, 10))
+def test_what_counting_says_of_classes(labels, smoothing):
+    rows = np.array(labels, dtype=np.int64)
+    prior, unseen = class_evidence(rows, CLASSES, smoothing)
+    assert torch.equal(prior, log_prior(rows, CLASSES, smoothing))
+    counts = np.bincount(rows, minlength=CLASSES)
+    assert unseen.tolist() == pytest.approx([0.0 if n else novelty(counts) for n in counts])
+    assert (unseen < 0).tolist() == (counts == 0).tolist()

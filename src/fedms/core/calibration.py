@@ -7,7 +7,8 @@ the weights, for a client alone has too few validation rows to find them:
 - `global`, `local`: log-probabilities under the global and the local expert.
 - `gate`: the mean of both, by the gate's weight on the global expert.
 - `prior`: the log of the client's smoothed frequency of the class.
-- `unseen`: 1 where the client has no training row of the class, else 0.
+- `unseen`: where the client has no training row of the class, the log of how likely its next row
+  is of any such class (`models.mixture.novelty`), else 0.
 - `statistics`: the class's log-likelihood by class statistics (`core.discriminant`), 0 without.
 
 The first three and the last are opinions, and none has a negative weight: what fits so many rows

@@ -67,10 +67,22 @@ def evidence(
 def class_evidence(labels: Index, classes: int, smoothing: float) -> Tensor:
     """What counting a client's training rows says of every class, `(2, classes)`.
 
-    The log of its smoothed frequency, and 1 where the client has no row of it (else 0).
+    The log of its smoothed frequency, and `novelty` where the client has no row of it (else 0).
     """
-    unseen = torch.from_numpy(np.bincount(labels, minlength=classes) == 0)
-    return torch.stack([log_prior(labels, classes, smoothing), unseen.to(torch.float32)])
+    counts = np.bincount(labels, minlength=classes)
+    unseen = torch.from_numpy(np.where(counts == 0, novelty(counts), 0.0)).to(torch.float32)
+    return torch.stack([log_prior(labels, classes, smoothing), unseen])
+
+
+def novelty(counts: Index) -> float:
+    """Log of how likely a client's next row is of a class that it has none of.
+
+    By Good and Turing (Good 1953, The population frequencies of species): as likely as rows have
+    been alone in their class, `(alone + 1/2) / (rows + 1)`. So clients with few rows, or with many
+    classes, expect more new ones. (Ours, in place of 1 for every client: docs/research-log.md.)
+    """
+    alone = int((counts == 1).sum())
+    return float(np.log((alone + 0.5) / (int(counts.sum()) + 1)))
 
 
 def log_prior(labels: Index, classes: int, smoothing: float) -> Tensor:
