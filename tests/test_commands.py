@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -136,7 +135,7 @@ def going_on(folder: Path, words: list[str], url: str):
         assert process.poll() is None, process.communicate()[0]
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.communicate(timeout=60)
 
 
