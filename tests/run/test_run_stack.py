@@ -21,12 +21,15 @@ def alone(done):
 
 
 def close(got, expected):
-    """Rounding may turn single steps of the optimiser, each of them at most the learning rate."""
+    """Rounding may turn steps of the optimiser, each of them at most the learning rate.
+
+    One step on the CPU; several on a GPU, whose convolutions are in TF32 (0.0054 on an H100).
+    """
     assert got.keys() == expected.keys()
     apart = [(got[name] - tensor).abs().flatten() for name, tensor in expected.items()]
     if torch.cuda.is_available():
         assert float(torch.cat(apart).mean()) < 2e-4
-        assert float(torch.cat(apart).max()) < 2e-3
+        assert float(torch.cat(apart).max()) < 1e-2
     else:
         assert max(float(each.mean()) for each in apart) < 1e-5
         assert max(float(each.max()) for each in apart) <= 1e-3

@@ -134,7 +134,8 @@ def test_their_pass_is_counted(done, small):
     rows = sum(len(client.train) for client in experiment.trained)
     blocks, tokens = 6, 17
     attention = blocks * 2 * 2 * tokens**2 * WIDTH  # which torch counts on some devices alone
-    once = rows * (counter.get_total_flops() + attention)
+    told = any("attention" in str(op) for op in counter.get_flop_counts()["Global"])
+    once = rows * (counter.get_total_flops() + (0 if told else attention))
     assert once <= counted < 1.03 * once  # what lies below is kept, and pictures are embedded again
 
 
