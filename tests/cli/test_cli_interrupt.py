@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run leaves a folder that can be read."""
+"""Ctrl-C or SIGTERM in the middle of a run leaves a folder that can be read, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ START = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_interrupt_during_training(tmp_path, workers):
-    run = tmp_path / "run"
+@pytest.mark.parametrize(
+    ("workers", "name", "alone"),
+    [(1, "SIGINT", False), (2, "SIGINT", False), (2, "SIGTERM", False), (2, "SIGTERM", True)],
+)
+def test_interrupt_during_training(tmp_path, workers, name, alone):
+    """All processes are told, as a terminal does, or the first alone, as a service manager may."""
+    run, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
     words = ["run", "data.max_rows=120", "stage1.rounds=5000", "--out", str(run)]
     words += [f"runtime.workers={workers}"]
     process = subprocess.Popen(
         [sys.executable, "-c", START, *words],
         cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -36,12 +42,12 @@ def test_interrupt_during_training(tmp_path, workers):
     )
     try:
         rounds, states = run / "rounds.jsonl", run / "checkpoints" / "server"
-        end = time.monotonic() + 60
+        late = time.monotonic() + 60
         while not list(states.glob("0*.safetensors")):  # a round's last file
             assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < end, "no round within a minute"
+            assert time.monotonic() < late, "no round within a minute"
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        (os.kill if alone else os.killpg)(process.pid, signal.Signals[name])
         _, error = process.communicate(timeout=30)
     finally:
         process.kill()
@@ -52,4 +58,4 @@ def test_interrupt_during_training(tmp_path, workers):
     assert [line["round"] for line in lines] == list(range(len(lines))) != []
     assert 1 <= len(list(states.glob("0*.safetensors"))) <= 2
     assert not (run / "summary.json").exists()
-    assert list(run.rglob(".*")) == []
+    assert [*run.rglob(".*"), *scratch.glob("fedms-*")] == []

@@ -91,16 +91,25 @@ def say_aside(text: str) -> None:
 
 @contextmanager
 def until_told(said: str) -> Iterator[None]:
-    """Ctrl-C, and the signal by which systems end programs, are how it should end."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
+    """To be interrupted is how it should end."""
     try:
         yield
     except KeyboardInterrupt:
         typer.echo(said, err=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM, by which systems and schedulers end programs, is what Ctrl-C is: all is put away."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -147,7 +156,8 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     try:
-        code = app(prog_name="fedms", standalone_mode=False) or 0
+        with _interruptible():
+            code = app(prog_name="fedms", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except Exception as error:
