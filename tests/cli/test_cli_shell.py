@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import typer.main
@@ -42,6 +43,24 @@ def test_help_of_no_command_loads_what_is_heavy():
     assert (done.returncode, done.stderr) == (0, "[]")
     assert done.stdout.count("Usage: fedms") == len(COMMANDS) + 1
     assert done.stdout.count("Example: fedms") == len(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_every_word_is(fedms, name):
+    """Words in brackets are no styles, and arguments are explained as options are."""
+    said = "".join(re.findall(r"[^│╭╮╰╯─\s]", fedms(name, "--help").out))
+    function = next(c.callback for c in app.registered_commands if _name(c) == name)
+    told = 0
+    for kind in get_type_hints(function, include_extras=True).values():
+        for each in getattr(kind, "__metadata__", ()):
+            if help := getattr(each, "help", None):
+                assert "".join(help.split()) in said
+                told += 1
+    assert told or name == "doctor"
+
+
+def _name(command):
+    return command.name or command.callback.__name__.replace("_", "-")
 
 
 WAITING = """

@@ -51,6 +51,7 @@ app = typer.Typer(
     cls=Commands,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich's own takes [words in brackets] for styles
     help="Personalised federated fine-tuning of foundation models.",
     epilog="Exit codes: 0 fine; 2 what was given is wrong, or it was interrupted, and one line on "
     "standard error says so; 1 anything else. Completion: fedms --install-completion.",

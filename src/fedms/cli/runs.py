@@ -127,7 +127,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Names, by commas; `fedms compare --methods help` lists them.",
+            help="Names, by commas; fedms compare --methods help lists them.",
             autocompletion=names_of_methods,
         ),
     ] = "zeroshot,local,fedavg,finetune,ditto,fedsa,fedms",
