@@ -296,6 +296,22 @@ def test_what_leaves_a_client(trace, method, model):
         assert update.state is not None
 
 
+@pytest.mark.parametrize(("method", "model"), [p for p in PAIRS if p[1] == "toy"])
+def test_what_is_sent_is_the_clients_own_choice(trace, method, model):
+    """A server that asks for what is private, or for all there is, is sent no more than others."""
+    run = trace(method, model)
+    plan, (broadcast, *_), _, data, state, seed, update = run.calls[-1]
+    private = update.state.tensors if update.state else {}
+    more = frozenset(private) | frozenset(
+        f"{role}/{n}" for role in ("local", "mean") for n in plan.upload
+    )
+    if plan.stage == 1:
+        more = frozenset(n for n in more if not n.startswith("global/"))
+    turn = Turn(run.learner, replace(plan, upload=plan.upload | more), broadcast, state, data, seed)
+    (again,) = perform([run.algorithm.client_update(turn)], run.learner, 0)
+    assert again.tensors.keys() == update.tensors.keys()
+
+
 ORDERS = [(method, model) for method, model in PAIRS if "toy" in model or method == "fedms"]
 ORDERS += [(method, "sentence") for method in ("flora", "ditto", "fedrep", "dual", "feddpa")]
 """Toys show it of every method, real models of what has a loop of its own; for time's sake."""

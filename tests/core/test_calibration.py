@@ -73,7 +73,7 @@ def rounds(clients, number):
             for name, t in sums.items():
                 share = 3 * len(labels) / total
                 average[name] = average[name] + share * t / (3 * max(1, len(labels)))
-        state = calibration.move(state, average, total)
+        state = calibration.move(state, average, total, CLASSES)
     return state
 
 
@@ -139,7 +139,7 @@ def test_the_ridge_is_in_nats_so_that_units_of_evidence_do_not_matter(monkeypatc
         monkeypatch.setattr(calibration, "initial", lambda units=units: first / units)
         sums = calibration.derivatives(evidence * units, labels, first / units)
         state = {calibration.WEIGHTS: first / units}
-        moved = calibration.move(state, {n: t / 30 for n, t in sums.items()}, 30)
+        moved = calibration.move(state, {n: t / 30 for n, t in sums.items()}, 30, CLASSES)
         moves.append(moved[calibration.WEIGHTS] * units - first)
     assert float(moves[0].abs().max()) > 0.3
     torch.testing.assert_close(*moves)
@@ -148,7 +148,7 @@ def test_the_ridge_is_in_nats_so_that_units_of_evidence_do_not_matter(monkeypatc
 def test_a_round_without_validation_rows_moves_nothing():
     state = {calibration.WEIGHTS: calibration.initial()}
     zeros = {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
-    moved = calibration.move(state, zeros, 12)
+    moved = calibration.move(state, zeros, 12, CLASSES)
     torch.testing.assert_close(moved[calibration.WEIGHTS], calibration.initial())
 
 
@@ -168,7 +168,7 @@ def test_no_round_makes_it_worse(seed, sure):
     for _ in range(6):
         sums = calibration.derivatives(evidence, labels, state[calibration.WEIGHTS])
         state = {calibration.WEIGHTS: state[calibration.WEIGHTS]}  # nothing remembered
-        state = calibration.move(state, {n: t / 60 for n, t in sums.items()}, 60)
+        state = calibration.move(state, {n: t / 60 for n, t in sums.items()}, 60, CLASSES)
         losses.append(loss(state[calibration.WEIGHTS]))
     assert all(after < before * 1.02 for before, after in itertools.pairwise(losses))
 

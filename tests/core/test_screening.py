@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedms.core import calibration, discriminant
 from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan, Score
@@ -131,12 +133,13 @@ def gathered(rows=30, classes=4, width=5, seed=0):
     return {name: (t / rows).float() for name, t in sums.items()}
 
 
-def fitted(rows=30, classes=4, trained=100, scale=1.0, seed=0):
+def fitted(rows=5, classes=4, trained=3, scale=1.0, seed=0, weights=None):
     """Sums for calibration as a client sends them."""
     random = torch.Generator().manual_seed(seed)
     evidence = scale * torch.randn(rows, classes, 6, generator=random)
     labels = torch.randint(0, classes, (rows,), generator=random)
-    found = calibration.derivatives(evidence, labels, calibration.initial())
+    weights = calibration.initial() if weights is None else weights
+    found = calibration.derivatives(evidence, labels, weights)
     return {name: (t / trained).float() for name, t in found.items()}
 
 
@@ -144,14 +147,30 @@ def fitted(rows=30, classes=4, trained=100, scale=1.0, seed=0):
 @pytest.mark.parametrize("seed", range(5))
 def test_sums_of_rows_are_plausible(rows, seed):
     assert discriminant.implausible(gathered(rows, seed=seed)) is None
-    for scale in (0.0, 1e-3, 1.0, 1e3):
-        assert calibration.implausible(fitted(rows, scale=scale, seed=seed)) is None
     nothing = {name: torch.zeros(shape) for name, shape in calibration.SHAPES.items()}
-    assert calibration.implausible(nothing) is None  # no validation rows
+    assert calibration.implausible(nothing, 0) is None  # no validation rows
+
+
+@given(
+    rows=st.sampled_from([1, 2, 30, 1000]),
+    classes=st.sampled_from([1, 2, 150]),
+    trained=st.sampled_from([1, 3, 10**5]),
+    scale=st.sampled_from([0.0, 1e-3, 1.0, 1e3]),
+    sure=st.sampled_from([-50.0, 0.0, 1.0, 50.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=100, deadline=None)
+def test_sums_for_calibration_are_plausible_whatever_rows_are(
+    rows, classes, trained, scale, sure, seed
+):
+    """Also where the model is sure, and always wrong: then the gradient is as steep as can be."""
+    weights = sure * torch.ones(6)
+    sent = fitted(rows, classes, trained, scale, seed, weights)
+    assert calibration.implausible(sent, rows / trained) is None
 
 
 COUNTS, SUMS, MOMENT = discriminant.COUNTS, discriminant.SUMS, discriminant.MOMENT
-CURVATURE, SPREAD = "calibration/curvature", "calibration/spread"
+GRADIENT, CURVATURE, SPREAD, ROWS = calibration.SHAPES
 
 
 def odd(tensors, name, change):
@@ -174,17 +193,23 @@ def entry(tensor, *where, by):
         (odd(gathered(), MOMENT, lambda t: 1e9 * t), "not those of features of length 1"),
         (odd(gathered(), MOMENT, lambda t: 0 * t), "not those of features of length 1"),
         (odd(gathered(), MOMENT, lambda t: entry(t, 1, by=0.9)), "cannot be, with its classes"),
-        (odd(fitted(), "calibration/rows", lambda t: -t), "fewer than no rows"),
-        (odd(fitted(), "calibration/gradient", lambda t: 1e30 * t), "has values up to"),
+        (odd(fitted(), ROWS, lambda t: -t), "rows a training row, not 0 to 1.67"),
+        (odd(fitted(), ROWS, lambda t: 1e12 * t), "rows a training row, not 0 to 1.67"),
+        (odd(fitted(), ROWS, lambda t: 0 * t), "a gradient for calibration that no rows have"),
+        (odd(fitted(), GRADIENT, lambda t: 1e6 * t), "a gradient for calibration that no rows"),
+        (odd(fitted(), GRADIENT, lambda t: t.new_tensor(1e6)[None].expand(6)), "that no rows have"),
+        (odd(fitted(), GRADIENT, lambda t: 1e30 * t), "has values up to"),
         (odd(fitted(), CURVATURE, lambda t: 1e30 * t), "has values up to"),
         (odd(fitted(), CURVATURE, lambda t: -t), "negative direction"),
         (odd(fitted(), CURVATURE, lambda t: entry(t, 0, 1, by=9)), "negative direction"),
-        (odd(fitted(), SPREAD, lambda t: -t), "negative direction"),
+        (odd(fitted(), SPREAD, lambda t: -t), "more curvature for calibration than spread"),
+        (odd(fitted(), SPREAD, lambda t: 0 * t), "more curvature for calibration than spread"),
+        (odd(fitted(), CURVATURE, lambda t: 1e6 * t), "more curvature for calibration than"),
     ],
 )
 def test_sums_of_no_rows_are_rejected(tensors, says):
     expected = {name: tuple(t.shape) for name, t in tensors.items()}
-    update = replace(GOOD, tensors=tensors)
+    update = replace(GOOD, tensors=tensors, rows=3)
     found = reason_to_reject(update, PLAN, expected, ClientInfo("c", 10, validation=5))
     assert found is not None
     assert says in found

@@ -263,7 +263,7 @@ def _train_local(method: _FedMS, turn: Turn) -> ClientWork:
         queue=queue,
         keep_best=method.options.checkpoint == "best",
     )
-    upload = {**pick(tensors, plan.upload - method.fitted), **method.fit(turn, view)}
+    upload = {**pick(tensors, plan.upload & method.shared_gate), **method.fit(turn, view)}
     size = method.layout.size([*names, *(gate if gated else ())])
     return ClientUpdate(data.id, plan.round, len(data.train), upload, score, depth, size, after)
 
@@ -293,7 +293,8 @@ def _server_update(
         tensors = {**state.tensors, **made}
         return replace(state, round=rounds, tensors=tensors, stage=method.first_stage())
     if method.options.calibrate:
-        moved = calibration.move(state.tensors, aggregate.tensors, aggregate.rows)
+        rows, classes = aggregate.rows, method.layout.classes
+        moved = calibration.move(state.tensors, aggregate.tensors, rows, classes)
         state = replace(state, tensors=moved)
     if state.stage == 2:
         arrived = {n: t for n, t in aggregate.tensors.items() if n not in method.fitted}

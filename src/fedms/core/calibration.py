@@ -89,7 +89,8 @@ def log_probabilities(evidence: Tensor, weights: Tensor) -> Tensor:
 def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Of the log loss by the weights, summed over rows: named and shaped as `SHAPES`, float64.
 
-    `spread` is the covariance of evidence over a row's classes, summed over rows.
+    `spread` is how far evidence is from its mean over a row's classes: outer products, summed over
+    classes and rows.
 
     Args:
         evidence: `(rows, classes, 6)`.
@@ -102,23 +103,37 @@ def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, 
     gradient = (mean - x[torch.arange(len(labels)), labels]).sum(0)
     curvature = torch.einsum("nc,nci,ncj->ij", p, x, x) - mean.T @ mean
     apart = x - x.mean(1, keepdim=True)
-    spread = torch.einsum("nci,ncj->ij", apart, apart) / x.shape[1]
+    spread = torch.einsum("nci,ncj->ij", apart, apart)
     rows = torch.tensor([len(labels)]).double()
     return dict(zip(SHAPES, (gradient, curvature, spread, rows), strict=True))
 
 
-def implausible(tensors: Tensors) -> str | None:
+def implausible(tensors: Tensors, most: float) -> str | None:
     """Why these cannot be `derivatives` divided by training rows; None if they can.
 
-    Curvature and spread are of quadratic forms without negative directions.
+    Whatever evidence and labels are, with `d` classes' evidence from its mean, a row's curvature is
+    a variance, at most `sum of d d'`, which is its spread; and its gradient is `sum of a d` with
+    weights `a`, predicted less true, whose squares add up to 2 at most. So by Cauchy and Schwarz
+    `gradient gradient'` is at most `2 rows spread`, in every direction: nobody moves the weights
+    further than rows could.
+
+    Args:
+        tensors: as sent.
+        most: what `rows` may be: validation rows by training rows.
     """
-    _, curvature, spread, rows = (tensors[name].double() for name in SHAPES)
-    if float(rows) < 0:
-        return "has sums for calibration of fewer than no rows"
-    for form in (curvature, spread):
-        allowed = _ROUNDING * (form.diagonal().abs().sum() + _ROUNDING)
+    gradient, curvature, spread, rows = (tensors[name].double() for name in SHAPES)
+    if not 0 <= float(rows) <= most * (1 + _ROUNDING):
+        return f"has calibration of {rows.item():.3g} rows a training row, not 0 to {most:.3g}"
+    steep = torch.outer(gradient, gradient)
+    for larger, smaller, said in (
+        (curvature, 0 * curvature, "a curvature for calibration with a negative direction"),
+        (spread, curvature, "more curvature for calibration than spread"),
+        (2 * rows * spread, steep, "a gradient for calibration that no rows have"),
+    ):
+        form = larger - smaller
+        allowed = _ROUNDING * (larger.diagonal().abs().sum() + _ROUNDING)
         if (form - form.T).abs().max() > allowed or torch.linalg.eigvalsh(form).min() < -allowed:
-            return "has a curvature for calibration with a negative direction"
+            return f"has {said}"
     return None
 
 
@@ -159,7 +174,7 @@ def lowest(curvature: Tensor, pull: Tensor, opinions: Sequence[int] = OPINIONS) 
     return min(found, key=lambda one: one[0])[1]
 
 
-def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
+def move(state: Tensors, average: Tensors, rows: int, classes: int) -> dict[str, Tensor]:
     """The server's tensors after a round: new weights, and what is remembered of the rounds.
 
     Each round's loss is taken as the quadratic that its derivatives say; weights minimise the sum
@@ -169,6 +184,7 @@ def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
         state: the server's tensors; the weights among them are where derivatives were taken.
         average: of what clients sent, with `SHAPES` among it.
         rows: training rows behind the average.
+        classes: of the federation.
     """
     gradient, curvature, spread, fitted = (average[name].double() * rows for name in SHAPES)
     now = state[WEIGHTS].double()
@@ -177,7 +193,7 @@ def move(state: Tensors, average: Tensors, rows: int) -> dict[str, Tensor]:
         linear = linear + _MEMORY * state[_LINEAR]
         curvature = curvature + _MEMORY * state[_CURVATURE]
     first = initial().double()
-    row = spread / fitted.clamp_min(1)
+    row = spread / (classes * fitted.clamp_min(1))
     ridge = row + FLOOR * torch.eye(len(first)).double()
     step = lowest(curvature + ridge, ridge @ first - linear) - now
     weights = now + damped(step, row)

@@ -36,7 +36,7 @@ def reason_to_reject(
         _wrong_keys(update, expected),
     )
     reason = next((reason for reason in checks if reason), None)
-    return reason or _wrong_values(update, expected) or _implausible(update)
+    return reason or _wrong_values(update, expected) or _implausible(update, declared)
 
 
 _MOST = 10**15
@@ -154,10 +154,10 @@ def _wrong_values(update: ClientUpdate, expected: Shapes) -> str | None:
     return f"has values up to {largest:.3g}: its {_DIVERGED}" if largest > _MOST else None
 
 
-def _implausible(update: ClientUpdate) -> str | None:
+def _implausible(update: ClientUpdate, declared: ClientInfo) -> str | None:
     """Sums that cannot be of any rows: they would reach all clients, at once."""
     if discriminant.MOMENT in update.tensors:
         return discriminant.implausible(update.tensors)
     if calibration.SHAPES.keys() <= update.tensors.keys():
-        return calibration.implausible(update.tensors)
+        return calibration.implausible(update.tensors, declared.validation / update.rows)
     return None
