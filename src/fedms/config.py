@@ -284,7 +284,10 @@ class Gate(Section):
         "training, as calibration weighs them",
     )
     smoothing: float = Field(0.5, gt=0, description="added to class counts of the client prior")
-    data: Literal["train", "val"] = Field("train", description="rows the gate learns on")
+    data: Literal["train", "val"] = Field(
+        "train",
+        description="rows the gate learns on; if val, calibration is fitted on rows it has seen",
+    )
     calibration: bool = Field(
         True, description="predict by weights of evidence that all clients fit on validation rows"
     )

@@ -275,11 +275,15 @@ def merged_sum(learner, state):
     return total
 
 
+@pytest.mark.parametrize("who", ["ab", "abc"])
 @pytest.mark.parametrize("method", ["flora", "fedex"])
-def test_the_global_model_is_the_average_of_the_clients_models(toy, make_toy_client, method):
-    """Whatever lies beneath, after every round the effective weights are the clients' mean."""
+def test_the_global_model_is_the_average_of_the_clients_models(toy, make_toy_client, method, who):
+    """Whatever lies beneath, after every round the effective weights are the clients' mean.
+
+    Of two clients what FedEx-LoRA's averages miss has the rank of one, which is half of all here.
+    """
     learner = toy(linear=True)
-    clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("abc")]
+    clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate(who)]
     algorithm = METHODS[method](learner.layout, replace(OPTIONS, server=Server(momentum=0.5)))
     state = algorithm.init(learner, 0)
     for _ in range(3):
@@ -315,6 +319,10 @@ def test_the_global_model_is_the_average_of_the_clients_models(toy, make_toy_cli
             torch.testing.assert_close(got, expected[b], atol=1e-6, rtol=1e-5)
         if method == "flora":
             assert view.tensors.keys() == {"top"}
+        a, _ = learner.layout.pairs[0]
+        terms = len(who) - (method == "fedex")
+        whole = min(4, terms * learner.layout.shapes[a][0])
+        assert view.beneath[a].shape[0] == whole * state.round
 
 
 def test_of_one_client_fedex_is_fedavg(tmp_path, toy, make_toy_client):

@@ -639,6 +639,23 @@ def test_every_seed_has_the_budget_of_its_own():
     assert lines[3].split(" | ")[1:] == ["–", "0.100", "0.250 |"]  # 0.3 and 0.2; 0.1 and 0.1
 
 
+@pytest.mark.parametrize(("every", "rounds"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, [5])])
+def test_no_method_is_chosen_from_more_rounds_than_others(every, rounds):
+    """The ends of its stages, which others have not, are left out."""
+    points = tuple(Point(i, 1, 1, 1.0, 0.5, 0.5) for i in range(1, 6))
+    record = Record({"evaluate_every": every}, {}, {}, points)
+    assert [p.round for p in record.regular] == rounds
+
+
+@pytest.mark.parametrize("name", ["local+calibration", "fedavg+calibration", "fedms-no-stage1"])
+@pytest.mark.parametrize("settings", [("stage1.epochs=2",), ("stage2.cohort=0.5",)])
+def test_steps_that_would_not_be_equal_are_refused(name, settings):
+    plan = Plan(None, settings, (), (0,), (1e-3,), Path())
+    with pytest.raises(UserError, match="got stages of unequal cohorts or epochs"):
+        plan.configure(VARIANTS[name], 1e-3, 0)
+    plan.configure(VARIANTS["fedms"], 1e-3, 0)
+
+
 def test_a_curve_adds_up_to_the_summary(results):
     for found in by_name(results, "fedms"):
         points = found.record.points

@@ -1,7 +1,9 @@
 """FedCGS: a classifier from class statistics, in one round and without training.
 
 Source: arXiv 2503.06962, its one global model. As in the authors' code, covariance and frequencies
-of classes are those of all rows; their pseudo-inverse is here the ridge of `core.discriminant`.
+of classes are those of all rows. What else `core.discriminant` does is done here too: features have
+unit length, a ridge is in place of the pseudo-inverse, and a row of the overall mean beside each
+class's own, which classes with few rows need.
 """
 
 from __future__ import annotations

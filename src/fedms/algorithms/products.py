@@ -153,7 +153,8 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
                 b: products[b] - average[b] @ average[a] for a, b in layout.pairs if b in products
             }
         )
-        terms = aggregate.clients + (0 if anew else 1)
+        # about their means clients' pairs add up to nothing, so that one follows from the others
+        terms = aggregate.clients if anew else max(1, aggregate.clients - 1)
         kept = {n: t for n, t in average.items() if n in heads} if anew else average
         merged = under(f"{_MERGED}/{plan.round}", _decomposed(layout, missing, terms))
         tensors = {**state.tensors, **under("global", kept), **merged}

@@ -76,6 +76,15 @@ class Record:
         points = tuple(Point(**point) for point in line["points"])
         return cls(line["config"], line["facts"], line["summary"], points)
 
+    @property
+    def regular(self) -> tuple[Point, ...]:
+        """Points of rounds after which a run of any method is scored, and the last.
+
+        A stage's end is scored too, which would give methods with stages more to be chosen from.
+        """
+        every, last = self.config["evaluate_every"], self.points[-1:]
+        return tuple(p for p in self.points if (every and p.round % every == 0) or p in last)
+
     def is_of(self, config: Config) -> bool:
         """Whether it is of this configuration in all that its method reads, wherever it is tracked.
 

@@ -66,10 +66,20 @@ class Plan:
     force: bool = False
 
     def configure(self, variant: Variant, rate: float, seed: int) -> Config:
-        """The configuration of one run."""
+        """The configuration of one run.
+
+        Raises:
+            UserError: if the variant could not take the steps that others do.
+        """
         base = load_config(self.config, self.overrides)
-        rounds = base.stage1.rounds + base.stage2.rounds
-        settings = [setting.format(rounds=rounds) for setting in variant.settings]
+        one, two = base.stage1, base.stage2
+        settings = [setting.format(rounds=one.rounds + two.rounds) for setting in variant.settings]
+        unequal = (one.cohort, one.epochs) != (two.cohort, two.epochs)
+        if unequal and any("{rounds}" in setting for setting in variant.settings):
+            raise UserError(
+                f"got stages of unequal cohorts or epochs, of which {variant.title} has one alone; "
+                "expected equal ones, as steps must be; try leaving it out of --methods"
+            )
         own = [f"training.learning_rate={rate}", f"seed={seed}"]
         if "method=flexlora" not in settings:
             own.append("lora.ranks={}")  # nobody else can have them

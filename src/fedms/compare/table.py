@@ -87,7 +87,7 @@ def markdown(results: Sequence[Result]) -> str:
     views = [_answer(methods), _equal_steps(methods)]
     if _OURS in methods:
         trained = _trained(methods)
-        curves = {name: {r.seed: r.record.points for r in found} for name, found in trained}
+        curves = {name: {r.seed: r.record.regular for r in found} for name, found in trained}
         views.append(_margins(methods))
         if all(p.validation is not None for p in _points(curves)):
             views += [_budgets(curves), _targets(curves)]
