@@ -20,6 +20,9 @@ wins:
 
     fedms run recipes/banking77.toml stage1.rounds=5 sal.trigger=all
 
+Lists and tables, and names with a star, stand in single quotes there, or the shell takes them for
+its own: `'tracking.to=["tensorboard", "mlflow"]'`, `'sal.caps.*=2'`.
+
 Whatever is unknown, of the wrong type or out of range is an error that names the key. Which
 settings to begin with is on [a page of its own](settings.md). This page is made from the schema by
 `python docs/options.py`.

@@ -425,7 +425,9 @@ class Config(Section):
     """A whole run."""
 
     name: str = Field(
-        "digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="begins the run folder's"
+        "digits",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="first part of the run folder's name, NAME-METHOD-seedN",
     )
     method: Method = Field("fedms", description="what is run (docs/evaluation.md lists all)")
     seed: int = Field(0, ge=0, lt=2**63, description="of everything that is drawn")

@@ -256,7 +256,7 @@ def test_a_server_of_sites_says_why_it_does_not_know(made, tmp_path):
     facts = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**facts, "sites": "one"}))
     found = page(write([run]))
-    assert "which do not tell the server the classes of their rows" in found.text["p"]
+    assert "of whose classes the server keeps no record" in found.text["p"]
     assert "that would tell the server their classes" in found.text["p"]
     assert f"fedms submit DEPLOYMENT --out {run}-again" in found.text["code"]
 

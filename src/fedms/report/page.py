@@ -190,8 +190,7 @@ def _labels(record: Record, data: Mapping[str, Any]) -> Html:
         return _chart("labels", "Rows of each class, client by client", "All splits together.")
     if record.elsewhere:
         return _absent(
-            "Clients are sites on other machines, which do not tell the server the classes of "
-            "their rows: this is not on record here."
+            "Clients are sites on other machines, of whose classes the server keeps no record."
         )
     if record.labels:
         return _absent("There are too many clients and classes for this page; see labels.jsonl.")
