@@ -40,7 +40,22 @@ def test_write_makes_folders_and_replaces(tmp_path):
     write_bytes(path, b"old")
     write_text(path, "né")
     assert content(tmp_path) == {"a/b.txt": "né".encode()}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
+def test_who_may_read_is_as_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "file", "new")
+        for text in ("new", "newer"):
+            with whole_folder(tmp_path / "folder") as folder:
+                write_text(folder / "file", text)
+    finally:
+        os.umask(before)
+    modes = {p: stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("file", "folder/file")}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -109,7 +124,6 @@ def test_whole_folder_replaces_all_of_the_old(tmp_path):
             (folder / name).write_text(name)
             assert folder != path
     assert content(tmp_path) == {"a/b/new": b"new"}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
 def fill(path: Path) -> None:

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -36,18 +36,22 @@ UNWRITABLE = frozenset(
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically, making its folder if needed. On any error nothing is left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(_ASIDE, f".{path.name}.", path.parent)
+    aside = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with aside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """A new name for what will be at `path`. What is made there has the rights of the umask."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_ASIDE}")
 
 
 def flush(folder: Path) -> None:
@@ -128,8 +132,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     On an error `path` is as it was and nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.", path.parent))
-    aside.chmod(0o755)
+    aside = _beside(path)
+    aside.mkdir()
     try:
         yield aside
         _put_in_place(aside, path)
@@ -180,7 +184,8 @@ def _put_in_place(new: Path, path: Path) -> None:
     if not path.exists():
         os.replace(new, path)
         return
-    old = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.old.", path.parent))
+    old = _beside(path)
+    old.mkdir()
     try:
         os.replace(path, old / "it")
         try:
