@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from fedms.store.files import (
     append_json,
     digest,
+    keep_name,
+    names_in,
     safe_name,
     sweep,
     whole_folder,
@@ -205,6 +207,30 @@ def test_long_ids_can_be_written(tmp_path, name):
         write_text(tmp_path / f"{safe_name(who)}.safetensors", who)
     files = [p.read_text() for p in tmp_path.iterdir()]
     assert sorted(files) == sorted([name, other])
+
+
+LONG = "Городская клиническая больница номер один"
+
+
+def test_names_of_clients_are_read_as_they_were(tmp_path):
+    assert names_in(tmp_path / "none") == []
+    names = {"0", "a/b", "100%", "süd west", LONG, f"{LONG} и два", ""}
+    for name in names:
+        folder = tmp_path / safe_name(name)
+        folder.mkdir()
+        keep_name(folder, name)
+    assert names_in(tmp_path) == sorted(names)
+    assert not any((tmp_path / safe_name("süd west")).iterdir())
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}"], ids=str)
+def test_a_folder_without_a_name_in_it_is_named_as_far_as_it_tells(tmp_path, text):
+    folder = tmp_path / safe_name(LONG)
+    folder.mkdir()
+    if text is not None:
+        (folder / "client.json").write_text(text)
+    (found,) = names_in(tmp_path)
+    assert found.startswith(LONG[:20])
 
 
 def test_a_digest_is_of_names_and_contents(tmp_path):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fedms.core.errors import UserError
 
@@ -23,6 +23,8 @@ except ImportError:  # no Unix: there are no locks
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST_NAME = 200
+_WHOSE = "client.json"
+"""In a folder whose name was cut."""
 _ASIDE = ".aside"
 """How names end of what is being written."""
 UNWRITABLE = frozenset(
@@ -246,3 +248,20 @@ def safe_name(name: str) -> str:
         digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
         encoded = f"{encoded[: _LONGEST_NAME - 32]}%~{digest}"
     return encoded
+
+
+def keep_name(folder: Path, name: str) -> None:
+    """Write into a client's folder whose it is, where `safe_name` does not tell."""
+    if unquote(safe_name(name)) != name:
+        write_json(folder / _WHOSE, {"client": name})
+
+
+def names_in(place: Path) -> list[str]:
+    """Clients that have a folder at a place, in order; nobody where there is no place."""
+    return sorted(map(_name_of, place.iterdir())) if place.is_dir() else []
+
+
+def _name_of(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / _WHOSE).read_text(encoding="utf-8"))["client"])
+    return unquote(folder.name)
