@@ -12,15 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from fedms.cli import main
 from fedms.core.errors import UserError
 from fedms.serve import server
+from fedms.serve.limits import Limits
+from fedms.serve.service import Service
+from fedms.use import Models
 
 TOKEN = "x" * 20
 
@@ -119,3 +124,54 @@ def test_tokens_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
 )
 def test_addresses_that_only_this_machine_reaches(host, local):
     assert server.is_local(host) == local
+
+
+@pytest.fixture
+def listening(served, monkeypatch):
+    """`with listening(host, token) as url:` is a service in this process."""
+    begun = []
+
+    class Server(uvicorn.Server):
+        def __init__(self, config):
+            super().__init__(config)
+            begun.append(self)
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+
+    @contextmanager
+    def open_(host="127.0.0.1", token=None):
+        service, line = Service(Models(served), Limits()), server.open_socket(host, 0)
+        options = {"token": token, "host": host, "say": lambda _: None}
+        thread = threading.Thread(target=server.serve, args=(service, line), kwargs=options)
+        thread.start()
+        try:
+            yield server.address(line, host)
+        finally:
+            begun[-1].should_exit = True
+            thread.join(10)
+
+    return open_
+
+
+def status(url, **headers):
+    return httpx.get(f"{url}/clients", headers=headers).status_code
+
+
+HOSTS = ("127.0.0.1", "127.0.0.2", "localhost", "::1", "0:0:0:0:0:0:0:1")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_answers_where_it_was_told_to_listen(listening, host):
+    try:
+        server.open_socket(host, 0).close()
+    except UserError:
+        pytest.skip(f"this machine has no {host}")
+    with listening(host) as url:
+        assert status(url) == 200
+        assert status(url, host="evil.example") == 421
+
+
+def test_with_a_token_it_answers_by_any_name(listening):
+    with listening(token=TOKEN) as url:
+        assert status(url, host="models.example", authorization=f"Bearer {TOKEN}") == 200
+        assert status(url, host="models.example") == 401

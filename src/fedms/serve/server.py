@@ -75,12 +75,22 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+def names(host: str, token: str | None) -> tuple[str, ...] | None:
+    """Names under which the service may be asked, see `Guard`; None: any.
+
+    With a token any may do: a page in a browser, against which this guards, does not have it.
+    """
+    if token is not None or not is_local(host):
+        return None
+    return (*LOCAL, _in_url(host).lower())
+
+
 def serve(
     service: Service,
     line: socket.socket,
     *,
     token: str | None,
-    local: bool,
+    host: str,
     say: Callable[[str], None],
 ) -> None:
     """Answer until interrupted; then what is being asked is answered first.
@@ -89,10 +99,10 @@ def serve(
         service: answers.
         line: a socket that listens.
         token: see `Guard`.
-        local: whether only this machine reaches it; it is then asked by its own names only.
+        host: where it listens, see `names`.
         say: is told a line for every request.
     """
-    app = make_app(service, token=token, hosts=LOCAL if local else None, say=say)
+    app = make_app(service, token=token, hosts=names(host, token), say=say)
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -111,5 +121,8 @@ def serve(
 
 def address(line: socket.socket, host: str) -> str:
     """Where it is reached."""
-    name = f"[{host}]" if ":" in host else quote(host)
-    return f"http://{name}:{line.getsockname()[1]}"
+    return f"http://{_in_url(host)}:{line.getsockname()[1]}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host)
