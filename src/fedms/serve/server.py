@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedms.core.errors import UserError
 from fedms.serve.app import make_app
@@ -22,6 +25,8 @@ _SHORTEST = 16
 _END = 30
 """Seconds in which requests are answered when the service is to end."""
 _CONNECTIONS = 1024
+_HEADERS = 10
+"""Seconds in which a request's headers must arrive."""
 
 
 def read_token(file: Path | None) -> str | None:
@@ -85,6 +90,36 @@ def names(host: str, token: str | None) -> tuple[str, ...] | None:
     return (*LOCAL, _in_url(host).lower())
 
 
+class Punctual(H11Protocol):
+    """Keeps no connection on which no request comes, for which uvicorn would wait for ever."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel()
+
+    def _watch(self) -> None:
+        """Count the seconds until headers are whole, whatever part of them comes."""
+        if self.conn.their_state is not h11.IDLE:
+            self._cancel()
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEADERS, self.transport.close)
+
+    def _cancel(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
 def serve(
     service: Service,
     line: socket.socket,
@@ -106,7 +141,7 @@ def serve(
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=Punctual,
         ws="none",
         lifespan="on",
         log_config=None,
