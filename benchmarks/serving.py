@@ -113,7 +113,7 @@ def answer(side: str, folder: Path, exports: Path, count: int) -> None:
     line = server.open_socket("127.0.0.1", 0)
     sys.stdout.write(f"{server.address(line, '127.0.0.1')}\n")
     sys.stdout.flush()
-    server.serve(Service(models), line, token=None, local=True, say=lambda _: None)
+    server.serve(Service(models), line, token=None, host="127.0.0.1", say=lambda _: None)
 
 
 @dataclass(frozen=True)

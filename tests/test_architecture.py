@@ -169,6 +169,7 @@ ONE_IMPORTER = {
     "fastapi": {"fedms.serve.app"},
     "starlette": {"fedms.serve.app"},
     "uvicorn": {"fedms.serve.server"},
+    "h11": {"fedms.serve.server"},
     "rich": {"fedms.live", "fedms.progress", "fedms.tables"},
     "matplotlib": {"fedms.compare.plots", "fedms.api.plots"},  # to files, and in notebooks
     "tensorboard": {"fedms.trackers.to_tensorboard"},

@@ -20,7 +20,7 @@ from fedms.models import (
     save_prior,
     save_statistics,
 )
-from fedms.store.files import whole_folder, write_json
+from fedms.store.files import keep_name, whole_folder, write_json
 
 
 def _nobody() -> ClientData:
@@ -70,6 +70,7 @@ class Outcome:
         if view is None or (own is None and not counts and not (said and said.personal)):
             return
         with whole_folder(path) as folder:
+            keep_name(folder, client.id)
             if own is not None:
                 save_expert(folder / "local", self.learner, view.expert, self.base)
             save_prior(folder / "prior.json", self.learner, view, client)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
 from fedms.core.shelf import Shelf
 from fedms.models import Common, Opinions, SavedModel, predict_together
-from fedms.store.files import safe_name
+from fedms.store.files import names_in, safe_name
 from fedms.store.marks import like_runs
 
 NEW = "new"
@@ -95,9 +94,7 @@ class Models:
     @property
     def clients(self) -> list[str]:
         """Who has a model of its own here."""
-        place = self.adapters / "clients"
-        folders = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
-        return [unquote(name) for name in folders]
+        return names_in(self.adapters / "clients")
 
     def only(self) -> str:
         """The one client that has a model here.

@@ -245,11 +245,12 @@ def completed(folder: Path, *words: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path) -> Path:
-    """A folder with a recipe, and a run of two clients."""
+    """A folder with a recipe, and a run of three clients."""
     for file in ("recipes/a.toml", "runs/mine/environment.json"):
         write_text(tmp_path / file, "")
     for client in ("north", "s%C3%BCd west"):
         (tmp_path / "runs/mine/adapters/clients" / client).mkdir(parents=True)
+    write_json(tmp_path / "runs/mine/adapters/clients/cut%~0/client.json", {"client": "Больница"})
     return tmp_path
 
 
@@ -262,6 +263,7 @@ WORDS = [
     (["watch", "ru"], ["runs/mine"]),
     (["predict", "runs/mine", "--client", "n"], ["north", "new"]),
     (["export", "runs/mine", "--client", "s"], [r"süd\ west"]),
+    (["predict", "runs/mine", "--client", "Б"], ["Больница"]),
     (["run", "sal.trigger", "="], ["queue", "schedule", "all"]),
     (["run", "a.toml", "sal.trigger", "=", "a"], ["all"]),
     (["compare", "--methods", "local,fedav"], ["local,fedavg"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import tomllib
 
@@ -38,6 +39,14 @@ def files(folder):
     return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.fixture
+def others_may_read():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("others_may_read")
 def test_secrets_are_their_owners_and_each_site_has_its_own(tmp_path):
     written(tmp_path / "d", address="fl.example.org:9443")
     found = files(tmp_path / "d")

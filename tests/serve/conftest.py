@@ -11,24 +11,33 @@ import pytest
 from fedms.config import load_config
 from fedms.run import run
 
-WORDS = ("stage1.rounds=1", "stage2.rounds=1", "partition.clients=3", "data.max_rows=150")
+WORDS = ("stage1.rounds=1", "stage2.rounds=1", "runtime.threads=1")
+DEALT = ("partition.clients=3", "data.max_rows=150")
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
     path = tmp_path_factory.mktemp("served") / "run"
-    run(load_config(None, [*WORDS, "runtime.threads=1"]), path)
+    run(load_config(None, [*WORDS, *DEALT]), path)
     return path
 
 
 @pytest.fixture(scope="session")
-def of_texts(tmp_path_factory, model_folder):
-    """A run over a tiny sentence encoder."""
+def hospital():
+    """A client whose name is too long for a folder's."""
+    return "Городская клиническая больница номер один"
+
+
+@pytest.fixture(scope="session")
+def of_texts(tmp_path_factory, model_folder, hospital):
+    """A run over a tiny sentence encoder, of clients with names."""
     folder = tmp_path_factory.mktemp("texts")
     words = ["lost card", "pay my card", "a red cat", "the blue bird is not a dog"] * 12
-    lines = "".join(f"{text} {i},{len(text) % 3}\n" for i, text in enumerate(words))
-    (folder / "data.csv").write_text(f"text,label\n{lines}")
-    data = ("data.source=csv", f"data.path={folder / 'data.csv'}", "runtime.threads=1")
-    model = (f"model.name={model_folder('sentence')}", "partition.by=iid")
-    run(load_config(None, [*WORDS, *data, *model]), folder / "run")
+    names = ["1", "2", hospital]
+    lines = "".join(f"{x} {i},{len(x) % 3},{names[i % 3]}\n" for i, x in enumerate(words))
+    (folder / "data.csv").write_text(f"text,label,who\n{lines}", encoding="utf-8")
+    data = ("data.source=csv", f"data.path={folder / 'data.csv'}")
+    dealt = ("partition.by=column", "partition.column=who")
+    model = f"model.name={model_folder('sentence')}"
+    run(load_config(None, [*WORDS, *data, *dealt, model]), folder / "run")
     return folder / "run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import re
 import shutil
 import time
@@ -18,6 +19,7 @@ from sklearn.datasets import load_digits
 from fedms import data
 from fedms.config import load_config
 from fedms.core.errors import UserError
+from fedms.export import export
 from fedms.models.prefix import SplitForward
 from fedms.run import run
 from fedms.serve.app import make_app
@@ -121,6 +123,18 @@ def test_texts_are_read_as_they_are(of_texts):
         {"error": "got no text at inputs[1]; expected some"},
     )
     assert long.json() == {"error": "got 101 characters at inputs[0]; expected at most 100"}
+
+
+def test_a_client_has_its_name_however_long(of_texts, hospital, tmp_path):
+    models = Models(of_texts)
+    assert models.clients == ["1", "2", hospital]
+    listed, answer = asked(models, ("GET", "/clients", {}), predict(hospital, ["lost card"]))
+    assert listed.json() == {"clients": models.clients}
+    (said,) = models.predict(data.Table("text", ["lost card"], [""]), hospital)
+    assert answer.json()["predictions"][0]["label"] == said.label
+    export(of_texts, tmp_path / "mine", hospital)
+    assert json.loads((tmp_path / "mine" / "fedms.json").read_text())["client"] == hospital
+    assert hospital in (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
 
 
 def test_requests_of_several_clients_are_one_pass(models, monkeypatch):

@@ -12,15 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from fedms.cli import main
 from fedms.core.errors import UserError
 from fedms.serve import server
+from fedms.serve.limits import Limits
+from fedms.serve.service import Service
+from fedms.use import Models
 
 TOKEN = "x" * 20
 
@@ -119,3 +124,94 @@ def test_tokens_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
 )
 def test_addresses_that_only_this_machine_reaches(host, local):
     assert server.is_local(host) == local
+
+
+@pytest.fixture
+def listening(served, monkeypatch):
+    """`with listening(host, token) as url:` is a service in this process."""
+    begun = []
+
+    class Server(uvicorn.Server):
+        def __init__(self, config):
+            super().__init__(config)
+            begun.append(self)
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+
+    @contextmanager
+    def open_(host="127.0.0.1", token=None):
+        service, line = Service(Models(served), Limits()), server.open_socket(host, 0)
+        options = {"token": token, "host": host, "say": lambda _: None}
+        thread = threading.Thread(target=server.serve, args=(service, line), kwargs=options)
+        thread.start()
+        try:
+            yield server.address(line, host)
+        finally:
+            begun[-1].should_exit = True
+            thread.join(10)
+
+    return open_
+
+
+def status(url, **headers):
+    return httpx.get(f"{url}/clients", headers=headers).status_code
+
+
+HOSTS = ("127.0.0.1", "127.0.0.2", "localhost", "::1", "0:0:0:0:0:0:0:1")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_answers_where_it_was_told_to_listen(listening, host):
+    try:
+        server.open_socket(host, 0).close()
+    except UserError:
+        pytest.skip(f"this machine has no {host}")
+    with listening(host) as url:
+        assert status(url) == 200
+        assert status(url, host="evil.example") == 421
+
+
+def test_with_a_token_it_answers_by_any_name(listening):
+    with listening(token=TOKEN) as url:
+        assert status(url, host="models.example", authorization=f"Bearer {TOKEN}") == 200
+        assert status(url, host="models.example") == 401
+
+
+SLOW = {
+    "nothing": [],
+    "a part": [b"GET /health HTTP/1.1\r\n"],
+    "a byte now and then": [b"GET /health HTTP/1.1\r\nX: ", *[b"x"] * 20],
+    "a part after a request": [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET"],
+}
+
+
+@pytest.mark.parametrize("parts", SLOW.values(), ids=SLOW.keys())
+def test_whoever_sends_no_whole_headers_is_left(listening, monkeypatch, parts):
+    monkeypatch.setattr(server, "_HEADERS", 0.5)
+    with listening() as url, socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as asker:
+        asker.settimeout(4)  # before uvicorn's own end of connections without requests, of 5 s
+        began = time.monotonic()
+        for part in parts:
+            try:
+                asker.sendall(part)
+            except OSError:
+                break
+            time.sleep(0.1)
+        with suppress(ConnectionResetError):
+            while asker.recv(4096):
+                pass
+        assert 0.4 < time.monotonic() - began < 3
+
+
+def test_whoever_has_sent_headers_has_time(listening, monkeypatch):
+    monkeypatch.setattr(server, "_HEADERS", 0.2)
+    with listening() as url, httpx.Client(base_url=url) as client:
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", client.base_url.port)) as asker:
+            asker.sendall(head)
+            time.sleep(0.5)
+            asker.sendall(b"{}")
+            assert asker.recv(4096).startswith(b"HTTP/1.1 422")
+        for _ in range(2):  # over one connection, which waits for the next request
+            assert client.get("/health").status_code == 200
+            time.sleep(0.4)

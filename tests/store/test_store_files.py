@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from fedms.store.files import (
     append_json,
     digest,
+    keep_name,
+    names_in,
     safe_name,
     sweep,
     whole_folder,
@@ -40,7 +42,22 @@ def test_write_makes_folders_and_replaces(tmp_path):
     write_bytes(path, b"old")
     write_text(path, "né")
     assert content(tmp_path) == {"a/b.txt": "né".encode()}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
+def test_who_may_read_is_as_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "file", "new")
+        for text in ("new", "newer"):
+            with whole_folder(tmp_path / "folder") as folder:
+                write_text(folder / "file", text)
+    finally:
+        os.umask(before)
+    modes = {p: stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("file", "folder/file")}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -109,7 +126,6 @@ def test_whole_folder_replaces_all_of_the_old(tmp_path):
             (folder / name).write_text(name)
             assert folder != path
     assert content(tmp_path) == {"a/b/new": b"new"}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
 def fill(path: Path) -> None:
@@ -191,6 +207,30 @@ def test_long_ids_can_be_written(tmp_path, name):
         write_text(tmp_path / f"{safe_name(who)}.safetensors", who)
     files = [p.read_text() for p in tmp_path.iterdir()]
     assert sorted(files) == sorted([name, other])
+
+
+LONG = "Городская клиническая больница номер один"
+
+
+def test_names_of_clients_are_read_as_they_were(tmp_path):
+    assert names_in(tmp_path / "none") == []
+    names = {"0", "a/b", "100%", "süd west", LONG, f"{LONG} и два", ""}
+    for name in names:
+        folder = tmp_path / safe_name(name)
+        folder.mkdir()
+        keep_name(folder, name)
+    assert names_in(tmp_path) == sorted(names)
+    assert not any((tmp_path / safe_name("süd west")).iterdir())
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}"], ids=str)
+def test_a_folder_without_a_name_in_it_is_named_as_far_as_it_tells(tmp_path, text):
+    folder = tmp_path / safe_name(LONG)
+    folder.mkdir()
+    if text is not None:
+        (folder / "client.json").write_text(text)
+    (found,) = names_in(tmp_path)
+    assert found.startswith(LONG[:20])
 
 
 def test_a_digest_is_of_names_and_contents(tmp_path):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import unquote
 
 import typer
 
@@ -48,9 +47,11 @@ def run_folders(incomplete: str) -> list[str]:
 
 def clients(ctx: typer.Context, incomplete: str) -> list[str]:
     """Clients of the run whose folder was given, that have a model of their own."""
+    from fedms.store.files import names_in
+
     given = ctx.params.get("folder"), *ctx.args  # among these, while the option has no value yet
     places = [Path(word) / "adapters" / "clients" for word in given if word]
-    own = sorted(unquote(p.name) for place in places if place.is_dir() for p in place.iterdir())
+    own = sorted(name for place in places for name in names_in(place))
     return _fitting([*own, "new"], incomplete)
 
 

@@ -49,8 +49,8 @@ def serve(
     from fedms.serve.service import Service
     from fedms.use import Models
 
-    token, local = server.read_token(token_file), server.is_local(host)
-    if token is None and not local:
+    token = server.read_token(token_file)
+    if token is None and not server.is_local(host):
         fail(
             f"got --host {host} without a token: anyone who reaches it could use the models; "
             f"try {server.TOKEN}, or --token-file"
@@ -69,7 +69,7 @@ def serve(
         )
     say = (lambda _: None) if quiet else say_aside
     with until_told("service ended"):
-        server.serve(Service(models, limits), line, token=token, local=local, say=say)
+        server.serve(Service(models, limits), line, token=token, host=host, say=say)
 
 
 def _bytes(text: str, option: str) -> int:

@@ -139,7 +139,7 @@ def _digest(token: bytes) -> bytes:
 
 def _name(host: str) -> str:
     """A Host header without its port."""
-    return host if host.endswith("]") else host.rsplit(":", 1)[0].lower()
+    return (host if host.endswith("]") else host.rsplit(":", 1)[0]).lower()
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedms.core.errors import UserError
 from fedms.serve.app import make_app
@@ -22,6 +25,8 @@ _SHORTEST = 16
 _END = 30
 """Seconds in which requests are answered when the service is to end."""
 _CONNECTIONS = 1024
+_HEADERS = 10
+"""Seconds in which a request's headers must arrive."""
 
 
 def read_token(file: Path | None) -> str | None:
@@ -75,12 +80,52 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+def names(host: str, token: str | None) -> tuple[str, ...] | None:
+    """Names under which the service may be asked, see `Guard`; None: any.
+
+    With a token any may do: a page in a browser, against which this guards, does not have it.
+    """
+    if token is not None or not is_local(host):
+        return None
+    return (*LOCAL, _in_url(host).lower())
+
+
+class Punctual(H11Protocol):
+    """Keeps no connection on which no request comes, for which uvicorn would wait for ever."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel()
+
+    def _watch(self) -> None:
+        """Count the seconds until headers are whole, whatever part of them comes."""
+        if self.conn.their_state is not h11.IDLE:
+            self._cancel()
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEADERS, self.transport.close)
+
+    def _cancel(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
 def serve(
     service: Service,
     line: socket.socket,
     *,
     token: str | None,
-    local: bool,
+    host: str,
     say: Callable[[str], None],
 ) -> None:
     """Answer until interrupted; then what is being asked is answered first.
@@ -89,14 +134,14 @@ def serve(
         service: answers.
         line: a socket that listens.
         token: see `Guard`.
-        local: whether only this machine reaches it; it is then asked by its own names only.
+        host: where it listens, see `names`.
         say: is told a line for every request.
     """
-    app = make_app(service, token=token, hosts=LOCAL if local else None, say=say)
+    app = make_app(service, token=token, hosts=names(host, token), say=say)
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=Punctual,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -111,5 +156,8 @@ def serve(
 
 def address(line: socket.socket, host: str) -> str:
     """Where it is reached."""
-    name = f"[{host}]" if ":" in host else quote(host)
-    return f"http://{name}:{line.getsockname()[1]}"
+    return f"http://{_in_url(host)}:{line.getsockname()[1]}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host)

@@ -6,14 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fedms.core.errors import UserError
 
@@ -23,6 +23,8 @@ except ImportError:  # no Unix: there are no locks
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST_NAME = 200
+_WHOSE = "client.json"
+"""In a folder whose name was cut."""
 _ASIDE = ".aside"
 """How names end of what is being written."""
 UNWRITABLE = frozenset(
@@ -36,18 +38,22 @@ UNWRITABLE = frozenset(
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically, making its folder if needed. On any error nothing is left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(_ASIDE, f".{path.name}.", path.parent)
+    aside = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with aside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """A new name for what will be at `path`. What is made there has the rights of the umask."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_ASIDE}")
 
 
 def flush(folder: Path) -> None:
@@ -128,8 +134,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     On an error `path` is as it was and nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.", path.parent))
-    aside.chmod(0o755)
+    aside = _beside(path)
+    aside.mkdir()
     try:
         yield aside
         _put_in_place(aside, path)
@@ -180,7 +186,8 @@ def _put_in_place(new: Path, path: Path) -> None:
     if not path.exists():
         os.replace(new, path)
         return
-    old = Path(tempfile.mkdtemp(_ASIDE, f".{path.name}.old.", path.parent))
+    old = _beside(path)
+    old.mkdir()
     try:
         os.replace(path, old / "it")
         try:
@@ -241,3 +248,20 @@ def safe_name(name: str) -> str:
         digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
         encoded = f"{encoded[: _LONGEST_NAME - 32]}%~{digest}"
     return encoded
+
+
+def keep_name(folder: Path, name: str) -> None:
+    """Write into a client's folder whose it is, where `safe_name` does not tell."""
+    if unquote(safe_name(name)) != name:
+        write_json(folder / _WHOSE, {"client": name})
+
+
+def names_in(place: Path) -> list[str]:
+    """Clients that have a folder at a place, in order; nobody where there is no place."""
+    return sorted(map(_name_of, place.iterdir())) if place.is_dir() else []
+
+
+def _name_of(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / _WHOSE).read_text(encoding="utf-8"))["client"])
+    return unquote(folder.name)
