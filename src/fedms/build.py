@@ -329,7 +329,12 @@ def make_rules(config: Config) -> Rules:
     return Rules(
         rounds.min_updates,
         rounds.attempts,
-        Screen(screen.max_norm_ratio, screen.above == "reject", screen.contradictions),
+        Screen(
+            screen.max_norm_ratio,
+            screen.above == "reject",
+            screen.contradictions,
+            screen.max_rows_ratio,
+        ),
         Rule(aggregation.rule, aggregation.malicious),
     )
 

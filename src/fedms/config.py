@@ -231,6 +231,12 @@ class Screen(Section):
         description="what is done with class statistics of a client whose classes are where "
         "others have other classes",
     )
+    max_rows_ratio: float = Field(
+        0.0,
+        ge=0,
+        description="a client counts as no more rows than so many times its cohort's median, of "
+        "training or validation rows; 0: as all it says",
+    )
 
 
 class Aggregation(Section):

@@ -20,6 +20,7 @@ from fedms.core.algorithm import (
 from fedms.core.costs import Costs
 from fedms.core.errors import DivergenceError, UserError
 from fedms.core.robust import Rule
+from fedms.core.screening import Screen
 from fedms.core.seeds import draw_cohort
 from fedms.runtimes.rounds import Absent, Answer, Late, Rules, run_rounds
 
@@ -91,6 +92,26 @@ def test_who_gives_no_answer_counts_for_nothing():
     assert record.validation == 0.5
     assert record.client_depths == (1,)
     assert record.rejected == {"b": "is gone", **dict.fromkeys("cdef", "gave no answer")}
+
+
+@pytest.mark.parametrize("kind", ["rows", "validation"])
+def test_nobody_counts_for_many_others_if_that_is_asked(kind):
+    """Five say 0 with ten rows each, one says 1 and claims a billion; at most three times ten."""
+    claimed = {**INFOS, "f": replace(INFOS["f"], **{"rows": 10, kind: 10**9})}
+    rows = claimed["f"].rows
+    say = lambda attempt, c: update(c, float(c == "f"), rows=rows if c == "f" else 10)  # noqa: E731
+    told = {}
+    for ratio in (0.0, 3.0):
+        screen = Screen(max_rows_ratio=ratio)
+        told[ratio], record = perform(Scripted(say, claimed), Rules(screen=screen))
+    honest = 1 / 6 if kind == "validation" else 1.0
+    assert told[0.0] == pytest.approx(honest)
+    if kind == "rows":
+        assert told[3.0] == pytest.approx(30 / 80)
+        assert record.warned == {"f": "counts as 30 rows of 1000000000: beyond 3 times the median"}
+    else:
+        assert told[3.0] == pytest.approx(1 / 51)  # six validation rows of its ten rows' sums
+    assert record.warned.keys() == {"f"}
 
 
 def test_a_round_of_too_few_is_tried_again_with_another_cohort():
@@ -165,18 +186,19 @@ odd = st.fixed_dictionaries(
     st.lists(st.tuples(st.floats(width=32), odd), min_size=5, max_size=5),
     st.sampled_from(RULES),
     st.sampled_from([0.0, 10.0]),
+    st.sampled_from([0.0, 2.0]),
 )
-def test_whatever_five_of_six_claim_the_round_is_of_numbers(said, rule, ratio):
+def test_whatever_five_of_six_claim_the_round_is_of_numbers(said, rule, ratio, most):
     """And it ends: nothing that a client claims is an error of the server's."""
-    from fedms.core.screening import Screen
-
     liars = dict(zip("bcdef", said, strict=True))
 
     def say(attempt, client):
         value, claimed = liars.get(client, (1.0, {}))
         return update(client, value, **claimed)
 
-    value, record = perform(Scripted(say), Rules(screen=Screen(ratio), aggregation=Rule(rule)))
+    value, record = perform(
+        Scripted(say), Rules(screen=Screen(ratio, max_rows_ratio=most), aggregation=Rule(rule))
+    )
     assert abs(value) <= 1e15
     assert 0 <= (record.validation or 0) <= 1
     assert record.rejected.keys() <= {*"bcdef"} or ratio

@@ -54,16 +54,38 @@ class Screen:
         reject: whether a longer one is left out, or only told of.
         contradictions: what becomes of class sums that contradict those of others: `reject`,
             `warn`, or `off`, where they are not compared.
+        max_rows_ratio: as how many times the cohort's median rows a client counts at most; 0: any.
     """
 
     max_norm_ratio: float = 0.0
     reject: bool = True
     contradictions: Literal["reject", "warn", "off"] = "reject"
+    max_rows_ratio: float = 0.0
 
     def compares(self, update: ClientUpdate) -> bool:
         """Whether it has to wait for all others."""
         gathered = discriminant.SUMS in update.tensors and self.contradictions != "off"
         return gathered or self.max_norm_ratio > 0
+
+
+def weight(rows: int, client: ClientInfo, cohort: Sequence[ClientInfo], ratio: float) -> int:
+    """As how many training rows an update counts, where no client counts for many others.
+
+    How many rows it has is a client's own word. Of more than `ratio` times its cohort's median, of
+    training or of validation rows, it counts as so many; its sums over rows shrink alike.
+
+    Args:
+        rows: that the update claims.
+        client: who sent it, as declared.
+        cohort: all who were asked, as declared.
+        ratio: greater than 0.
+    """
+    share = 1.0
+    for name in ("rows", "validation"):
+        most = ratio * statistics.median(getattr(each, name) for each in cohort)
+        if 0 < most < getattr(client, name):
+            share = min(share, most / getattr(client, name))
+    return max(1, round(share * rows))
 
 
 def too_long(changes: Mapping[str, float], ratio: float) -> dict[str, str]:

@@ -22,7 +22,14 @@ from fedms.core.errors import DivergenceError, UserError
 from fedms.core.robust import Rule, aggregator, change
 from fedms.core.routing import Routing
 from fedms.core.rows import Split
-from fedms.core.screening import Screen, contradicting, diverged, reason_to_reject, too_long
+from fedms.core.screening import (
+    Screen,
+    contradicting,
+    diverged,
+    reason_to_reject,
+    too_long,
+    weight,
+)
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors, all_finite, pick, wire_bytes
 
@@ -256,9 +263,19 @@ class _Intake:
         self._costs += answer.costs + _aggregation(began)
 
     def _accept(self, update: ClientUpdate) -> None:
-        lifted = self._algorithm.lift(update.tensors)
-        self._aggregator.add(replace(update, tensors=lifted))
+        lifted, rows = self._algorithm.lift(update.tensors), self._weight(update)
+        self._aggregator.add(replace(update, tensors=lifted, rows=rows))
         self._trained = max(self._trained, update.trained_parameters)
+
+    def _weight(self, update: ClientUpdate) -> int:
+        ratio, cohort = self._rules.screen.max_rows_ratio, [self._declared[c] for c in self._drawn]
+        if not ratio:
+            return update.rows
+        rows = weight(update.rows, self._declared[update.client], cohort, ratio)
+        if rows < update.rows:
+            said = f"counts as {rows} rows of {update.rows}: beyond {ratio:g} times the median"
+            self._warned[update.client] = said
+        return rows
 
     def settle(self) -> None:
         """All answers that come are there: those are accepted that waited for others."""
