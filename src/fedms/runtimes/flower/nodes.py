@@ -12,15 +12,13 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
-from fedms.core.words import one_line
+from fedms.core.words import brief
 from fedms.runtimes import site
 from fedms.runtimes.flower.records import RecordError, join, part
 from fedms.runtimes.messages import Message, MessageError, of_words, words
 
 _UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError)
 """What Flower comes to over objects that are none. An outage of the SuperLink is something else."""
-_LONGEST = 300
-"""Characters of a reason that comes from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,6 @@ class Nodes:
                     found.append((some[0], Failure(reason)))
                 self._careful = True
         return found
-
-
-def brief(text: object) -> str:
-    """Words from elsewhere, short, in one line, and nothing that moves a terminal's cursor."""
-    return one_line(str(text))[:_LONGEST]
 
 
 def _read(envelope: Any) -> Message | Failure:

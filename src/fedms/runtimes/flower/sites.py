@@ -18,8 +18,9 @@ from fedms.core.rows import ClientSizes, Split
 from fedms.core.screening import wrong_score
 from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.core.tensors import Tensors, pick
+from fedms.core.words import brief
 from fedms.runtimes import service, site
-from fedms.runtimes.flower.nodes import Failure, Node, Nodes, brief
+from fedms.runtimes.flower.nodes import Failure, Node, Nodes
 from fedms.runtimes.messages import Message, MessageError
 from fedms.runtimes.rounds import Absent, Answer, Held, Late
 from fedms.runtimes.simulator import SCORED, Scores, Sent, send
@@ -303,7 +304,8 @@ class Sites:
                     if score is None or split not in found or role not in _ROLES:
                         continue
                     if wrong_score(score, getattr(self._met[client].sizes, split)):
-                        self._tell(f"site {client!r} has a {role or 'zero-shot'} score of {score}")
+                        odd = f"a {role or 'zero-shot'} score of {brief(score)}"
+                        self._tell(f"site {client!r} has {odd}")
                         continue
                     found[split].setdefault(role, {})[client] = score
         return found
