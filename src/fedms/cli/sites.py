@@ -63,9 +63,10 @@ def deploy(
     """
     _need_flower()
     from fedms.deploy.folders import write_deployment
+    from fedms.deploy.parts import ELSEWHERE
 
     names = listed(sites, str, "--sites")
-    config = configuration(words or [])
+    config = configuration(words or [], elsewhere=ELSEWHERE)
     made = write_deployment(to, config, names, address=address, listen=listen, secure=not insecure)
     if as_json:
         folders = {path.name: str(path) for path in made.site_folders}
