@@ -23,10 +23,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from PIL import Image
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
 from fedms.cli import app
 from fedms.cli.base import split
 from fedms.config import Config, Method, Rounds, load_config
+from fedms.core.errors import UserError
 from fedms.serve.limits import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -273,6 +275,21 @@ def test_units_and_container_file_are_well_formed():
         assert instruction in known
         if instruction in ("VOLUME", "ENTRYPOINT", "CMD"):
             assert all(isinstance(word, str) for word in json.loads(rest))
+
+
+def test_the_configuration_of_a_deployment_can_be_copied(tmp_path):
+    pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedms[flower]'")
+    from fedms.deploy.folders import read_site, site_config
+
+    (text,) = re.findall(r"```toml\n(.*?)```", DEPLOYMENT, re.DOTALL)
+    (tmp_path / "clinics.toml").write_text(text)
+    words = ["deploy", str(tmp_path / "clinics.toml"), "--sites", "north", "--to"]
+    ended = CliRunner().invoke(app, [*words, str(tmp_path / "deployment")])
+    assert ended.exit_code == 0, ended.output
+    site = read_site(tmp_path / "deployment" / "sites" / "north")
+    assert site_config(site, ["data.path=rows.csv"]).data.label == "department"
+    with pytest.raises(UserError, match=r"got no data\.path for site 'north'"):
+        site_config(site, [])
 
 
 def test_rules_for_rounds_are_told_of():

@@ -75,6 +75,10 @@ class Model(Section):
         return self
 
 
+_PATHLESS = ("digits", "memory")
+"""Sources without `data.path`."""
+
+
 class Data(Section):
     """Where examples come from."""
 
@@ -466,7 +470,7 @@ class Config(Section):
             raise ValueError(
                 "stage1.rounds and stage2.rounds are both 0; expected at least one round"
             )
-        if self.data.source not in ("digits", "memory") and self.data.path is None:
+        if self.data.source not in _PATHLESS and self.data.path is None:
             raise ValueError(f'data.source = "{self.data.source}" needs data.path')
         path = self.data.path
         if path is not None and "source" not in self.data.model_fields_set:
@@ -483,11 +487,14 @@ def _source(path: str) -> str:
     return kinds.get(Path(path).suffix.lower(), "folder")
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path | None = None, overrides: Sequence[str] = (), *, elsewhere: str | None = None
+) -> Config:
     """Read a TOML file (None: all defaults) and apply `section.key=value` overrides.
 
     A value is read as TOML where it is TOML (`0.1`, `true`, `["a"]`), else as text. Nothing behind
-    the sign (`data.split=`) takes the default, whatever the file says.
+    the sign (`data.split=`) takes the default, whatever the file says. `elsewhere` stands for
+    `data.path` where one is needed and none is given.
 
     Raises:
         ConfigError: naming the key, what it got, what it expects and what to try.
@@ -495,6 +502,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     values = _read(path) if path else {}
     for override in overrides:
         _apply(values, override)
+    data = values.get("data")
+    if elsewhere and isinstance(data, dict) and data.get("source", "digits") not in _PATHLESS:
+        data.setdefault("path", elsewhere)
     return validate(values)
 
 

@@ -35,8 +35,8 @@ class ClientsElsewhere(ScoredClients, Protocol):
         """Of all that were there so far."""
         ...
 
-    def finish(self, state: ServerState) -> None:
-        """Have them keep their models of the run, which ends with this state."""
+    def finish(self, state: ServerState) -> Sequence[str]:
+        """Have them keep their models of the run, which ends with this state; says who did."""
         ...
 
 

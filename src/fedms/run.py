@@ -30,6 +30,7 @@ from fedms.identity import expect_same, identity
 from fedms.runtimes.workers import on_threads
 from fedms.store.files import UNWRITABLE, locked, sweep
 from fedms.store.run_folder import FOUNDATION, RunFolder
+from fedms.store.states import DamagedError
 from fedms.tracking import check as check_trackers
 from fedms.tracking import tracked
 
@@ -242,7 +243,8 @@ def serve(
         out: as for `run`.
         name: under which clients keep what is of this run.
         force: as for `run`.
-        again: go on with the run in `out`, as `resume` does.
+        again: go on with the run in `out`, as `resume` does. Of a complete one clients are told
+            again to keep their models, and who did is told.
         watch: as for `run`.
         tell: as for `resume`.
 
@@ -260,9 +262,26 @@ def serve(
             computes = {**experiment.computes, "identity": identity(config), "sites": name}
             folder = _create(path, config, computes, force=force)
         with _held_alone(folder):
+            if again and (summary := folder.summary()) is not None:
+                _finish(folder, summary["rounds"], clients, tell)
+                return summary
             if again:
                 _tell_of_versions(folder, config, tell)
             begin = checkpoints.latest(folder, (), tell) if again else None
             with tracked(config, path, watch) as watching:
                 run = Course(config, experiment, folder, watching, clients, clients)
                 return run.perform(begin)
+
+
+def _finish(
+    folder: RunFolder, rounds: int, clients: ClientsElsewhere, tell: Callable[[str], None]
+) -> None:
+    """Have clients keep their models of a complete run, as at its end; nothing changes here."""
+    try:
+        state, _ = folder.server_states.load(rounds)
+    except DamagedError as error:
+        raise UserError(
+            f"{error}; expected the last checkpoint, of which clients are told"
+        ) from None
+    kept = ", ".join(clients.finish(state))
+    tell(f"sites that keep their models of this run: {kept or 'none that is there'}")

@@ -32,6 +32,19 @@ def test_command_line_over_file_over_default(tmp_path):
     assert config.stage2 == Config().stage2
 
 
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["data.source=csv"], "there"),
+        (["data.source=csv", "data.path=here.csv"], "here.csv"),
+        (["data.source=digits"], None),
+        ([], None),
+    ],
+)
+def test_rows_may_be_elsewhere(words, path):
+    assert load_config(None, words, elsewhere="there").data.path == path
+
+
 def test_an_empty_override_takes_the_default_again(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('[data]\nsource = "csv"\npath = "a.csv"\nsplit = "fold"\n')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedms.core import calibration, discriminant
 from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan, Score
-from fedms.core.screening import reason_to_reject
+from fedms.core.screening import diverged, reason_to_reject
 
 PLAN = RoundPlan(round=2, stage=1, depth=1, seed=0, cohort=1.0, epochs=1)
 EXPECTED = {"global/a": (2, 3), "global/b": (1,)}
@@ -53,7 +53,7 @@ REJECTED = [
     (with_tensor("global/b", torch.tensor([-2e15])), "has values up to 2e+15"),
     (replace(GOOD, tensors={"global/a": torch.ones(2, 3)}), "lacks 1 of 2 tensors"),
     (replace(GOOD, tensors={}), "lacks 2 of 2 tensors"),
-    (with_tensor("local/a", torch.ones(1)), "unexpected tensors, e.g. local/a"),
+    (with_tensor("local/a", torch.ones(1)), "unexpected tensors, e.g. 'local/a'"),
     (with_tensor("global/a", torch.ones(3, 2)), r"global/a has shape (3, 2)"),
     (with_tensor("global/a", torch.ones(1, 3)), r"expected (2, 3)"),
     (with_tensor("global/a", torch.ones(3)), r"shape (3,)"),
@@ -94,6 +94,16 @@ REJECTED = [
 @pytest.mark.parametrize(("bad", "says"), REJECTED)
 def test_rejected_with_the_reason(bad, says):
     assert says in reason(bad)
+
+
+def test_a_name_that_a_client_chose_forges_no_lines():
+    name = "x\n\x1b[2Jround 3: accepted\u2028" + 999 * "y"
+    said = reason(with_tensor(name, torch.ones(1)))
+    assert said.startswith("has 1 unexpected tensors, e.g. 'x")
+    assert said.isprintable()
+    assert len(said) <= 300
+    words = "\U000e0001" * 25 + "training diverged"
+    assert not diverged(reason(with_tensor(words, torch.ones(1))))
 
 
 KINDS = {

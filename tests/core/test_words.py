@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.table import Table
 
-from fedms.core.words import one_line, printable
+from fedms.core.words import brief, one_line, printable
 from fedms.progress import Terminal
 
 STEERING = "a\x1b[31m\x07b\u202ec\x9b2J\x85"
@@ -34,6 +34,7 @@ def test_what_steers_nothing_stays(text):
 def test_what_steers_is_marked():
     assert printable(STEERING) == "a\ufffd[31m\ufffdb\ufffdc\ufffd2J\ufffd"
     assert one_line(f"{STEERING}\nd") == "a [31m b c 2J  d"
+    assert brief("a\n" + 999 * "x") == "a " + 298 * "x"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -12,11 +14,14 @@ from cryptography.exceptions import InvalidSignature
 
 from fedms.config import load_config
 from fedms.core.errors import UserError
-from fedms.deploy import certificates
-from fedms.deploy.bundle import write_bundle
+from fedms.deploy import certificates, engine
+from fedms.deploy import submit as submitting
+from fedms.deploy.bundle import Request, read_request, requested, write_bundle
 from fedms.deploy.folders import read_server, read_site, site_config, write_deployment
-from fedms.deploy.submit import Waiting, submit
-from fedms.deploy.terms import differences
+from fedms.deploy.parts import ELSEWHERE
+from fedms.deploy.submit import Waiting, resume, submit
+from fedms.deploy.terms import differences, terms
+from fedms.store.run_folder import RunFolder
 
 WORDS = (
     "data.source=csv",
@@ -66,16 +71,46 @@ def test_secrets_are_their_owners_and_each_site_has_its_own(tmp_path):
 def test_no_path_of_this_machine_is_handed_over(tmp_path):
     there = written(tmp_path / "d")
     config = load_config(there.path / "config.toml")
-    for _ in range(2):  # in place of the one before
-        write_bundle(tmp_path / "app", config, run="one", out=tmp_path / "out", sites=2)
-    for path in (*files(tmp_path / "d").values(), *files(tmp_path / "app").values()):
+    assert config.data.path == ELSEWHERE
+    for path in files(tmp_path / "d").values():
         assert b"/secret/place" not in path.read_bytes()
-    assert set(files(tmp_path / "app")) == {"LICENSE", "pyproject.toml"}
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="mine, which is no app of a run"):
-        write_bundle(tmp_path / "mine", config, run="one", out=tmp_path / "out", sites=2)
-    assert set(files(tmp_path / "mine")) == {"thesis.txt"}
+
+
+def test_sites_have_nothing_of_the_servers_or_of_other_sites(tmp_path):
+    words = ('tracking.to="mlflow"', "tracking.mlflow_uri=https://me:word@track.example.org")
+    limits = (
+        "sal.caps.north=1",
+        "sal.caps.*=2",
+        f"sal.caps.{SITES[1]}=3",
+        "lora.ranks.north=4",
+    )
+    there = written(tmp_path / "d", *words, *limits)
+    configs = [load_config(site / "config.toml") for site in there.site_folders]
+    assert [c.sal.caps for c in configs] == [{"north": 1, "*": 2}, {SITES[1]: 3, "*": 2}]
+    assert [c.lora.ranks for c in configs] == [{"north": 4}, {}]
+    assert all(c.tracking == config().tracking for c in configs)
+    ours = load_config(there.path / "config.toml")
+    assert ours.tracking.mlflow_uri.startswith("https://me:word@")
+    assert len(ours.sal.caps) == 3
+    assert {terms(c)["configuration"] for c in (ours, *configs)} == {terms(ours)["configuration"]}
+    assert differences(ours, config(*words, *limits[:3])) == ["lora.ranks.north"]
+
+
+def test_what_flower_hands_to_sites_says_nothing_but_the_runs_name(tmp_path):
+    write_bundle(tmp_path, "one-12ab")
+    assert set(files(tmp_path)) == {"LICENSE", "pyproject.toml"}
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"] == {"run": "one-12ab"}
+
+
+def test_a_request_is_there_while_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    wanted = Request("a = 1", "../one/" + 300 * "x", "/runs/one", 2, SITES, 5.0, again=True)
+    with requested(tmp_path, wanted):
+        assert read_request(wanted.run) == wanted
+    with pytest.raises(UserError, match="of which the server has no"):
+        read_request(wanted.run)
+    assert list(files(tmp_path)) == []
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -208,6 +243,67 @@ def test_the_address_stays_unless_another_is_given(tmp_path):
 def test_where_to_listen_is_an_address_alone(tmp_path, listen):
     with pytest.raises(UserError, match="got --listen"):
         written(tmp_path / "d", listen=listen)
+
+
+@pytest.fixture
+def flower(monkeypatch):
+    """Runs that are submitted, each with what the server finds when it packs the app."""
+    packed = []
+
+    def ask(home, *words, **more):
+        if words[0] != "run":
+            return {"runs": [{"status": "finished:completed", "status-details": ""}]}
+        if before := flower.before.pop() if flower.before else None:
+            before()
+        app = tomllib.loads((Path(words[1]) / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+        monkeypatch.setenv("FLWR_HOME", str(home))
+        packed.append(read_request(app["config"]["run"]))
+        return {"run-id": str(len(packed))}
+
+    flower = SimpleNamespace(packed=packed, before=[])
+    monkeypatch.setattr(engine, "ask", ask)
+    monkeypatch.setattr(submitting, "_follow", lambda server, number: None)
+    return flower
+
+
+def test_runs_that_are_submitted_at_once_are_each_their_own(tmp_path, flower):
+    """The second one begins while the first is packed."""
+    there = written(tmp_path / "d")
+
+    def submitted(seed):
+        ours = load_config(there.path / "config.toml", [f"seed={seed}"])
+        how = Waiting(2, names=there.let_in)
+        submit(there, ours, tmp_path / f"run{seed}", how, say=str)
+
+    flower.before.append(lambda: submitted(2))
+    submitted(1)
+    assert [Path(r.folder).name for r in flower.packed] == ["run2", "run1"]
+    assert ["seed = 2" in r.configuration for r in flower.packed] == [True, False]
+    assert all(r.names == SITES for r in flower.packed)
+    assert not [name for name in files(there.path) if "requests" in name]
+
+
+def test_a_site_that_was_shut_out_is_not_waited_for(tmp_path, flower):
+    there = written(tmp_path / "d")
+    assert there.let_in == SITES
+    (there.path / "nodes" / "north.pub").unlink()
+    assert there.let_in == SITES[1:]
+    assert written(tmp_path / "e", secure=False).let_in == SITES
+    with pytest.raises(UserError, match=r"got no key in .*nodes, so no site is let in"):
+        submit(there, load_config(there.path / "config.toml"), tmp_path / "r", Waiting(0), say=str)
+    assert flower.packed == []
+
+
+def test_a_complete_run_is_submitted_again_for_its_sites(tmp_path, flower):
+    there, said = written(tmp_path / "d"), []
+    text = (there.path / "config.toml").read_text()
+    RunFolder.create(tmp_path / "r", text, seed=0, computes={"sites": "r-1"}).write_summary({})
+    resume(there, tmp_path / "r", Waiting(1), say=said.append)
+    assert said[0] == f"{tmp_path / 'r'} is complete; sites are told again to keep their models"
+    assert [(r.run, r.again, r.sites) for r in flower.packed] == [("r-1", True, 1)]
+    RunFolder.create(tmp_path / "s", text, seed=0).write_summary({})
+    with pytest.raises(UserError, match="a run on one machine"):
+        resume(there, tmp_path / "s", Waiting(1), say=str)
 
 
 def test_settings_that_sites_would_refuse_are_refused_at_once(tmp_path):

@@ -38,6 +38,10 @@ def check(here, states, tmp_path):
     here.submit("tracking.to=tensorboard", "--out", tmp_path / "served", "--json")
     run(load_config(here.config), tmp_path / "simulated")  # meanwhile
     assert here.ended() == 0, here.said("submit")
+    told = here.fedms("submit", here.there, "--resume", tmp_path / "served")
+    assert told.returncode == 0, told.stderr
+    everyone = ", ".join(here.sites)
+    assert f"sites that keep their models of this run: {everyone}" in told.stdout + told.stderr
     for site in here.sites:
         here.end(site)
     tracked = EventAccumulator(str(tmp_path / "served" / "tracking" / "tensorboard")).Reload()

@@ -33,7 +33,7 @@ from fedms.core.seeds import draw_cohort
 from fedms.deploy.parts import build_server, build_site
 from fedms.run import run, serve
 from fedms.runtimes import messages, service
-from fedms.runtimes.flower import nodes, relay
+from fedms.runtimes.flower import nodes, relay, waiting
 from fedms.runtimes.flower import sites as server
 from fedms.runtimes.site import (
     Site,
@@ -175,13 +175,14 @@ def configured(tables, file, *words):
     return load_config(None, [*WORDS, classes, f"data.path={data / file}.parquet", *words])
 
 
-def served(tables, folder, apps, *words, sites=3, **options):
+def served(tables, folder, apps, *words, sites=3, again=False, **options):
     """A run with what is at the nodes, and everything that was said of sites."""
     told = []
     there = server.Sites(LocalGrid(apps), "one", TERMS, tell=told.append, **options)
     there.meet(sites)
     config = configured(tables, "all", *words)
-    return serve(config, build_server(config, there.sizes), there, folder), told
+    parts = build_server(config, there.sizes)
+    return serve(config, parts, there, folder, again=again, tell=told.append), told
 
 
 def rejected(folder):
@@ -353,15 +354,19 @@ def test_a_site_may_join_while_the_run_is_on(tables, tmp_path):
 
 
 def test_of_clients_asked_beyond_the_cohort_the_first_suffice(tables, tmp_path):
-    """South never trains; with one more asked than needed nobody waits for it."""
+    """South is slow: no round waits for it, but scores do, and the end of the run."""
     answer = started(tables, tmp_path, "south").answer
 
-    def silent(message):
-        return None if message.kind == "train" else answer(message)
+    def slow(message):
+        said = answer(message)
+        return (said, 6) if message.kind == "train" else said
 
-    apps = {**two(tables, tmp_path), 7: node(silent)}
+    apps = {**two(tables, tmp_path), 7: node(slow)}
     words = (*SHORT, "stage1.cohort=2", "stage2.cohort=2", "gate.statistics=none")
-    served(tables, tmp_path / "served", apps, *words, spare=0.5)
+    summary, told = served(tables, tmp_path / "served", apps, *words, spare=0.5)
+    assert told == []
+    assert "south" in summary["test"]["personal"]["per_client"]
+    assert (tmp_path / "south" / "one" / "adapters" / "clients" / "south").is_dir()
     for line in lines(tmp_path / "served"):
         assert line["cohort"] == ["north", "south", "west"]
         assert list(line["rejected"]) == ["south"]
@@ -757,6 +762,8 @@ def test_a_site_that_joins_is_no_spare_of_the_round_in_which_it_comes(tables, tm
     words = (*SHORT, "stage1.cohort=1", "stage2.cohort=1", "gate.statistics=none")
     served(tables, tmp_path / "served", apps, *words, sites=2, spare=2.0)
     assert [len(line["client_depths"]) for line in lines(tmp_path / "served")] == [1, 1]
+    said = [reason for line in rejected(tmp_path / "served") for reason in line.values()]
+    assert BUSY not in said  # they answered when others had
 
 
 def test_what_flower_cannot_read_costs_its_sender_alone_a_round(tables, tmp_path):
@@ -801,6 +808,68 @@ def test_slow_sites_are_waited_for_when_the_run_ends(tables, tmp_path):
     assert "south" in summary["test"]["personal"]["per_client"]
     assert (tmp_path / "south" / "one" / "adapters" / "clients" / "south").is_dir()
     assert told == []
+
+
+def test_sites_that_missed_the_end_of_a_run_are_told_again(tables, tmp_path):
+    """South was busy then, and west is not there any more; north has its models already."""
+    answer = started(tables, tmp_path, "south").answer
+
+    def busy(message):
+        if message.kind == "finish":
+            raise ConnectionError("no time")
+        return answer(message)
+
+    apps, out = two(tables, tmp_path), tmp_path / "served"
+    first, told = served(tables, out, {**apps, 7: node(busy)}, *SHORT)
+    assert told == ["site 'south' did not keep its models: failed: no time"]
+
+    def content():
+        return {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.*")}
+
+    before = content()
+    again, told = served(tables, out, {0: apps[0], 7: node(answer)}, again=True, sites=2)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(first))
+    assert told == ["sites that keep their models of this run: north, south"]
+    after = content()
+    assert before == {path: after[path] for path in before}
+    new = {path.parts[:3] for path in after.keys() - before.keys()}
+    assert new <= {("south", "one", name) for name in ("adapters", "config.toml", "site.json")}
+    assert (tmp_path / "south/one/adapters/clients/south/local").is_dir()
+    assert served(tables, out, apps, again=True, sites=1)[1] == [
+        "sites that keep their models of this run: north, west"
+    ]
+
+
+def test_who_was_started_anew_is_not_waited_for_when_the_run_ends(tables, tmp_path, monkeypatch):
+    """Without a deadline either; and whoever waits says so."""
+    monkeypatch.setattr(waiting, "_FIRST", 0.2)
+    told, asked = [], []
+
+    def south(message):
+        asked.append(message.kind)
+        return messages.Message("finished") if message.kind == "finish" else answer(message)
+
+    answer = started(tables, tmp_path, "south").answer
+    grid = LocalGrid({7: node(south)})
+    sites = server.Sites(grid, "one", TERMS, tell=told.append)
+    sites.meet(1)
+    sites._open["lost"] = "south", time.monotonic()
+    threading.Timer(0.5, grid.since.update, [{7: "later"}]).start()
+    assert sites.finish(ServerState(0, 1, 1, 1, {})) == ["south"]
+    assert asked == ["hello", "hello", "finish"]
+    assert told == ["waiting for sites that are still at work: south"]
+
+
+def test_who_is_waited_for_is_told_now_and_then(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "_FIRST", 0.1)
+    told = []
+    sites = server.Sites(LocalGrid(two(tables, tmp_path)), "one", TERMS, tell=told.append)
+    with pytest.raises(UserError, match=r"got 2 of 3 sites after 0\.5 s \(not there: south\); exp"):
+        sites.meet(3, patience=0.5, names=SITES)
+    assert told == ["waiting for sites: 2 of 3 have come (not there: south)"]
+    with pytest.raises(UserError, match=r"got 2 of 3 sites after 0\.5 s; expected"):
+        sites.meet(3, patience=0.5)
+    assert told[1:] == ["waiting for sites: 2 of 3 have come"]
 
 
 def test_words_from_elsewhere_move_no_cursor():

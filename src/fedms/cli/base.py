@@ -115,11 +115,11 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def configuration(words: list[str]) -> Any:
+def configuration(words: list[str], elsewhere: str | None = None) -> Any:
     """The configuration from a file, where the first word is one, and overrides."""
     from fedms.config import load_config
 
-    return load_config(*split(words))
+    return load_config(*split(words), elsewhere=elsewhere)
 
 
 def split(words: list[str]) -> tuple[Path | None, list[str]]:

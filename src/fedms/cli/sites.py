@@ -63,9 +63,10 @@ def deploy(
     """
     _need_flower()
     from fedms.deploy.folders import write_deployment
+    from fedms.deploy.parts import ELSEWHERE
 
     names = listed(sites, str, "--sites")
-    config = configuration(words or [])
+    config = configuration(words or [], elsewhere=ELSEWHERE)
     made = write_deployment(to, config, names, address=address, listen=listen, secure=not insecure)
     if as_json:
         folders = {path.name: str(path) for path in made.site_folders}
@@ -135,7 +136,7 @@ def submit(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [runs/NAME-METHOD-seedN].")] = None,
     sites: Annotated[
-        int | None, typer.Option(min=1, help="Sites to wait for [all of the deployment].")
+        int | None, typer.Option(min=1, help="Sites to wait for [all that are let in].")
     ] = None,
     patience: Annotated[
         float,
@@ -143,7 +144,7 @@ def submit(
     ] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder, which ended early.")
+        Path | None, typer.Option(help="Go on with this run, or have its sites keep their models.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON at the end.")
@@ -163,7 +164,7 @@ def submit(
     config = load_config(found.path / "config.toml", words or [])
     path = resume or out or default_folder(config)
     tell = say_aside if as_json else say
-    how = submitting.Waiting(sites or len(found.sites), patience)
+    how = submitting.Waiting(sites or len(found.let_in), patience, found.let_in)
     if resume and (words or out or force):
         fail("got --resume with settings, --out or --force; expected --resume alone")
     try:

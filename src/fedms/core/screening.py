@@ -14,12 +14,13 @@ from fedms.core import calibration, discriminant
 from fedms.core.agreement import agreements
 from fedms.core.algorithm import ClientInfo, ClientUpdate, RoundPlan, Score
 from fedms.core.layout import Shapes
+from fedms.core.words import brief, one_line
 
 
 def reason_to_reject(
     update: ClientUpdate, plan: RoundPlan, expected: Shapes, declared: ClientInfo
 ) -> str | None:
-    """Why `update` may not be averaged, or None if it may.
+    """Why `update` may not be averaged, in one short line, or None if it may.
 
     Args:
         update: as it arrived.
@@ -36,13 +37,16 @@ def reason_to_reject(
         _wrong_keys(update, expected),
     )
     reason = next((reason for reason in checks if reason), None)
-    return reason or _wrong_values(update, expected) or _implausible(update, declared)
+    reason = reason or _wrong_values(update, expected) or _implausible(update, declared)
+    return brief(reason) if reason else None
 
 
 _MOST = 10**15
 """Nothing that clients send is larger: products and squares of it are still finite in float32."""
 _ROUNDING = 1e-3
 _DIVERGED = "training diverged"
+_NAME = 100
+"""Characters of a tensor's name that a client chose: its words do not end a reason."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def _wrong_keys(update: ClientUpdate, expected: Shapes) -> str | None:
     if missing:
         return f"lacks {len(missing)} of {len(expected)} tensors, e.g. {min(missing)}"
     if extra:
-        return f"has {len(extra)} unexpected tensors, e.g. {min(extra)}"
+        return f"has {len(extra)} unexpected tensors, e.g. {one_line(min(extra))[:_NAME]!r}"
     return None
 
 

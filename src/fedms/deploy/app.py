@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedms.config import validate
+from fedms.deploy.bundle import read_request
 from fedms.deploy.parts import build_server
 from fedms.deploy.terms import terms
 from fedms.progress import Progress
@@ -21,36 +22,34 @@ if TYPE_CHECKING:
 
 
 def main(grid: Grid, words: Mapping[str, str | int | float | bool]) -> None:
-    """Perform the run that was submitted, as `bundle` writes it down.
+    """Perform the run that was submitted.
 
     Args:
         grid: Flower's.
-        words: `configuration`, TOML; `run`, a name; `folder`, of the run, here; `sites`, how many
-            to wait for; `patience`, for how many seconds, 0: for ever; `force`, whether an earlier
-            run's folder is replaced; `again`, whether the run that is there is gone on with.
+        words: `run`, the name of a `bundle.Request`.
     """
-    folder, name = Path(str(words["folder"])), str(words["run"])
-    force, again = bool(words["force"]), bool(words["again"])
+    wanted = read_request(str(words["run"]))
+    folder, force, again = Path(wanted.folder), wanted.force, wanted.again
     if not again:
         RunFolder.check(folder, force=force)
-    config = validate(tomllib.loads(str(words["configuration"])))
-    rules, patience = config.rounds, float(words["patience"]) or None
+    config = validate(tomllib.loads(wanted.configuration))
+    rules = config.rounds
     sites = Sites(
         grid,
-        name,
+        wanted.run,
         terms(config),
         deadline=rules.deadline or None,
         spare=rules.spare,
         tell=_say,
     )
-    sites.meet(int(words["sites"]), patience)
+    sites.meet(wanted.sites, wanted.patience or None, wanted.names)
     experiment = build_server(config, sites.sizes)
     serve(
         config,
         experiment,
         sites,
         folder,
-        name=name,
+        name=wanted.run,
         force=force,
         again=again,
         watch=Progress(config),

@@ -27,7 +27,7 @@ from typing import Any
 
 import tomli_w
 
-from fedms.config import Config, dump_config, load_config
+from fedms.config import Config, dump_config, load_config, untracked
 from fedms.core.errors import UserError
 from fedms.deploy.certificates import make_authority, make_node_key, make_server
 from fedms.deploy.parts import ELSEWHERE
@@ -71,6 +71,11 @@ class ServerFolder:
     address: Address
     secure: bool
     sites: tuple[str, ...]
+
+    @property
+    def let_in(self) -> tuple[str, ...]:
+        """Sites that may come: where keys are asked for, those whose key is there."""
+        return tuple(n for n in self.sites if not self.secure or _key_of(self.path, n).exists())
 
     @property
     def site_folders(self) -> list[Path]:
@@ -117,17 +122,16 @@ def write_deployment(
     _check(folder, config, sites)
     there = read_server(folder) if (folder / "server" / _FACTS).exists() else None
     place = _place(address, listen, there.address if there else None, secure=secure)
-    stay = [name for name in there.sites if _stays(there, name)] if there else []
-    everyone = tuple(dict.fromkeys((*stay, *sites)))
+    everyone = tuple(dict.fromkeys((*(there.let_in if there else ()), *sites)))
     server = ServerFolder(folder / "server", config.name, place, secure, everyone)
     where = config.data.model_copy(update={"path": None if _embedded(config) else ELSEWHERE})
-    text = dump_config(config.model_copy(update={"data": where}))
+    config = config.model_copy(update={"data": where})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         authority = _authority(folder, config.name, place.host) if secure else None
-        _write_server(server, text, authority)
+        _write_server(server, dump_config(config), authority)
         for name in everyone:
-            _write_site(folder, server, name, text, authority)
+            _write_site(folder, server, name, dump_config(_for_site(config, name)), authority)
     except OSError as error:
         raise UserError(f"got folder {folder}, which cannot be written: {error}") from error
     return server
@@ -196,13 +200,21 @@ def _check(folder: Path, config: Config, sites: Sequence[str]) -> None:
         raise UserError(f"got folder {folder}, which is no deployment; try --to OTHER")
 
 
+def _for_site(config: Config, name: str) -> Config:
+    """Without the server's trackers, and without what is said of other sites."""
+    caps, ranks = (
+        {who: limit for who, limit in limits.items() if who in (name, "*")}
+        for limits in (config.sal.caps, config.lora.ranks)
+    )
+    own = {
+        "sal": config.sal.model_copy(update={"caps": caps}),
+        "lora": config.lora.model_copy(update={"ranks": ranks}),
+    }
+    return untracked(config).model_copy(update=own)
+
+
 def _embedded(config: Config) -> bool:
     return config.data.source == "digits"
-
-
-def _stays(there: ServerFolder, name: str) -> bool:
-    """Whether a site is still let in."""
-    return not there.secure or _key_of(there.path, name).exists()
 
 
 def _place(

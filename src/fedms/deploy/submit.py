@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedms.config import Config, load_config
+from fedms.config import Config, dump_config, load_config
 from fedms.core.errors import UserError
 from fedms.deploy import engine
-from fedms.deploy.bundle import write_bundle
+from fedms.deploy.bundle import Request, requested, write_bundle
 from fedms.deploy.folders import ServerFolder
 from fedms.deploy.server import home
 from fedms.deploy.terms import differences
@@ -23,10 +24,11 @@ _DONE = "finished:completed"
 
 @dataclass(frozen=True)
 class Waiting:
-    """For so many sites, at least 1, and for so many seconds; 0: for ever."""
+    """For so many sites, at least 1, of those with these names; so many seconds, 0: for ever."""
 
     sites: int
     seconds: float = 0.0
+    names: tuple[str, ...] = ()
 
 
 def submit(
@@ -68,6 +70,8 @@ def submit(
 def resume(server: ServerFolder, out: Path, how: Waiting, *, say: Callable[[str], None]) -> None:
     """Have a run gone on with that ended early, from its last checkpoint.
 
+    Of a complete one sites are told again to keep their models, who may have missed its end.
+
     Args:
         server: as for `submit`.
         out: the run folder.
@@ -79,12 +83,11 @@ def resume(server: ServerFolder, out: Path, how: Waiting, *, say: Callable[[str]
         KeyboardInterrupt: once the run is stopped.
     """
     folder = RunFolder.open(out.resolve())
-    if folder.summary() is not None:
-        say(f"{out} is complete; nothing was done")
-        return
     name = folder.facts().get("sites")
     if not name:
         raise UserError(f"got {out}, a run on one machine; try fedms resume {out}")
+    if folder.summary() is not None:
+        say(f"{out} is complete; sites are told again to keep their models")
     _perform(server, load_config(folder.config), folder.path, name, how, again=True, say=say)
 
 
@@ -99,27 +102,39 @@ def _perform(
     again: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    app = server.path / "app"
-    write_bundle(
-        app,
-        config,
+    if how.sites < 1:
+        raise UserError(
+            f"got no key in {server.path / 'nodes'}, so no site is let in; expected one at least; "
+            "try fedms deploy with --sites NAME"
+        )
+    request = Request(
+        dump_config(config),
         run=name,
-        out=out,
+        folder=str(out),
         sites=how.sites,
+        names=how.names,
         patience=how.seconds,
         force=force,
         again=again,
     )
-    number = str(engine.ask(home(server), "run", str(app), engine.CONNECTION, alone=True)["run-id"])
-    say(f"run {number} is submitted; its folder is {out}")
-    try:
-        _follow(server, number)
-    except KeyboardInterrupt:
-        engine.ask(home(server), "stop", number, engine.CONNECTION)
-        raise
-    status = _status(server, number)
+    with requested(home(server), request):
+        number = _start(server, name)
+        say(f"run {number} is submitted; its folder is {out}")
+        try:
+            _follow(server, number)
+        except KeyboardInterrupt:
+            engine.ask(home(server), "stop", number, engine.CONNECTION)
+            raise
+        status = _status(server, number)
     if status["status"] != _DONE:
         raise UserError(f"run {number} is {status['status']}: {status['status-details']}")
+
+
+def _start(server: ServerFolder, name: str) -> str:
+    """Hand over a run's app, in a folder of its own: others may be submitted at the same time."""
+    with tempfile.TemporaryDirectory(prefix="fedms-") as app:
+        write_bundle(Path(app), name)
+        return str(engine.ask(home(server), "run", app, engine.CONNECTION, alone=True)["run-id"])
 
 
 def _follow(server: ServerFolder, number: str) -> None:

@@ -14,6 +14,7 @@ from fedms.runtimes.messages import SCHEMA
 _OWN = {"name", "seed", "evaluate_every", "partition", "runtime", "data"}
 _OWN |= {"rounds", "screen", "aggregation", "tracking"}
 """Sections in which sites differ, or of which they are told by every message."""
+_OF_SITES = (("sal", "caps"), ("lora", "ranks"))
 _OWN_PARTITION = ("test_fraction", "val_fraction")
 
 
@@ -29,7 +30,7 @@ def terms(config: Config) -> Mapping[str, str]:
 
 def differences(one: Config, other: Config) -> list[str]:
     """Keys in which two configurations of one run may not differ, and do."""
-    first, second = (_flat(_shared(config)) for config in (one, other))
+    first, second = (_flat({**_shared(c), **_limits(c)}) for c in (one, other))
     return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
 
 
@@ -38,7 +39,14 @@ def _shared(config: Config) -> dict[str, Any]:
     shared = {name: value for name, value in facts.items() if name not in _OWN}
     shared["partition"] = {name: facts["partition"][name] for name in _OWN_PARTITION}
     shared["data"] = {"classes": facts["data"]["classes"]}
+    for section, name in _OF_SITES:
+        del shared[section][name]
     return shared
+
+
+def _limits(config: Config) -> dict[str, Any]:
+    """What is said of single sites, each of which has its own part and tells it."""
+    return {f"{s}.{name}": getattr(getattr(config, s), name) for s, name in _OF_SITES}
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:

@@ -12,15 +12,15 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
-from fedms.core.words import one_line
+from fedms.core.costs import Costs
+from fedms.core.words import brief
 from fedms.runtimes import site
 from fedms.runtimes.flower.records import RecordError, join, part
 from fedms.runtimes.messages import Message, MessageError, of_words, words
 
+_MOST = 10**24
 _UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError)
 """What Flower comes to over objects that are none. An outage of the SuperLink is something else."""
-_LONGEST = 300
-"""Characters of a reason that comes from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,16 @@ class Nodes:
         return found
 
 
-def brief(text: object) -> str:
-    """Words from elsewhere, short, in one line, and nothing that moves a terminal's cursor."""
-    return one_line(str(text))[:_LONGEST]
+def check_costs(costs: Costs) -> None:
+    """Refuse what would spoil sums, or could not be written down.
+
+    Raises:
+        MessageError: if it is that.
+    """
+    numbers = [costs.flops, costs.peak_activation_bytes, costs.cache_bytes, *costs.seconds.values()]
+    numbers.append(costs.peak_device_bytes or 0)
+    if not all(0 <= number < _MOST for number in numbers):
+        raise MessageError("got costs that are none")
 
 
 def _read(envelope: Any) -> Message | Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import Context, MessageType
@@ -18,13 +18,14 @@ from fedms.core.rows import ClientSizes, Split
 from fedms.core.screening import wrong_score
 from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.core.tensors import Tensors, pick
+from fedms.core.words import brief
 from fedms.runtimes import service, site
-from fedms.runtimes.flower.nodes import Failure, Node, Nodes, brief
+from fedms.runtimes.flower.nodes import Failure, Node, Nodes, check_costs
+from fedms.runtimes.flower.waiting import Reminder
 from fedms.runtimes.messages import Message, MessageError
 from fedms.runtimes.rounds import Absent, Answer, Held, Late
 from fedms.runtimes.simulator import SCORED, Scores, Sent, send
 
-_MOST = 10**24
 _ROLES = ("", "global", "local", "personal", "oracle")
 _GIVE_UP = 3
 """Deadlines after which a question keeps nobody from another one."""
@@ -72,7 +73,8 @@ class Sites:
         terms: what must be the same everywhere, by name.
         deadline: seconds after which a site that has not answered is left out; None: for ever.
         spare: clients asked beyond a cohort, as a share of it; as many answers as the cohort has
-            clients suffice, the first ones.
+            clients suffice, the first ones. The others are waited for before sites are scored, and
+            when the run ends: for a deadline, or until they answer.
         tell: is told of sites that are refused, and why.
     """
 
@@ -99,18 +101,26 @@ class Sites:
         self.held: Held = {}
         self._spent = Costs()
 
-    def meet(self, least: int, patience: float | None = None) -> None:
+    def meet(self, least: int, patience: float | None = None, names: Collection[str] = ()) -> None:
         """Wait for so many sites of the federation, for so many seconds at most.
+
+        Args:
+            least: how many.
+            patience: for how long; None: for ever.
+            names: of all that may come, for saying who lacks.
 
         Raises:
             UserError: if they are not there in time, or so many are there that refuse to take part
                 that they cannot be.
         """
-        began, pause = time.monotonic(), _POLL[0]
+        began, pause, remind = time.monotonic(), _POLL[0], Reminder(self._tell)
         while True:
             self._greet()
             if len(self._met) >= least:
                 return
+            lacking = ", ".join(sorted({*names} - self._met.keys()))
+            lacking = f" (not there: {lacking})" if lacking else ""
+            remind(f"waiting for sites: {len(self._met)} of {least} have come{lacking}")
             refused = [self._failed[n].reason for n in sorted(self._refused())]
             if refused and len(self._met) + len(refused) >= least:
                 raise UserError(
@@ -119,8 +129,8 @@ class Sites:
                 )
             if patience is not None and time.monotonic() - began > patience:
                 raise UserError(
-                    f"got {len(self._met)} of {least} sites after {patience:g} s; expected "
-                    "all of them; try to start those that lack, or to wait longer"
+                    f"got {len(self._met)} of {least} sites after {patience:g} s{lacking}; "
+                    "expected all of them; try to start those that lack, or to wait longer"
                 )
             time.sleep(pause)
             pause = min(2 * pause, _POLL[1])
@@ -242,7 +252,7 @@ class Sites:
             return Absent(client, said.reason)
         try:
             answer = service.read_answer(said)
-            _check_costs(answer.costs)
+            check_costs(answer.costs)
         except MessageError as error:
             return Absent(client, brief(error))
         if answer.update.client != client:
@@ -253,15 +263,18 @@ class Sites:
         """See `Simulator.evaluate`."""
         return self._scores(service.ask_evaluate(state))
 
-    def finish(self, state: ServerState) -> None:
-        """Have every site keep its models."""
+    def finish(self, state: ServerState) -> list[str]:
+        """Have every site keep its models; the names of those that did."""
         self._settle(self._met)
         self._greet()
+        kept = []
         for client, said in self._ask(dict.fromkeys(self._met, service.ask_finish(state))):
             if isinstance(said, Message) and said.kind == "finished":
+                kept.append(client)
                 continue
             reason = said.reason if isinstance(said, Failure) else f"it answered {said.kind[:99]!r}"
             self._tell(f"site {client!r} did not keep its models: {reason}")
+        return sorted(kept)
 
     def routing(self, state: ServerState) -> dict[str, Routing]:
         """None: it would tell labels of rows, which stay where they are."""
@@ -292,7 +305,7 @@ class Sites:
                 continue
             try:
                 scores, costs = service.read_scores(said)
-                _check_costs(costs)
+                check_costs(costs)
             except MessageError as error:
                 self._tell(f"site {client!r} was not scored: {brief(error)}")
                 continue
@@ -303,7 +316,8 @@ class Sites:
                     if score is None or split not in found or role not in _ROLES:
                         continue
                     if wrong_score(score, getattr(self._met[client].sizes, split)):
-                        self._tell(f"site {client!r} has a {role or 'zero-shot'} score of {score}")
+                        odd = f"a {role or 'zero-shot'} score of {brief(score)}"
+                        self._tell(f"site {client!r} has {odd}")
                         continue
                     found[split].setdefault(role, {})[client] = score
         return found
@@ -339,8 +353,9 @@ class Sites:
                         self._open[name] = ids[name], -math.inf
                         yield ids.pop(name), Failure("was started anew while it was at work")
                 late = self._deadline is not None and time.monotonic() - began > self._deadline
-                for name, said in self._look(ids):
-                    client, pause = ids.pop(name), _POLL[0]
+                # all of them first: if it is closed at one, the others have answered too
+                for client, said in [(ids.pop(name), said) for name, said in self._look(ids)]:
+                    pause = _POLL[0]
                     more = again(client, said) if isinstance(said, Message) else None
                     if more is None:
                         yield client, said
@@ -375,16 +390,10 @@ class Sites:
         return {client for client, since in self._open.values() if now - since < most}
 
     def _settle(self, clients: Iterable[str]) -> None:
-        """Wait until none of these is busy any more, or for a deadline."""
-        ends = time.monotonic() + (self._deadline or 0.0)
-        while self._busy() & {*clients} and time.monotonic() < ends:
+        """Wait until none of these is busy any more, for a deadline at most, if there is one."""
+        ends, remind = time.monotonic() + (self._deadline or math.inf), Reminder(self._tell)
+        while (busy := self._busy() & {*clients}) and time.monotonic() < ends:
+            remind(f"waiting for sites that are still at work: {', '.join(sorted(busy))}")
+            self._notice()
             self._look({})
             time.sleep(_POLL[0])
-
-
-def _check_costs(costs: Costs) -> None:
-    """Refuse what would spoil sums, or could not be written down."""
-    numbers = [costs.flops, costs.peak_activation_bytes, costs.cache_bytes, *costs.seconds.values()]
-    numbers.append(costs.peak_device_bytes or 0)
-    if not all(0 <= number < _MOST for number in numbers):
-        raise MessageError("got costs that are none")

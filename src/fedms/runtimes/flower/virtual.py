@@ -29,8 +29,9 @@ from flwr.simulation import run_simulation
 from fedms.core.algorithm import RoundPlan
 from fedms.core.errors import UserError
 from fedms.core.tensors import Tensors
+from fedms.core.words import brief
 from fedms.runtimes import service
-from fedms.runtimes.flower.nodes import Failure, Nodes, brief, pack, unpack
+from fedms.runtimes.flower.nodes import Failure, Nodes, pack, unpack
 from fedms.runtimes.flower.quiet import quiet
 from fedms.runtimes.messages import Message
 from fedms.runtimes.rounds import Answer
