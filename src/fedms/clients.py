@@ -6,10 +6,12 @@ import os
 import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fedms.build import Experiment, WorkerParts, build
 from fedms.config import Config, dump_config, validate
+from fedms.core.algorithm import beginnings
 from fedms.core.errors import UserError
 from fedms.runtimes.faults import Faults, FaultyClients, attackers, mislabelled
 from fedms.runtimes.flower.quiet import quiet
@@ -31,7 +33,10 @@ def simulated(
     faults = Faults(**config.faults.model_dump())
     experiment = _misled(experiment, faults, config.seed)
     clients = _clients(config, experiment, folder, resources)
-    return FaultyClients(clients, faults, config.seed) if faults.any else clients
+    if not faults.any:
+        return clients
+    begin = partial(beginnings, experiment.algorithm, experiment.learner)
+    return FaultyClients(clients, faults, config.seed, begin)
 
 
 def _misled(experiment: Experiment, faults: Faults, seed: int) -> Experiment:

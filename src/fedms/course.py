@@ -89,7 +89,8 @@ class Course:
             held = self._elsewhere.held
         rules, every = make_rules(self._config), self._config.checkpoint_every
         self._watch(RoundBegins(state.round))
-        for after, record in run_rounds(algorithm, self._simulator, state, rules, held):
+        learner = self._experiment.learner
+        for after, record in run_rounds(algorithm, self._simulator, state, rules, held, learner):
             stage_ended = after.stage != state.stage
             state = after
             due = stage_ended or self._is_due(state.round)

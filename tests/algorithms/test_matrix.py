@@ -6,6 +6,7 @@ order; the tests read both. A new algorithm or option adds one row to `METHODS`.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ import torch
 from fedms import algorithms
 from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
 from fedms.core import calibration
-from fedms.core.algorithm import ClientInfo, Expert, Turn, View, perform
+from fedms.core.algorithm import ClientInfo, Expert, Turn, View, beginnings, perform
+from fedms.core.robust import change
 from fedms.core.tensors import fingerprint, part
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
@@ -492,6 +494,44 @@ def test_what_is_private_stays_and_what_is_shared_arrives(trace, method, model):
     assert own.keys() - received.keys()
     for name, tensor in start.items():
         assert torch.equal(tensor, received[name] if name in received else own[name])
+
+
+class Untaught:
+    """A learner that trains nothing."""
+
+    def __init__(self, learner):
+        self._learner = learner
+
+    def __getattr__(self, name):
+        return getattr(self._learner, name)
+
+    def fit(self, fits, pace):
+        return [copy.deepcopy(fit.view) for fit in fits]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_who_trains_nothing_changes_nothing(world, method, tmp_path):
+    """Also in its first round with a block: what it began with is known to the server."""
+    (maker, options), (learner, clients) = METHODS[method], world("toy-linear")
+    algorithm, untaught = maker(learner.layout, options), Untaught(learner)
+    simulator, sent, heard = Simulator(algorithm, untaught, clients, ClientStates(tmp_path)), [], []
+
+    def train(plan, tensors, cohort):
+        for answer in Simulator.train(simulator, plan, tensors, cohort):
+            before = beginnings(algorithm, untaught, plan, tensors)
+            heard.append(change(answer.update, before))
+            sent.append(change(answer.update, tensors))
+            yield answer
+
+    simulator.train = train
+    for _ in run_rounds(algorithm, simulator, algorithm.init(untaught, 3)):
+        pass
+    assert heard == pytest.approx([0.0] * len(heard), abs=1e-5)
+    assert max(sent, default=1) > 0.1 or method in KNOWN
+
+
+KNOWN = ("fedms-no-stage1", "ffa", "fedcgs", "local", "probe")
+"""Whose clients send back what they were sent, zeros, or nothing."""
 
 
 @pytest.mark.parametrize("model", ["toy", "sentence"])

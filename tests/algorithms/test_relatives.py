@@ -432,7 +432,8 @@ def test_the_rest_of_the_world_is_everybody_else(tmp_path, toy, make_toy_client,
 
     cohorts = replace(OPTIONS, stage1=Stage(3, 2), stage2=Stage(6, 1.0))
     algorithm = replace(fedalt(learner.layout, cohorts), client_update=spied)
-    simulator = FaultyClients(Simulator(algorithm, learner, clients, states), Faults(slow=late), 0)
+    simulator = Simulator(algorithm, learner, clients, states)
+    simulator = FaultyClients(simulator, Faults(slow=late), 0, lambda plan, sent: sent)
     rows = {c.id: len(c.train) for c in clients}
     last = {}
     for _, record in run_rounds(algorithm, simulator, algorithm.init(learner, 0)):

@@ -12,6 +12,7 @@ from fedms.build import build, make_rules
 from fedms.clients import simulated
 from fedms.config import ConfigError, load_config
 from fedms.core.errors import UserError
+from fedms.core.tensors import under
 from fedms.run import RoundDone, resume, run
 from fedms.runtimes.faults import Faults, FaultyClients, attackers, mislabelled
 from fedms.runtimes.rounds import Absent, Answer, run_rounds
@@ -112,18 +113,22 @@ def test_faults_are_the_same_again_and_after_an_interruption(small, done, tmp_pa
     assert f"{rejected} of " in (expected.path / "report.html").read_text()
 
 
+HALF = ("faults.attackers=0.5",)
+
+
 def sent(parts, attack):
     """The first round's updates of an attacker and without attack, and what it was sent."""
-    experiment, clients, _ = parts(*PLAIN, f"faults.attack={attack}", "faults.attackers=0.5")
+    experiment, clients, _ = parts(*PLAIN, f"faults.attack={attack}", *HALF)
     (bad,) = {*attackers(Faults(attack=attack, attackers=0.2), clients.declared, 0)} or {None}
     state = experiment.algorithm.init(experiment.learner, 0)
     plan = experiment.algorithm.plan(state)
     (false,) = clients.train(plan, state.tensors, [bad])
     (true,) = clients.clients._clients.train(plan, state.tensors, [bad])
-    first = {n: state.tensors[n] for n in plan.broadcast & state.tensors.keys()}
     names = sorted(true.update.tensors)
     vectors = ([update.update.tensors[n] for n in names] for update in (false, true))
-    start = [first.get(n, torch.zeros_like(true.update.tensors[n])) for n in names]
+    unsent = frozenset(n.removeprefix("global/") for n in names if n not in state.tensors)
+    first = {**state.tensors, **under("global", experiment.learner.initial_expert(unsent, 0))}
+    start = [first[n] for n in names]
     return *vectors, start
 
 
@@ -131,6 +136,17 @@ def sent(parts, attack):
 def test_attackers_change_their_change(parts, attack, times):
     for false, true, start in zip(*sent(parts, attack), strict=True):
         assert torch.allclose(false - start, times * (true - start), atol=1e-5)
+
+
+@pytest.mark.parametrize("attack", ["sign", "random"])
+def test_attackers_of_lower_rank_send_what_they_can_hold(parts, attack):
+    ranks = 'lora.ranks={"0"=1,"1"=2,"*"=3}'
+    experiment, clients, _ = parts(
+        *PLAIN, "method=flexlora", ranks, f"faults.attack={attack}", *HALF
+    )
+    state = experiment.algorithm.init(experiment.learner, 0)
+    for _, record in run_rounds(experiment.algorithm, clients, state):
+        assert not record.rejected
 
 
 def test_noise_is_as_large_as_it_says(parts):

@@ -127,6 +127,9 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
     heads = frozenset(layout.head)
     prior = options.stage1_prior == "client"
 
+    def fresh(plan: RoundPlan) -> int:
+        return derive_seed(plan.seed, "anew", plan.round) if anew else plan.seed
+
     def plan(state: ServerState) -> RoundPlan | None:
         planned = plain.plan(state)
         if planned is None:
@@ -139,8 +142,7 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
         beneath = _together(layout, turn.broadcast)
         score = turn.learner.score(View(Expert(received, beneath=beneath)), turn.data, "val")
         active = layout.expert(turn.data.depth(len(layout.blocks)))
-        first = derive_seed(plan.seed, "anew", plan.round) if anew else plan.seed
-        start = {**turn.learner.initial_expert(active, first), **received}
+        start = {**turn.learner.initial_expert(active, fresh(plan)), **received}
         return (yield from _one_round(turn, Expert(start, prior, beneath), active, score))
 
     def server_update(state: ServerState, plan: RoundPlan, aggregate: Aggregate) -> ServerState:
@@ -178,6 +180,7 @@ def _merging(name: str, layout: Layout, options: Options, *, anew: bool) -> Fede
         server_update=server_update,
         view=view,
         lift=lift,
+        fresh=fresh,
     )
 
 

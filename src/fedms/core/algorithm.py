@@ -32,7 +32,7 @@ from fedms.core.discriminant import Discriminant
 from fedms.core.layout import Layout, Shapes
 from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Rows, Split
-from fedms.core.tensors import Tensors, fingerprint
+from fedms.core.tensors import Tensors, fingerprint, under
 
 Role = Literal["global", "local", "personal"]
 
@@ -381,6 +381,7 @@ class FederatedAlgorithm:
         client_update: `(turn) -> ClientWork`.
         server_update: `(state, plan, aggregate) -> ServerState`.
         lift: what the server averages of an accepted update, made of what was sent; e.g. products.
+        fresh: `(plan) -> seed` of the tensors that clients begin with where they are sent none.
         view: `(state, client_state, role) -> View`, or None where this method has no such model.
             A client that never took part has `client_state` None.
     """
@@ -394,3 +395,17 @@ class FederatedAlgorithm:
     server_update: Callable[[ServerState, RoundPlan, Aggregate], ServerState]
     view: Callable[[ServerState, ClientState | None, Role], View | None]
     lift: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    fresh: Callable[[RoundPlan], int] = lambda plan: plan.seed
+
+
+def beginnings(
+    algorithm: FederatedAlgorithm, learner: Learner, plan: RoundPlan, tensors: Tensors
+) -> dict[str, torch.Tensor]:
+    """The server's tensors, and beside them those that clients send back but are not sent.
+
+    So what a client changed can be told in its first round with a block, too.
+    """
+    unsent = (name for name in plan.upload - tensors.keys() if name.startswith("global/"))
+    names = frozenset(name.removeprefix("global/") for name in unsent)
+    fresh = learner.initial_expert(names, algorithm.fresh(plan))
+    return {**under("global", fresh), **tensors}

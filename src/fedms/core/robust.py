@@ -178,12 +178,12 @@ def change(update: ClientUpdate, received: Tensors) -> float:
     squares = 0.0
     for name, tensor in update.tensors.items():
         if not name.startswith(SUMS):
-            moved = tensor.double() - _before(name, tensor, received)
+            moved = tensor.double() - before(name, tensor, received)
             squares += float(moved.square().sum())
     return math.sqrt(squares)
 
 
-def _before(name: str, tensor: Tensor, received: Tensors) -> Tensor:
+def before(name: str, tensor: Tensor, received: Tensors) -> Tensor:
     """What was received under a name, of a lower rank where that is sent; zeros if nothing was."""
     was = received.get(name)
     if was is None:
@@ -205,6 +205,6 @@ def _shortened(update: ClientUpdate, received: Tensors, share: float) -> ClientU
     tensors = dict(update.tensors)
     for name, tensor in update.tensors.items():
         if not name.startswith(SUMS):
-            start = _before(name, tensor, received)
+            start = before(name, tensor, received)
             tensors[name] = (start + share * (tensor.double() - start)).float()
     return replace(update, tensors=tensors)

@@ -6,7 +6,7 @@ from the run's seed, the round and the client, so that a run can be repeated, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedms.core.algorithm import ClientInfo, RoundPlan, Score, ServerState, View
 from fedms.core.costs import Costs
-from fedms.core.robust import SUMS
+from fedms.core.robust import SUMS, before
 from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Rows, Split
 from fedms.core.seeds import derive_seed
@@ -91,10 +91,18 @@ class FaultyClients:
         clients: who answers.
         faults: what happens.
         seed: of the run.
+        begin: what clients begin a round with, of what they send back, by its plan and the server's
+            tensors (`core.algorithm.beginnings`); attackers change by it.
     """
 
-    def __init__(self, clients: ScoredClients, faults: Faults, seed: int) -> None:
-        self._clients, self._faults, self._seed = clients, faults, seed
+    def __init__(
+        self,
+        clients: ScoredClients,
+        faults: Faults,
+        seed: int,
+        begin: Callable[[RoundPlan, Tensors], Tensors],
+    ) -> None:
+        self._clients, self._faults, self._seed, self._begin = clients, faults, seed, begin
         self._bad = attackers(faults, clients.declared, seed)
         self._tries: tuple[int, int] = (-1, 0)
 
@@ -105,17 +113,18 @@ class FaultyClients:
     def train(
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
     ) -> Iterator[Answer | Absent | Late]:
-        before, tries = self._tries
-        self._tries = plan.round, tries + 1 if before == plan.round else 0
+        last, tries = self._tries
+        self._tries = plan.round, tries + 1 if last == plan.round else 0
         fates = {client: self._fate(plan.round, client) for client in cohort}
         begin = [client for client in cohort if fates[client] in ("", "slow")]
         answers = iter(self._clients.train(plan, tensors, begin))
+        first = self._begin(plan, tensors) if self._bad else tensors
         for client in cohort:
             answer = next(answers) if client in begin else None
             if fates[client] or answer is None:
                 yield Absent(client, _REASONS[fates[client]])
             elif isinstance(answer, Answer) and client in self._bad:
-                yield self._attacked(answer, tensors)
+                yield self._attacked(answer, first)
             else:
                 yield answer
 
@@ -130,21 +139,21 @@ class FaultyClients:
             drawn -= share
         return ""
 
-    def _attacked(self, answer: Answer, sent: Tensors) -> Answer:
+    def _attacked(self, answer: Answer, first: Tensors) -> Answer:
         update = answer.update
         seed = derive_seed(self._seed, "attack", update.round, update.client)
         noise = torch.Generator().manual_seed(seed)
         false = {
             name: tensor
             if name.startswith(SUMS) and self._faults.attack != "invalid"
-            else self._false(tensor, sent.get(name), noise)
+            else self._false(tensor, before(name, tensor, first), noise)
             for name, tensor in update.tensors.items()
         }
         return replace(answer, update=replace(update, tensors=false))
 
-    def _false(self, tensor: Tensor, sent: Tensor | None, noise: torch.Generator) -> Tensor:
-        """What is sent in place of a tensor; what was not sent to the client, changed from 0."""
-        first = torch.zeros_like(tensor) if sent is None else sent.to(tensor)
+    def _false(self, tensor: Tensor, was: Tensor, noise: torch.Generator) -> Tensor:
+        """What is sent in place of a tensor; sums, which nothing was before, changed from 0."""
+        first = was.to(tensor)
         changed, strength = tensor - first, self._faults.strength
         match self._faults.attack:
             case "sign":

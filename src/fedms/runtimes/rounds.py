@@ -12,10 +12,12 @@ from fedms.core.algorithm import (
     ClientInfo,
     ClientUpdate,
     FederatedAlgorithm,
+    Learner,
     RoundPlan,
     Score,
     ServerState,
     View,
+    beginnings,
 )
 from fedms.core.costs import Costs
 from fedms.core.errors import DivergenceError, UserError
@@ -78,6 +80,11 @@ class Rules:
     attempts: int = 3
     screen: Screen = field(default_factory=Screen)
     aggregation: Rule = field(default_factory=Rule)
+
+    @property
+    def measure(self) -> bool:
+        """Whether they are about how much clients changed."""
+        return self.screen.max_norm_ratio > 0 or self.aggregation.name == "clip"
 
 
 class Clients(Protocol):
@@ -143,6 +150,7 @@ def run_rounds(
     state: ServerState,
     rules: Rules = Rules(),
     held: Held | None = None,
+    learner: Learner | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Perform rounds until the algorithm has no more, from any state.
 
@@ -155,6 +163,8 @@ def run_rounds(
         state: from where.
         rules: when a round counts, and how updates become one.
         held: what clients have of what stands still, which is sent once; kept up to date.
+        learner: by which rules know what clients begin with that are sent nothing, where they are
+            about how much clients changed; None: all of that counts as change.
 
     Yields:
         the state after every round, with its record.
@@ -165,7 +175,7 @@ def run_rounds(
     """
     held = {} if held is None else held
     while (plan := algorithm.plan(state)) is not None:
-        intake = _Intake(algorithm, plan, state.tensors, held, rules)
+        intake = _Intake(algorithm, plan, state.tensors, held, rules, learner)
         for attempt in range(rules.attempts):
             declared = clients.declared  # who is there may change between rounds
             drawn = draw_cohort(sorted(declared), plan.cohort, plan.seed, plan.round, attempt)
@@ -198,8 +208,11 @@ class _Intake:
         tensors: Tensors,
         held: Held,
         rules: Rules,
+        learner: Learner | None,
     ) -> None:
         self._algorithm, self._plan, self._held, self._rules = algorithm, plan, held, rules
+        known = learner if rules.measure else None
+        self._before = beginnings(algorithm, known, plan, tensors) if known else tensors
         self._tensors, self._each_time = tensors, wire_bytes(pick(tensors, plan.broadcast))
         self._began = time.perf_counter()
         self._asked: set[str] = set()
@@ -212,7 +225,7 @@ class _Intake:
     def open(self, drawn: Sequence[str], declared: Mapping[str, ClientInfo]) -> None:
         """Begin with a cohort; of an earlier one costs are left, and who had no usable update."""
         self._drawn, self._declared = drawn, declared
-        self._aggregator = aggregator(self._rules.aggregation, self._tensors)
+        self._aggregator = aggregator(self._rules.aggregation, self._before)
         self._waiting: list[ClientUpdate] = []
         self._changes: dict[str, float] = {}
         self._trained = 0
@@ -257,7 +270,7 @@ class _Intake:
             self._rejected[update.client] = reason
         elif self._rules.screen.compares(update):
             self._waiting.append(update)  # for all others, to be measured by them
-            self._changes[update.client] = change(update, self._tensors)
+            self._changes[update.client] = change(update, self._before)
         else:
             self._accept(update)
         self._costs += answer.costs + _aggregation(began)
