@@ -53,10 +53,10 @@ test: $(STAMP)  ## Run the tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 slow: $(STAMP)  ## Run the tests of seconds each: public data, processes, other frameworks
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --durations=15 -m slow
 
 loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, with the simulator
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback --numprocesses 2 --dist worksteal tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback --numprocesses 2 --dist worksteal --durations=6 tests
 
 e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
