@@ -250,11 +250,16 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
         kind: `text` or `image`.
         column: of files, as `data.input`.
 
+    Returns:
+        What there is, in order. Empty lines are passed over, and empty rows of files, which
+        `dropped` counts.
+
     Raises:
         UserError: if there are none, or a file cannot be read.
     """
     inputs: list[Any] = []
     origins: list[str] = []
+    empty = 0
     for word in words:
         if word == "-":
             for number, line in enumerate(_decoded(lines), start=1):
@@ -263,8 +268,10 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
                     origins.append(f"line {number} of standard input")
         elif word.endswith(FILES):
             table = data.load_inputs(Path(word), column, kind)
-            inputs += table.inputs
-            origins += [table.where(i) for i in range(len(table))]
+            there = [i for i, given in enumerate(table.inputs) if _is_there(given)]
+            inputs += [table.inputs[i] for i in there]
+            origins += [table.where(i) for i in there]
+            empty += len(table) - len(there)
         elif kind == "image":
             if not word:
                 raise UserError("got '' in place of an image; expected a file or a folder")
@@ -283,7 +290,14 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
             raise UserError(f"got bytes at {origin} that are no UTF-8; expected text in UTF-8")
     labels, numbers = [""] * len(inputs), [0] * len(inputs)
     of_kind: data.Kind = "image" if kind == "image" else "text"
-    return data.Table(of_kind, inputs, labels, origins=origins, numbers=numbers)
+    return data.Table(of_kind, inputs, labels, dropped=empty, origins=origins, numbers=numbers)
+
+
+def _is_there(given: Any) -> bool:
+    """Whether a file's row has something in it."""
+    if isinstance(given, str | bytes):
+        return bool(given.strip() if isinstance(given, str) else given)
+    return given is not None
 
 
 def _decoded(lines: Iterable[str]) -> Iterator[str]:

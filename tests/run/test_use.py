@@ -139,9 +139,16 @@ def test_inputs_are_words_files_and_lines(tmp_path):
     assert table.where(4) == "row 2 of a.csv"
     assert table.where(2) == "line 3 of standard input"
     assert table.where(0) == "'hello'"
-    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"words,more\none,x\n,y\n"))
-    with pytest.raises(UserError, match=r"no text at row 2 of b\.csv\.gz"):
-        read_inputs([str(tmp_path / "b.csv.gz")], [], "text", "words")
+    assert table.dropped == 0
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"words,more\none,x\n,y\nthree,z\n ,\n"))
+    table = read_inputs([str(tmp_path / "b.csv.gz")], [], "text", "words")
+    assert (table.inputs, table.dropped) == (["one", "three"], 2)
+    assert table.where(1) == "row 3 of b.csv.gz"
+    (tmp_path / "c.csv").write_text("words,more\n,x\n")
+    with pytest.raises(UserError, match="no input"):
+        read_inputs([str(tmp_path / "c.csv")], [], "text", "words")
+    with pytest.raises(UserError, match="no text at ' '"):
+        read_inputs([" "], [], "text", "words")
     with pytest.raises(UserError, match="no input"):
         read_inputs([], [], "text", "words")
     with pytest.raises(UserError, match="column 'other'"):

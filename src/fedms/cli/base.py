@@ -137,7 +137,8 @@ def listed(text: str, kind: Callable[[str], T], option: str) -> list[T]:
     except ValueError:
         values = []
     if not values:
-        fail(f"got {option} {text!r}; expected values by commas, e.g. {option} 1,2")
+        example = "fedms,local" if kind is str else "1,2"
+        fail(f"got {option} {text!r}; expected values by commas, e.g. {option} {example}")
     return values
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli.base import app, fail, say
+from fedms.cli.base import app, fail, say, say_aside
 from fedms.cli.completion import clients, run_folders
 
 FOLDER = Annotated[
@@ -59,6 +59,8 @@ def predict(
 
     models = Models(folder, device=device)
     table = read_inputs(inputs or [], sys.stdin, models.takes, column or models.config.data.input)
+    if table.dropped:
+        say_aside(f"left out {table.dropped:,} of {table.dropped + len(table):,} rows: empty")
     who = client or models.only()
     for i, said in enumerate(models.predict(table, who)):
         if as_json:
