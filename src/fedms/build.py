@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from fedms import algorithms, data, models
 from fedms.config import Config
 from fedms.core.algorithm import FederatedAlgorithm
-from fedms.core.errors import UserError
+from fedms.core.errors import UserError, did_you_mean
 from fedms.core.layout import Layout
 from fedms.core.robust import Rule
 from fedms.core.rows import ClientData, ClientSizes, Column, Rows, Split, join
@@ -200,6 +200,15 @@ def make_learner(
     return models.ModelLearner(backbone, slots, head, training, mixing, room), description
 
 
+def _expect_known(names: Iterable[str], classes: Collection[str]) -> None:
+    for name in names:
+        if name not in classes:
+            raise UserError(
+                f"got model.label_names of {name!r}, which is no class; expected some of the "
+                f"{len(classes)} there are{did_you_mean(name, classes)}"
+            )
+
+
 def _head(
     config: Config, backbone: models.Backbone, classes: tuple[str, ...]
 ) -> tuple[models.Head, dict[str, Any]]:
@@ -207,6 +216,7 @@ def _head(
     described: dict[str, Any] = {"model": wanted.name, "classes": list(classes)}
     if not _prompted(config, backbone.scores_prompts):
         return models.LinearHead(backbone.width, len(classes)), {**described, "kind": "linear"}
+    _expect_known(wanted.label_names, {*classes, *config.data.drop_labels})
     texts = models.class_prompts(wanted.prompt, classes, wanted.label_names)
     head = models.PromptHead.encode(backbone, texts, wanted.temperature)
     described |= {"prompts": texts, "temperature": head.temperature}

@@ -313,6 +313,8 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _prior_needs_logits(self) -> Gate:
+        if self.mix_prior == "learned" and not self.calibration:
+            raise ValueError('gate.mix_prior = "learned" needs gate.calibration = true')
         if self.mix == "features" and self.mix_prior == "client":
             raise ValueError('gate.mix_prior = "client" needs gate.mix "probabilities" or "logits"')
         if self.mix == "features" and self.calibration:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.build import Experiment, build, make_algorithm
-from fedms.config import Config
+from fedms.config import Config, untracked
 from fedms.core.algorithm import Expert, Fit, View
 from fedms.core.rows import ClientData, Rows
 from fedms.core.tensors import wire_bytes
@@ -52,7 +52,7 @@ def estimate(config: Config, seconds: float = 10.0) -> dict[str, Any]:
     """What a run of this configuration will cost, as JSON values.
 
     Workers and stacks are left out of account: figures are those of one process that trains one
-    client after another.
+    client after another. No tracker is told of a rehearsal.
 
     Args:
         config: of the run.
@@ -66,7 +66,7 @@ def estimate(config: Config, seconds: float = 10.0) -> dict[str, Any]:
         UserError: if data, model and configuration do not fit together.
     """
     runtime = config.runtime.model_copy(update={"name": "simulator", "workers": 1, "stack": 1})
-    config = config.model_copy(update={"runtime": runtime})
+    config = untracked(config).model_copy(update={"runtime": runtime})
     with on_threads(runtime.threads), tempfile.TemporaryDirectory(prefix="fedms-") as folder:
         experiment = build(config, Path(folder))
         tariff = Tariff(experiment.learner, _longest(experiment), seconds)

@@ -31,6 +31,8 @@ from fedms.compare.scores import Spread, until, versus, within
 from fedms.config import load_config, validate
 from fedms.core.errors import DivergenceError, UserError
 from fedms.identity import identity
+from fedms.report import write
+from fedms.run import resume
 
 SETTINGS = (
     "data.max_rows=120",
@@ -410,6 +412,15 @@ def test_an_unknown_method_is_named(plan):
         compare(Plan(None, (), ("sgd",), (0,), (1e-3,), plan.out))
 
 
+@pytest.mark.parametrize(
+    ("word", "option"),
+    [("method=ditto", "--methods"), ("seed=7", "--seeds"), ("training.learning_rate=1", "--rates")],
+)
+def test_what_a_comparison_sets_is_not_set_beside_it(word, option):
+    with pytest.raises(UserError, match=f"got {word}; expected {option}"):
+        compare(Plan(None, (word,), ("local",), (0,), (1e-3,), Path()))
+
+
 @pytest.mark.slow
 def test_a_rate_that_diverges_is_not_chosen_and_not_tried_again(plan):
     wild = replace(plan, methods=("local",), seeds=(0,), rates=(1e20, 1e-3))
@@ -422,6 +433,9 @@ def test_a_rate_that_diverges_is_not_chosen_and_not_tried_again(plan):
     assert found.rate <= 1
     with pytest.raises(DivergenceError, match="learning_rate"):
         compare(replace(wild, rates=(1e20,)))
+    with pytest.raises(DivergenceError, match="learning_rate"):
+        resume(wild.folder("local", 1e20, 0))
+    write([wild.folder("local", 1e20, 0)])
 
 
 def test_a_rate_whose_run_fails_is_not_passed_over(plan, monkeypatch):
@@ -479,8 +493,11 @@ def test_the_answer_comes_first_and_is_the_tables(results):
     best, fairest = max(means, key=means.get), max(worst, key=worst.get)
     beside = versus(ours, by_name(results, best))
     assert f"**FedMS has {np.mean([r.test['mean'] for r in ours]):.3f}, the best other " in first
-    assert f" {means[best]:.3f}** ({VARIANTS[best].title}): of {beside.of} pairs of client" in first
-    assert f"and seed FedMS makes {beside.better} better off, {beside.worse} worse" in first
+    ahead = f"a difference of {table.signed(beside.spread)} over seeds"
+    assert f" {means[best]:.3f}** ({VARIANTS[best].title}), {ahead}: of {beside.of} pairs" in first
+    assert (
+        f"of client and seed FedMS makes {beside.better} better off, {beside.worse} worse" in first
+    )
     assert f"and {worst[fairest]:.3f} ({VARIANTS[fairest].title})." in first
     assert "MB" not in table.markdown([*by_name(results, "zeroshot"), *ours]).split("\n\n")[0]
     sent = [
@@ -491,6 +508,10 @@ def test_the_answer_comes_first_and_is_the_tables(results):
     assert (f"{sent[0] / sent[1]:.2f} of its MB sent" in first) if costly else "MB" not in first
     bound = [replace(r, method="centralised", test={**r.test, "mean": 1.0}) for r in ours]
     assert table.markdown([*results, *bound]).split("\n\n")[0] == first
+    plain = ours[0].record.config["gate"]["calibration"] is False
+    assert ("finetune+statistics" in first) != plain
+    rival = [replace(r, method="finetune+statistics") for r in by_name(results, "local")]
+    assert "to be compared too" not in table.markdown([*results, *rival]).split("\n\n")[0]
     alone = table.markdown(by_name(results, "local"))
     assert alone.startswith("| at equal local steps |")
 

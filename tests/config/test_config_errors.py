@@ -156,6 +156,7 @@ TOGETHER = [
     (["partition.by=column"], ["partition.by", "column", "partition.column"]),
     (["stage1.rounds=0", "stage2.rounds=0"], ["stage1.rounds", "stage2.rounds", "0"]),
     (["data.source=csv"], ["data.source", "csv", "data.path"]),
+    (["gate.mix_prior=learned", "gate.calibration=false"], ["gate.mix_prior", "gate.calibration"]),
     (["gate.mix=features", "gate.mix_prior=client"], ["gate.mix_prior", "client", "logits"]),
 ]
 

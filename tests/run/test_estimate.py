@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from fedms import run as running
 from fedms.config import load_config
 from fedms.estimate import FIGURES, estimate
 from fedms.run import run
@@ -98,9 +99,20 @@ def test_texts(tmp_path, model_folder):
         assert said["most"][name] == pytest.approx(cost[name], rel=0.1), name
 
 
-def test_depths_are_told_of():
-    """Depth by depth: more is trained, sent and computed; at full depth nothing is kept."""
-    said = estimate(load_config(None, [*SMALL, "sal.trigger=all"]), 0.0)
+def test_depths_are_told_of(monkeypatch):
+    """Depth by depth: more is trained, sent and computed; at full depth nothing is kept.
+
+    And no tracker is told of it.
+    """
+    told, tracked = [], running.tracked
+
+    def watched(config, *rest):
+        told.append(config.tracking.to)
+        return tracked(config, *rest)
+
+    monkeypatch.setattr(running, "tracked", watched)
+    said = estimate(load_config(None, [*SMALL, "sal.trigger=all", "tracking.to=mlflow"]), 0.0)
+    assert told == [load_config(None, []).tracking.to]
     depths = said["depths"]
     assert [row["depth"] for row in depths] == [1, 2, 3, 4, 5, 6]
     for name in ("parameters", "upload_bytes", "step_flops", "activation_bytes"):

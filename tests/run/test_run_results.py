@@ -12,7 +12,7 @@ import torch
 from fedms import run as run_module
 from fedms.build import build
 from fedms.core.algorithm import View
-from fedms.core.errors import DivergenceError
+from fedms.core.errors import DivergenceError, UserError
 from fedms.core.rows import Rows
 from fedms.models.names import EMBEDDED
 from fedms.runtimes.rounds import run_rounds
@@ -95,6 +95,12 @@ DIVERGE = [
 def test_diverging_training_is_the_users_to_mend(tmp_path, small, options):
     with pytest.raises(DivergenceError, match=r"training\.learning_rate"):
         run_module.run(small("training.learning_rate=1e20", *options), tmp_path / "run")
+
+
+def test_a_name_for_a_class_that_is_not_there(small):
+    with pytest.raises(UserError, match=r"label_names of '10', which is no class.*did you mean 1"):
+        build(small("model.label_names.10=ten"))
+    build(small("model.label_names.9=nine", 'data.drop_labels=["9"]'))
 
 
 def test_seeds_differ(done):

@@ -130,7 +130,7 @@ def compare(
             help="Names, by commas; fedms compare --methods help lists them.",
             autocompletion=names_of_methods,
         ),
-    ] = "zeroshot,local,fedavg,finetune,ditto,fedsa,fedms",
+    ] = "zeroshot,local,fedavg,finetune,finetune+statistics,ditto,fedsa,fedms",
     seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
     rates: Annotated[
         str,
@@ -185,7 +185,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(table.rows(results), indent=2))
     else:
-        typer.echo((plan.out / "table.md").read_text())
+        typer.echo((plan.out / "table.md").read_text(encoding="utf-8"))
         typer.echo(f"written: {plan.out}")
 
 

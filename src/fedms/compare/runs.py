@@ -21,6 +21,7 @@ from fedms.events import Event, Started
 from fedms.run import check as check_run
 from fedms.run import run
 from fedms.store.files import write_json
+from fedms.store.marks import DIVERGED
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
@@ -144,6 +145,9 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: naming what is wrong.
     """
+    for word in plan.overrides:
+        if option := _OPTIONS.get(word.split("=")[0].strip()):
+            raise UserError(f"got {word}; expected {option}, for the comparison sets it itself")
     for name in plan.methods:
         if name not in VARIANTS:
             hint = did_you_mean(name, VARIANTS)
@@ -154,6 +158,14 @@ def check(plan: Plan) -> None:
             check_run(plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0]))
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
+
+
+_OPTIONS = {
+    "method": "--methods (in Python methods=)",
+    "seed": "--seeds (seeds=)",
+    "training.learning_rate": "--rates (rates=)",
+}
+"""What every run of a comparison is given, and by what."""
 
 
 def _runner(name: str) -> tuple[str, Variant]:
@@ -278,8 +290,8 @@ def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: W
         record = _perform(plan, config, folder, watch)
     records.add(folder.name, record)
     found = record.summary
-    if "diverged" in found:
-        raise DivergenceError(found["diverged"])
+    if DIVERGED in found:
+        raise DivergenceError(found[DIVERGED])
     test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
     _need_rows(plan, test=test, val=val)
     return record
@@ -295,7 +307,7 @@ def _perform(plan: Plan, config: Config, folder: Path, watch: Watch) -> Record:
     try:
         run(config, folder, force=True, watch=tell)
     except DivergenceError as error:  # that it diverges is what came of it
-        write_json(folder / "summary.json", {"diverged": str(error)})
+        write_json(folder / "summary.json", {DIVERGED: str(error)})
     record = Record.read(folder)
     assert record is not None, f"{folder} was complete just now"
     return record

@@ -16,7 +16,7 @@ from fedms.compare.scores import Spread, by_method, until, versus, within
 from fedms.compare.variants import VARIANTS
 from fedms.store.files import write_text
 
-_OURS = "fedms"
+_OURS, _RIVAL = "fedms", "finetune+statistics"
 _SHARES = (0.25, 0.5, 1.0)
 """Budgets, as shares of what FedMS spends."""
 _BELOW = (0.10, 0.05, 0.02)
@@ -90,7 +90,7 @@ def markdown(results: Sequence[Result]) -> str:
         curves = {name: {r.seed: r.record.regular for r in found} for name, found in trained}
         views.append(_margins(methods))
         if all(p.validation is not None for p in _points(curves)):
-            views += [_budgets(curves), _targets(curves)]
+            views += [_budgets(curves), _targets(curves, fitted=_calibrated(methods[_OURS]))]
     views += [_unseen(methods), _origin(results)]
     return "\n\n".join(filter(None, views)) + "\n"
 
@@ -109,6 +109,7 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
     said = f"**FedMS has {score(_OURS):.3f}, the best other method {score(best):.3f}** "
     said += f"({_title(best)})"
     if beside := versus(ours, methods[best]):
+        said += f", a difference of {signed(beside.spread)} over seeds"
         p = "" if beside.p is None else f", p {_p(beside.p)}"
         who = "clients" if beside.natural else "pairs of client and seed"
         said += f": of {beside.of} {who} FedMS makes {beside.better} better off, "
@@ -121,7 +122,15 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
         if name in ("MB sent", "TFLOPs") and not VARIANTS[best].run
     }
     shares = [f"{a / b:.2f} of its {name}" for name, (a, b) in spent.items() if b]
-    return said + (f" FedMS needs {' and '.join(shares)}." if shares else "")
+    said += f" FedMS needs {' and '.join(shares)}." if shares else ""
+    if _calibrated(ours) and _RIVAL not in methods:
+        said += " Calibration and class statistics, which FedMS has and these have not, can be had "
+        said += f"without its mixture: `{_RIVAL}`, to be compared too."
+    return said
+
+
+def _calibrated(results: Sequence[Result]) -> bool:
+    return any(result.record.config.get("gate", {}).get("calibration") for result in results)
 
 
 def _trained(methods: Mapping[str, list[Result]]) -> list[tuple[str, list[Result]]]:
@@ -225,7 +234,7 @@ def _budgets(curves: Curves) -> str:
     return "\n\n".join(parts)
 
 
-def _targets(curves: Curves) -> str:
+def _targets(curves: Curves, *, fitted: bool) -> str:
     """What it costs until an accuracy on validation rows is first seen, mean over seeds."""
     best = statistics.fmean(
         max(p.validation or 0.0 for p in points) for points in curves[_OURS].values()
@@ -244,7 +253,10 @@ def _targets(curves: Curves) -> str:
             for key, scale in (("bytes", 1e6), ("flops", 1e12), ("seconds", 1)):
                 cells.append(f"{statistics.fmean(getattr(p, key) for p in found) / scale:,.1f}")
         lines.append(cells)
-    return _table(head, lines)
+    if not fitted:
+        return _table(head, lines)
+    note = "FedMS' calibration is fitted on these validation rows, which flatters it here a little."
+    return f"{_table(head, lines)}\n\n{note}"
 
 
 def _unseen(methods: Mapping[str, list[Result]]) -> str:

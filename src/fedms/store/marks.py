@@ -9,6 +9,8 @@ from typing import Any
 from fedms.core.errors import UserError, did_you_mean
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
+DIVERGED = "diverged"
+"""In a summary of `fedms compare`, in place of scores: why there are none."""
 ADAPTED, FEDERATION = "adapted.json", "federation"
 """Only a newcomer's folder has the one; an exported model of nobody's has the other, with which
 newcomers adapt (`fedms.newcomers`)."""
@@ -51,10 +53,11 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Of a complete run, else None.
+    """Of a complete run, else None, as of one of a comparison that diverged.
 
     Raises:
         UserError: if it cannot be read.
     """
     path = folder / SUMMARY
-    return read_facts(path) if path.exists() else None
+    found = read_facts(path) if path.exists() else {}
+    return None if not found or DIVERGED in found else found
