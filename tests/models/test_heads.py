@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,7 +109,7 @@ def test_heads_learn_in_the_learner_and_in_stacks(make_learner, make_client, mod
 
 
 def test_features_stand_still_where_only_a_head_trains(make_learner, make_client, monkeypatch):
-    """The foundation model runs once over the rows, however many epochs there are."""
+    """The foundation model runs once over the rows, however many epochs and rounds there are."""
     learner = make_learner("vit", training=Training(batch_size=3))
     client = make_client(learner.backbone, rows=9)
     calls = []
@@ -122,7 +124,10 @@ def test_features_stand_still_where_only_a_head_trains(make_learner, make_client
     fit = Fit(View(Expert(learner.initial_expert(names, 0))), names, client, 7, 0)
     after = learner.fit([fit])[0]
     assert sum(calls) == 9
+    first = learner.spent().flops
+    learner.fit([replace(fit, view=after)])  # a new head, and features that are none of its own
+    assert sum(calls) == 9
+    assert 0 < learner.spent().flops < first
     assert (
         learner.score(after, client, "train").loss < learner.score(fit.view, client, "train").loss
     )
-    assert learner.spent().flops > 0

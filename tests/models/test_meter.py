@@ -204,6 +204,19 @@ def test_costs_of_fit_add_up_over_epochs(make_learner, make_client):
     assert learner.spent().flops == 0
 
 
+def test_what_a_step_costs_is_known_whatever_the_learning_rate(make_learner, make_client):
+    learner = make_learner("clip")
+    client, names = make_client(learner.backbone), learner.layout.expert(1)
+    spent, known = [], []
+    for rate in (1.0, 0.5, 0.25):
+        view = View(Expert(learner.initial_expert(names, 0)))
+        learner.fit([Fit(view, names, client, 2, 0, rate)])
+        spent.append(learner.spent().flops)
+        known.append(len(learner.meter._laws))
+    assert spent[1] == spent[2] > 0
+    assert len(set(known)) == 1
+
+
 def test_costs_do_not_depend_on_who_was_first(make_learner, make_client):
     """A step with more adapters below the trained ones costs more, whichever comes first."""
     spent = []

@@ -32,7 +32,8 @@ def close(got, expected):
 def nothing_patched(learner):
     blocks = learner.backbone.model.get_submodule(learner.slots.root)
     hooked = [b for b in blocks if b._forward_pre_hooks or b._forward_hooks]
-    return not hooked and not any("forward" in vars(block) for block in blocks)
+    hooked += [m for m in learner.backbone.model.modules() if m._forward_hooks]
+    return not hooked and not any("forward" in vars(m) for m in learner.backbone.model.modules())
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -153,12 +154,17 @@ def test_kept_states_are_used_while_they_fit(make_learner, make_rows, monkeypatc
     monkeypatch.setattr(
         type(blocks[0]), "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
     )
+    patches = []
+    if kind == "clip":
+        embed = learner.backbone.model.vision_model.embeddings.patch_embedding
+        embed.register_forward_hook(lambda *args: patches.append(1))
     counts = []
     for seed in (1, 2):
         learner.features(Expert(random_expert(learner, 1, seed)), rows)
         counts.append(len(calls))
         calls.clear()
     assert counts == [3, 1]
+    assert len(patches) == (kind == "clip")
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])

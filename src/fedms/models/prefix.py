@@ -45,6 +45,8 @@ class SplitForward:
         self._blocks = blocks
         self.blocks = len(blocks)
         self._wraps: bool | None = None
+        self._embeddings = _embeddings(backbone)
+        self._embeds_alike = False
 
     def prefix(self, batch: Mapping[str, Tensor], boundary: int) -> Tensor:
         """`(batch, tokens, hidden)` states that enter block `boundary` (1 or more)."""
@@ -57,13 +59,19 @@ class SplitForward:
         def notice(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._wraps = isinstance(output, tuple)
 
+        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            shapes.append(output.shape if isinstance(output, Tensor) else None)
+
+        shapes: list[Any] = []
         handles = [
+            *(module.register_forward_hook(see) for module in self._embeddings),
             self._blocks[boundary].register_forward_pre_hook(stop, with_kwargs=True),
             self._blocks[0].register_forward_hook(notice),
         ]
         try:
             self._backbone.features(batch)
         except _Reached:
+            self._embeds_alike = shapes == [states[0].shape]
             return states[0]
         finally:
             for handle in handles:
@@ -82,7 +90,10 @@ class SplitForward:
 
     @contextmanager
     def _passed_through(self, boundary: int, states: Tensor) -> Iterator[None]:
-        """Blocks below the boundary do nothing; the last of them hands over `states`."""
+        """Blocks below the boundary do nothing; the last of them hands over `states`.
+
+        Nor do embeddings, where what they give looks the same: a ViT's patches cost a convolution.
+        """
         result: Any = (states,) if self._wraps else states
 
         def instead(*args: Any, **kwargs: Any) -> Any:
@@ -91,11 +102,23 @@ class SplitForward:
         below: list[nn.Module] = list(self._blocks[:boundary])
         for block in below:
             block.forward = instead
+        embeddings = self._embeddings if self._embeds_alike else ()
+        for module in embeddings:
+            module.forward = lambda *args, **kwargs: states
         try:
             yield
         finally:
-            for block in below:
-                del block.forward
+            for module in (*below, *embeddings):
+                del module.forward
+
+
+def _embeddings(backbone: Backbone) -> tuple[nn.Module, ...]:
+    """The module that makes an image's tokens; texts look theirs up, which costs nothing."""
+    if backbone.takes == "text":
+        return ()
+    model = backbone.model.vision_model if backbone.kind == "clip" else backbone.model
+    found = getattr(model, "embeddings", None)
+    return (found,) if isinstance(found, nn.Module) else ()
 
 
 @dataclass(frozen=True, eq=False)

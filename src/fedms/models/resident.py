@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -151,10 +151,10 @@ class Resident:
         Those of constant experts are remembered, and the last ones: a client's models have its
         experts in common and are scored one after the other.
         """
-        known = self._known.get(rows, {})
-        if expert.fingerprint in known:
-            return known[expert.fingerprint]
-        if self._last and self._last[0] is rows and self._last[1] == expert.fingerprint:
+        known, key = self._known.get(rows, {}), self._key(expert)
+        if key in known:
+            return known[key]
+        if self._last and self._last[0] is rows and self._last[1] == key:
             return self._last[2]
         adapters = self.adapters(expert.tensors, expert.beneath)
         shares = self._shares(expert, rows)
@@ -163,10 +163,17 @@ class Resident:
             if kept is None and adapters:
                 kept = self.keep(rows, adapters, self.slots.lowest(adapters))
             features = self.forward(rows, kept, shares)
-        if expert.fingerprint == FROZEN.fingerprint:  # the foundation model's are asked for again
-            self._known[rows] = {**known, expert.fingerprint: features}
-        self._last = (rows, expert.fingerprint, features)
+        if key == FROZEN.fingerprint:  # the foundation model's are asked for again
+            self._known[rows] = {**known, key: features}
+        self._last = (rows, key, features)
         return features
+
+    def _key(self, expert: Expert) -> str:
+        """Of what makes an expert's features: all but its head."""
+        own = {n: t for n, t in expert.tensors.items() if n not in self.head.shapes}
+        if len(own) == len(expert.tensors):
+            return expert.fingerprint  # made once
+        return replace(expert, tensors=own).fingerprint
 
     def frozen(self, rows: Rows) -> Tensor:
         """`(rows, width)` features under the foundation model, which are remembered."""
@@ -257,7 +264,7 @@ class Resident:
         self._last = last  # as in `frozen`
         known = self._known.get(rows, {})
         kept = {k: v for k, v in known.items() if k == FROZEN.fingerprint}
-        self._known[rows] = {**kept, partner.fingerprint: features}
+        self._known[rows] = {**kept, self._key(partner): features}
         return features
 
     def constants(self, view: View, data: ClientData, rows: Rows) -> Constants | None:

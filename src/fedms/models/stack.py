@@ -225,12 +225,12 @@ class _Stack:
                 parts = list(zip(on, batch.index, strict=True))
                 still = [one.features[at] for one, at in parts if one.features is not None]
                 if still:
-                    with self._metered((on[0].kind, "head"), batch):
+                    with self._metered((on[0].form, "head"), batch):
                         self._step(batch, torch.stack(still), constants)
                     continue
                 inputs = resident.backbone.collate(join([one.rows.take(i) for one, i in parts]))
                 kept = [one.kept for one in on if one.kept]
-                with resident.metered(on[0].kind, on[0].kept, inputs, len(on), batch.real):
+                with resident.metered(on[0].form, on[0].kept, inputs, len(on), batch.real):
                     features = resident.batch(inputs, batch.index, kept)
                     self._step(batch, features.view(*batch.labels.shape, -1), constants)
 
