@@ -206,9 +206,16 @@ def trace(world, tmp_path_factory):
     return run
 
 
-def record(method, learner, clients, runtime, folder) -> Trace:
+def made(method, learner):
+    """The algorithm; with real models, which take their time, of one epoch a round."""
     maker, options = METHODS[method]
-    algorithm = maker(learner.layout, options)
+    if hasattr(learner, "backbone"):
+        options = replace(options, stage2=replace(options.stage2, epochs=1))
+    return maker(learner.layout, options)
+
+
+def record(method, learner, clients, runtime, folder) -> Trace:
+    algorithm = made(method, learner)
     trace = Trace(learner, algorithm, clients)
 
     def plan(state):
@@ -609,7 +616,7 @@ def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, mo
     whole = trace(method, model)
     stop = ROUNDS.get(method, 4) - 1
     learner, clients = world(model)
-    algorithm = METHODS[method][0](learner.layout, METHODS[method][1])
+    algorithm = made(method, learner)
     states = ClientStates(tmp_path)
     for plan, *_, data, _, _, update in whole.calls:
         if plan.round < stop and update.state is not None:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +87,17 @@ def small() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory, small) -> Callable[..., Done]:
-    """`done(*overrides)` is the finished tiny run; equal arguments share one."""
+    """`done(*overrides)` is the finished tiny run; equal configurations share one."""
 
-    @cache
+    finished: dict[str, Done] = {}
+
     def perform(*overrides: str) -> Done:
-        path = tmp_path_factory.mktemp("runs") / "run"
-        return Done(path, run(small(*overrides), path))
+        config = small(*overrides)
+        key = config.model_dump_json()  # by whatever words
+        if key not in finished:
+            path = tmp_path_factory.mktemp("runs") / "run"
+            finished[key] = Done(path, run(config, path))
+        return finished[key]
 
     return perform
 
