@@ -8,6 +8,7 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fedms.core.errors import UserError
 from fedms.data import Table, decode_image, load_table
+from fedms.store.files import digest
 
 CSV = "text,label,split,who\nhello,7,train,x\nNA,10,training,y\nnull,9,TEST,x\n,10,dev,y\n"
 
@@ -240,6 +242,56 @@ def test_folder_of_texts_and_its_splits(tmp_path):
     assert (plain.labels, plain.split) == (["a", "b"], None)
     (tmp_path / "train/a/1.txt").write_text(" \n")
     refused(r"no text at .*1\.txt \(and", "folder", tmp_path)
+
+
+def place(root, *names: str) -> None:
+    """Files that say what they are called."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def test_folders_of_which_only_some_name_a_split(tmp_path):
+    place(tmp_path, "train/a/1.txt", "train/b/2.txt", "test/a/3.txt", "extra/4.txt")
+    refused("'test', 'train', 'extra' in .* of which only some name a split", "folder", tmp_path)
+    (tmp_path / "extra/4.txt").unlink()
+    place(tmp_path, "__MACOSX/train/a/._1.txt", "__MACOSX/x.txt", ".git/a/x.txt")
+    table = load_table("folder", tmp_path)
+    assert (table.labels, table.split) == (["a", "a", "b"], ["test", "train", "train"])
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    place(tmp_path, "bus/1.txt", "train/2.txt", "train/3.txt")
+    table = load_table("folder", tmp_path)
+    assert (table.labels, table.split) == (["bus", "train", "train"], None)
+
+
+def test_hidden_files_and_folders_are_no_examples_and_no_part_of_the_hash(tmp_path):
+    """A copy in `.ipynb_checkpoints` would be a test row that was trained on."""
+    root = tmp_path / ".here" / "rows"
+    place(root, "a/1.txt", "b/2.txt")
+    before = digest(root)
+    place(root, "a/.ipynb_checkpoints/1.txt", "b/deep/.old/deeper/2.txt", "b/.2.txt", ".c/1.txt")
+    assert list(load_table("folder", root).inputs) == ["a/1.txt", "b/2.txt"]
+    assert digest(root) == before
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet"])
+def test_hidden_files_of_rows_are_left_out_and_no_part_of_the_hash(tmp_path, source):
+    def write(name, texts):
+        rows = {"text": texts, "label": ["a", "b"]}
+        if source == "parquet":
+            pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+        else:
+            pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+
+    write(".train", ["hidden", "too"])
+    refused("with nothing; expected", source, tmp_path)
+    write("train", ["x", "y"])
+    before = digest(tmp_path)
+    write("._train", ["resource", "fork"])
+    assert list(load_table(source, tmp_path).inputs) == ["x", "y"]
+    assert digest(tmp_path) == before
 
 
 def test_folder_of_images(tmp_path):

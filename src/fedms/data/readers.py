@@ -78,9 +78,10 @@ def _read_files(
     root = existing(path, f"a {' or '.join(suffixes)} file, or a folder of them")
     if not root.is_dir():
         return from_frame(frame(root), want, split=None)
-    files = sorted(p for p in root.iterdir() if p.name.endswith(suffixes))
+    seen = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    files = [p for p in seen if p.name.endswith(suffixes)]
     if not files:
-        inside = listing(sorted(p.name for p in root.iterdir()))
+        inside = listing(p.name for p in seen)
         raise UserError(
             f"got folder {str(root)!r} with {inside}; expected {' or '.join(suffixes)} files; "
             f"try data.source=folder if its sub-folders are classes, or the path of one file"
