@@ -124,6 +124,18 @@ def test_labels_are_dropped_before_anything_else_is_checked(tmp_path):
     refused("drop_labels with 'ooz', which no row has.*try 'oos'", "csv", path, drop_labels=["ooz"])
 
 
+def test_labels_of_the_federation_that_a_site_has_no_rows_of_are_dropped(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\nx,a\ny,a\n")
+    options = {"drop_labels": ["-1", "b"], "classes": ["a", "c"]}
+    assert load_table("csv", path, **options).labels == ["a", "a"]
+    refused("drop_labels with '-1', which no row has", "csv", path, drop_labels=["-1"])
+    options = {"drop_labels": ["A"], "classes": ["b", "c"]}
+    refused("class 'a' at row 1 of d.csv.*none of the fed.*drop_labels", "csv", path, **options)
+    options = {"drop_labels": ["a"], "classes": ["b", "c"]}
+    refused("got 0 rows with 0 class.*expected 1 or more", "csv", path, **options)
+
+
 def test_duplicates_keep_the_first(tmp_path):
     (tmp_path / "d.csv").write_text("text,label\nx,a\ny,b\nx,b\nz,a\n")
     table = load_table("csv", tmp_path / "d.csv", drop_duplicates=True)
