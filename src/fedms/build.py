@@ -76,14 +76,18 @@ def build(
         scratch,
         device="cpu" if workers > 1 else config.runtime.device,  # workers have models of their own
     )
-    columns = encode(learner.backbone, table)
-    labels = class_indices(table, federation.classes)
-    ids = [c.id for c in (*federation.clients, *federation.unseen)]
+    everyone = (*federation.clients, *federation.unseen)
+    held = np.unique(np.concatenate([part for c in everyone for part in (c.train, c.val, c.test)]))
+    rows = table.take(held)
+    columns, labels = encode(learner.backbone, rows), class_indices(rows, federation.classes)
+    ids = [c.id for c in everyone]
     _check_named("sal.caps", config.sal.caps, ids)
     _check_named("lora.ranks", config.lora.ranks, ids)
 
     def client(who: data.ClientIndex) -> ClientData:
-        return client_data(who, columns, labels, *limits(config, learner.layout, who.id))
+        parts = (np.searchsorted(held, part) for part in (who.train, who.val, who.test))
+        own = data.ClientIndex(who.id, *parts)
+        return client_data(own, columns, labels, *limits(config, learner.layout, who.id))
 
     return Experiment(
         federation=federation,
@@ -361,7 +365,7 @@ def _decoded(table: data.Table) -> Iterator[list[Any]]:
 
 
 def class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
-    """Class index of every row; -1 for rows that no client holds."""
+    """Class index of every row; -1 for rows whose class no client holds."""
     index = {label: i for i, label in enumerate(classes)}
     return np.array([index.get(label, -1) for label in table.labels], dtype=np.int64)
 
