@@ -43,6 +43,13 @@ def refused(message: str, *args, **options) -> None:
     assert "; expected " in text
 
 
+def place(root, *names: str) -> None:
+    """Files that say what they are called."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
 def test_csv_values_stay_text(csv):
     table = load_table("csv", csv, split="split", group="who", drop_empty=True)
     assert list(table.inputs) == ["hello", "NA", "null"]
@@ -183,6 +190,72 @@ def test_parquet_numbers_that_are_none_are_missing(tmp_path):
     refused("got no label at row 2", "parquet", tmp_path / "d.parquet")
 
 
+def test_blanks_around_labels_splits_and_clients_are_no_part_of_them(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text(
+        "text,label,split,who\n a ,x,train,me\nb,x , train, me\nc,\tx,test,me \nd,y,,u\n"
+    )
+    table = load_table("csv", path, group="who")
+    assert (table.labels, table.groups) == (["x", "x", "x", "y"], ["me", "me", "me", "u"])
+    assert table.inputs[0] == " a "
+    path.write_text("text,label,split,who\na,x, , \nb,y,,me\nc, ,,me\n")
+    refused(r"no label at row 3 of d\.csv", "csv", path)
+    path.write_text("text,label,split,who\na,x, , \nb,y,,me\n")
+    refused(r"no group at row 1 of d\.csv", "csv", path, group="who")
+    assert load_table("csv", path, split="split").split is None
+    place(tmp_path / "rows", "x/1.txt", "x /2.txt", "y/3.txt")
+    assert load_table("folder", tmp_path / "rows").labels == ["x", "x", "y"]
+
+
+def claimed(path, features, columns) -> None:
+    """A Parquet file whose metadata say so of its features."""
+    said = json.dumps({"info": {"features": features}})
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": said}), path)
+
+
+LABELS = {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "expected"),
+    [
+        (LABELS, [0, 1], ["no", "yes"]),
+        ({**LABELS, "deep": {"x": {"_type": "Value"}}, "many": [{}]}, [0, 1], ["no", "yes"]),
+        ([{"name": "label"}], [0, 1], ["0", "1"]),
+        ([], [0, 1], ["0", "1"]),
+        (None, [0, 1], ["0", "1"]),
+        (LABELS, [0.0, 1.0], ["0.0", "1.0"]),
+        (LABELS, ["0", "x"], ["0", "x"]),
+        (LABELS, [True, False], ["True", "False"]),
+        (LABELS, [0, 7], ["no", "7"]),
+        ({"label": {"_type": "ClassLabel"}}, [0, 1], ["0", "1"]),
+        ({"label": {"_type": "ClassLabel", "names": {"a": 1}}}, [0, 1], ["0", "1"]),
+    ],
+)
+def test_what_parquet_metadata_claim_is_believed_of_whole_numbers(
+    tmp_path, features, labels, expected
+):
+    claimed(tmp_path / "d.parquet", features, {"text": ["a", "b"], "label": labels})
+    assert load_table("parquet", tmp_path / "d.parquet").labels == expected
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path):
+    columns = [pa.array(["a", "b"]), pa.array(["x", "y"]), pa.array(["a", "b"])]
+    pq.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "d.parquet")
+    refused("2 columns 'label' in d.parquet; expected one", "parquet", tmp_path / "d.parquet")
+    pq.write_table(pa.table(columns, names=["text", "label", "text"]), tmp_path / "d.parquet")
+    refused("2 columns 'text' in d.parquet; expected one", "parquet", tmp_path / "d.parquet")
+
+
+def test_labels_in_bytes_are_text(tmp_path):
+    columns = {"text": ["a", "b", "c"], "label": ["ä".encode(), b"x", b"x"]}
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    assert load_table("parquet", tmp_path / "d.parquet").labels == ["ä", "x", "x"]
+    columns["label"][1] = b"\xff"
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    refused("column 'label' of d.parquet that are no UTF-8", "parquet", tmp_path / "d.parquet")
+
+
 @pytest.mark.parametrize("form", ["struct", "bytes", "path"])
 def test_parquet_images(tmp_path, form):
     (tmp_path / "a.png").write_bytes(png(9))
@@ -254,13 +327,6 @@ def test_folder_of_texts_and_its_splits(tmp_path):
     assert (plain.labels, plain.split) == (["a", "b"], None)
     (tmp_path / "train/a/1.txt").write_text(" \n")
     refused(r"no text at .*1\.txt \(and", "folder", tmp_path)
-
-
-def place(root, *names: str) -> None:
-    """Files that say what they are called."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
 
 
 def test_folders_of_which_only_some_name_a_split(tmp_path):

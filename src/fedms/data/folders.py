@@ -49,7 +49,7 @@ def read_folder(path: str | Path | None, want: Request) -> Table:
     return Table(
         kind=kind,
         inputs=files if kind == "image" else [_read_text(file) for file in files],
-        labels=[label for _, label, _ in rows],
+        labels=[label.strip() for _, label, _ in rows],
         split=[split for _, _, split in rows] if splits else None,
         origins=[str(file) for file in files],
         numbers=[0] * len(files),

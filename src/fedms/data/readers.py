@@ -1,6 +1,7 @@
 """Reads sources with columns into a raw `Table`: values as they stand, nothing checked or dropped.
 
-Values stay text: "NA", "null" and "007" in a CSV file are themselves. Images stay undecoded.
+Values stay text: "NA", "null" and "007" in a CSV file are themselves; only blanks around labels,
+splits and clients are taken off. Images stay undecoded.
 """
 
 from __future__ import annotations
@@ -166,18 +167,22 @@ def dataset_frame(part: Any, origin: str) -> _Frame:
     return _Frame(list(part.features), column, is_image, origin)
 
 
-def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Names of the ClassLabel columns, from what `datasets` writes into a Parquet file's schema."""
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: f["names"] for name, f in features.items() if f["_type"] == "ClassLabel"}
+        features = dict(json.loads((metadata or {})[b"huggingface"])["info"]["features"])
     except (KeyError, TypeError, ValueError):
         return {}
+    claims = {name: f for name, f in features.items() if isinstance(f, dict)}
+    return {name: f.get("names") for name, f in claims.items() if f.get("_type") == "ClassLabel"}
 
 
-def _arrow_values(values: Any, names: Sequence[str] | None) -> list[Any]:
+def _arrow_values(values: Any, names: Any) -> list[Any]:
+    """Values of a column; of whole numbers, those of a list of `names`."""
+    from pyarrow import types
+
     items: list[Any] = values.to_pylist()
-    if names is None:
+    if not isinstance(names, list) or not types.is_integer(values.type):
         return items
     return [names[i] if i is not None and 0 <= i < len(names) else i for i in items]
 
@@ -199,16 +204,21 @@ def from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
                 f"got column {name!r}, which {frame.origin} does not have; expected one of "
                 f"{listing(frame.names)}; try {nearest(name, frame.names)}"
             )
+        if frame.names.count(name) > 1:
+            raise UserError(
+                f"got {frame.names.count(name)} columns {name!r} in {frame.origin}; expected one; "
+                f"try renaming the others"
+            )
     kind = _frame_kind(frame, inputs, want.kind)
     found = _images(frame, inputs[0]) if kind == "image" else _joined(frame, inputs)
-    labels = [""] * len(found) if want.label is None else _texts(frame, want.label)
+    labels = [""] * len(found) if want.label is None else _names(frame, want.label)
     splits = None if split is None else [split] * len(labels)
     return Table(
         kind=kind,
         inputs=found,
         labels=labels,
-        split=_texts(frame, want.split) if want.split is not None else splits,
-        groups=None if want.group is None else _texts(frame, want.group),
+        split=_names(frame, want.split) if want.split is not None else splits,
+        groups=None if want.group is None else _names(frame, want.group),
         origins=[frame.origin] * len(labels),
         numbers=range(1, len(labels) + 1),
     )
@@ -241,9 +251,25 @@ def _frame_kind(frame: _Frame, inputs: Sequence[str], asked: str) -> Kind:
     return "image"
 
 
+def _names(frame: _Frame, name: str) -> list[str]:
+    """Of classes, splits or clients: blanks around them are slips."""
+    return [text.strip() for text in _texts(frame, name)]
+
+
 def _texts(frame: _Frame, name: str) -> list[str]:
     """The column as text; missing values, NaN among them, are empty."""
-    return ["" if _missing(value) else str(value) for value in frame.column(name)]
+    try:
+        return [_text(value) for value in frame.column(name)]
+    except UnicodeDecodeError:
+        raise UserError(
+            f"got bytes in column {name!r} of {frame.origin} that are no UTF-8; expected text"
+        ) from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    return "" if _missing(value) else str(value)
 
 
 def _missing(value: Any) -> bool:
