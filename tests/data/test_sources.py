@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import gzip
 import io
 import json
@@ -87,6 +88,41 @@ def test_a_column_may_be_named_with_the_mark_of_another_file(tmp_path):
     path.write_text("text;label,label\na;b,c\nd;e,f\n")
     assert list(load_table("csv", path, input="text;label").inputs) == ["a;b", "d;e"]
     refused("does not have; expected one of 'text;label', 'label'", "csv", path)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("mark", [",", ";"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        (['"a,x', "b,y", "c,x", '"d,y', "e,x"], "2 to 5"),
+        (["a,x", 'b,"y', 'c,"x', "d,y"], "3 to 4"),
+        (['"a', '",x', '"b,y', "", 'c"x,y', "e,x"], "4 to 6"),
+        (['"a"b,x', '"c,y', '"d,x', "e,y"], "3 to 4"),
+        (["ä" * 200_000 + ",x", '"' + "b" * 200_000, '",y', '"c,y', '"d,x', "e,y"], "5 to 6"),
+    ],
+)
+def test_a_stray_quote_that_swallows_lines_is_refused(tmp_path, rows, lines, end, mark, zipped):
+    """pandas makes one row of them, without a word."""
+    path = tmp_path / ("d.csv.gz" if zipped else "d.csv")
+    text = end.join(["text,label", *rows, ""]).replace(",", mark).encode()
+    path.write_bytes(gzip.compress(text) if zipped else text)
+    refused(rf"a stray quote in lines {lines} of d\.csv", "csv", path)
+    assert csv_module.field_size_limit() == 131_072
+
+
+def test_quotes_that_harm_nothing_are_read(tmp_path):
+    path, long = tmp_path / "d.csv", "b\n" * 100_000
+    path.write_text(
+        f'text,label\n"a ""b"",\n\n""c"" d\n",x\n"a"b,y\n5" of "it",x\n"{long}",x\n"",y\n',
+        encoding="utf-8-sig",
+    )
+    table = load_table("csv", path, drop_empty=True)
+    assert list(table.inputs) == ['a "b",\n\n"c" d\n', "ab", '5" of "it"', long]
+    assert table.labels == ["x", "y", "x", "x"]
+    pd.DataFrame({"text": ["a\nb", "c"], "label": ["x", "y"]}).to_csv(tmp_path / "d.csv.xz")
+    assert list(load_table("csv", tmp_path / "d.csv.xz").inputs) == ["a\nb", "c"]
 
 
 def test_folder_of_csv_files_named_as_splits(tmp_path):

@@ -6,6 +6,8 @@ splits and clients are taken off. Images stay undecoded.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import math
 import re
@@ -124,8 +126,38 @@ def _csv_frame(path: Path, want: Request) -> _Frame:
             f"got rows with more fields than the header's {len(data.columns)} in {str(path)!r}; "
             f"expected one field per column; try quoting fields that contain {separator!r}"
         )
+    if any(column.str.contains(r"[\r\n]").any() for _, column in data.items()):
+        _expect_whole_quotes(path, separator)
     names = [str(name) for name in data.columns]
     return _Frame(names, lambda c: list(data[c]), lambda c: False, path.name, path.parent)
+
+
+def _expect_whole_quotes(path: Path, separator: str) -> None:
+    """That no field in quotes goes over several lines and ends in the midst of one.
+
+    Such a quote is a slip, and pandas makes one row of all these lines without a word.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            records, last, more = csv.reader(file, delimiter=separator, strict=True), 0, True
+            while more:
+                first = last + 1
+                try:
+                    more = next(records, None) is not None
+                except csv.Error as error:
+                    if records.line_num > first:
+                        raise UserError(
+                            f"got a stray quote in lines {first} to {records.line_num} of "
+                            f"{path.name}, which makes them one row; expected fields that are in "
+                            "quotes as a whole, with quotes in them doubled; try removing it"
+                        ) from error
+                last = records.line_num
+    except UnicodeDecodeError:
+        pass  # compressed in another way that pandas knows
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet_frame(path: Path) -> _Frame:
