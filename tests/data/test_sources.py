@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -339,6 +340,20 @@ def test_damaged_images_are_left_out_and_counted_where_that_is_asked_for(tmp_pat
     everything = {"input": "image", "drop_damaged": True}
     pq.write_table(pa.table({"image": [b"", b"x"], "label": ["a", "b"]}), tmp_path / "d.parquet")
     refused("got 0 rows with 0 class", "parquet", tmp_path / "d.parquet", **everything)
+
+
+def test_looking_for_duplicates_holds_one_file_at_a_time(tmp_path):
+    for i in range(20):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"{i:02}.png").write_bytes(bytes([i % 15]) * 10**6)
+    tracemalloc.start()
+    try:
+        table = load_table("folder", tmp_path, drop_duplicates=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(table), table.dropped) == (15, 5)
+    assert peak < 5e6
 
 
 def test_a_missing_image_is_named_when_it_is_decoded(tmp_path):

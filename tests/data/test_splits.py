@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedms.core.errors import UserError
 from fedms.data import Partitioning, Table, assign, describe, summary
+from fedms.data.table import coded
 
 
 def table_of(labels, split=None, groups=None) -> Table:
@@ -179,6 +181,31 @@ def test_natural_clients_keep_their_own_rows_and_those_without_test_rows_are_cou
     assert federation.own_test == 1
     assert (federation.dropped_clients, federation.dropped_rows) == (1, 1)
     assert "1 clients tested on rows split off" in summary(federation, table)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), max_size=3), min_size=1))
+def test_values_are_coded_as_numpy_does(values):
+    names, codes = coded(values)
+    expected = np.unique(np.array(values, dtype=object), return_inverse=True)
+    assert (names, codes.tolist()) == (expected[0].tolist(), expected[1].tolist())
+    assert codes.dtype == np.int64
+
+
+@pytest.mark.parametrize("by", ["iid", "dirichlet", "shards", "quantity", "column"])
+def test_one_long_name_does_not_make_all_others_as_long(by):
+    """In an array of NumPy's texts all are as long as the longest: here 400 MB."""
+    labels, groups = ["a", "b"] * 1000, ["x", "y", "y", "x"] * 500
+    labels[-1] = groups[-1] = "z" * 50_000
+    table = table_of(labels, ["train", "train", "test", "train"] * 500, groups)
+    assign(table_of("ab", groups=list("ab")), Partitioning(by, 1))  # imports
+    tracemalloc.start()
+    try:
+        federation = assign(table, Partitioning(by, 3))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(federation.clients) == 3
+    assert peak < 40e6
 
 
 def test_unseen_clients_are_drawn_by_the_seed():

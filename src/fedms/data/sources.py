@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,17 +191,10 @@ def _is_whole(table: Table, row: int) -> bool:
 
 
 def _without_duplicates(table: Table) -> Table:
-    first: dict[Any, int] = {}
-    for row, item in enumerate(table.inputs):
-        first.setdefault(_identity(item), row)
+    first: dict[bytes, int] = {}
+    for row in range(len(table)):
+        first.setdefault(table.same(row), row)
     return table.take(np.fromiter(first.values(), np.int64, len(first)))
-
-
-def _identity(item: Any) -> Any:
-    """Equal for equal inputs: text and bytes themselves, the content of files, pixels of arrays."""
-    if isinstance(item, Path):
-        return item.read_bytes() if item.is_file() else str(item)
-    return (item.shape, item.tobytes()) if isinstance(item, np.ndarray) else item
 
 
 def _normal_split(table: Table) -> list[str] | None:

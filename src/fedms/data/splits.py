@@ -19,7 +19,7 @@ from fedms.core.seeds import derive_seed, round_half_up
 from fedms.data.apportion import apportion
 from fedms.data.messages import listing
 from fedms.data.partition import Partitioning, partition
-from fedms.data.table import Table, natural_key
+from fedms.data.table import Table, coded, natural_key
 
 Index = NDArray[np.int64]
 _NONE: Index = np.empty(0, dtype=np.int64)
@@ -91,7 +91,7 @@ def assign(
             client has no training rows, or a class is found in test or validation rows alone.
     """
     _check_fractions(test_fraction, val_fraction)
-    labels = np.unique(np.asarray(table.labels), return_inverse=True)[1].astype(np.int64)
+    labels = coded(table.labels)[1]
     marked = _marked(table)
     dealt = _deal_train(table, marked["train"], how, seed)
     natural = how.by == "column"
@@ -132,7 +132,7 @@ def alone(
         UserError: if a fraction is out of range, or no row is for training.
     """
     _check_fractions(test_fraction, val_fraction)
-    labels = np.unique(np.asarray(table.labels), return_inverse=True)[1].astype(np.int64)
+    labels = coded(table.labels)[1]
     marked = _marked(table)
     there = ClientIndex(client, *(marked[name] for name in ("train", "val", "test")))
     fractions = (test_fraction * (not len(there.test)), val_fraction * (not len(there.val)))
@@ -231,8 +231,12 @@ def _deal_train(table: Table, train: Index, how: Partitioning, seed: int) -> dic
 
 def _belonging(table: Table, rows: Index, dealt: Mapping[str, Index]) -> dict[str, Index]:
     """Each natural client's own among `rows`."""
-    groups = np.asarray(table.groups)[rows]
-    return {client: rows[groups == client] for client in dealt}
+    assert table.groups is not None
+    own: dict[str, list[int]] = {client: [] for client in dealt}
+    for row in rows.tolist():
+        if table.groups[row] in own:
+            own[table.groups[row]].append(row)
+    return {client: np.array(part, np.int64) for client, part in own.items()}
 
 
 def _proportional(
