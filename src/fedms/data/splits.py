@@ -157,7 +157,7 @@ def describe(federation: Federation, labels: Sequence[str]) -> list[ClientSizes]
 
 
 def summary(federation: Federation, table: Table) -> str:
-    """One line: clients, rows, and smallest / median / largest size and number of classes."""
+    """One line: clients, rows, smallest / median / largest size and number of classes, doubts."""
     sizes, unseen = describe(federation, table.labels), len(federation.unseen)
     text = spread(sizes, len(federation.classes), unseen=unseen)
     if table.dropped:
@@ -168,18 +168,36 @@ def summary(federation: Federation, table: Table) -> str:
         )
     if federation.own_test:
         text += f"; {federation.own_test} clients tested on rows split off their training rows"
-    return text
+    return text + _trained_on(federation, table)
+
+
+def _trained_on(federation: Federation, table: Table) -> str:
+    """How many test and validation rows have the input of somebody's training row, if any."""
+    everyone = (*federation.clients, *federation.unseen)
+    train = {table.same(row) for client in everyone for row in client.train}
+    text = ""
+    for name, parts in (
+        ("test", [client.test for client in everyone]),
+        ("validation", [client.val for client in everyone]),
+    ):
+        seen = [table.same(row) in train for part in parts for row in part]
+        if any(seen):
+            text += f"; {sum(seen):,} of {len(seen):,} {name} rows are also training rows"
+    return f"{text}; try data.drop_duplicates=true" if text else ""
 
 
 def spread(sizes: Sequence[ClientSizes], classes: int, *, unseen: int = 0) -> str:
     """The part of `summary` that sizes tell; `unseen` of the clients are that."""
     train, val, test, own = np.array([(s.train, s.val, s.test, s.classes) for s in sizes]).T
-    return (
+    text = (
         f"{len(sizes) - unseen} clients, {unseen} unseen; "
         f"{train.sum():,} train, {val.sum():,} val, {test.sum():,} test rows; "
         f"{_spread(train + val + test)} rows and {_spread(own)} of "
         f"{classes} classes per client (min/median/max)"
     )
+    if untested := int((test == 0).sum()):
+        text += f"; {untested} clients have no test rows, and are in no average"
+    return text
 
 
 def _spread(numbers: NDArray[np.int64]) -> str:
