@@ -231,9 +231,9 @@ def _check_classes(table: Table, name: str, classes: Collection[str]) -> None:
             f"{len(classes)} classes; expected one of them; try {nearest(label, classes)}, or "
             f"data.drop_labels for it"
         )
-    least = 1 if classes else 2
-    if len(table.classes) < least:
+    if len(table.classes) < (1 if classes else 2):
         raise UserError(
             f"got {len(table)} rows with {len(table.classes)} class {listing(table.classes)} from "
-            f"{name}; expected {least} or more; try another label column, or fewer rows left out"
+            f"{name}; expected {'a class' if classes else '2 classes'} or more; try another label "
+            f"column, or fewer rows left out"
         )
