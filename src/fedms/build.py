@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from fedms.machine import DTYPES, computes, pick_device, pick_precision
 from fedms.runtimes.rounds import Rules
 
 _CHUNK = 1024
+_PIXELS = 16_000_000
+"""Of pictures that are decoded at a time, but for one: a chunk of photographs is gigabytes."""
 CENTRALISED = "centralised"
 """The method that is none of federated learning: one client holds all rows."""
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -74,14 +76,18 @@ def build(
         scratch,
         device="cpu" if workers > 1 else config.runtime.device,  # workers have models of their own
     )
-    columns = encode(learner.backbone, table)
-    labels = class_indices(table, federation.classes)
-    ids = [c.id for c in (*federation.clients, *federation.unseen)]
+    everyone = (*federation.clients, *federation.unseen)
+    held = np.unique(np.concatenate([part for c in everyone for part in (c.train, c.val, c.test)]))
+    rows = table.take(held)
+    columns, labels = encode(learner.backbone, rows), class_indices(rows, federation.classes)
+    ids = [c.id for c in everyone]
     _check_named("sal.caps", config.sal.caps, ids)
     _check_named("lora.ranks", config.lora.ranks, ids)
 
     def client(who: data.ClientIndex) -> ClientData:
-        return client_data(who, columns, labels, *limits(config, learner.layout, who.id))
+        parts = (np.searchsorted(held, part) for part in (who.train, who.val, who.test))
+        own = data.ClientIndex(who.id, *parts)
+        return client_data(own, columns, labels, *limits(config, learner.layout, who.id))
 
     return Experiment(
         federation=federation,
@@ -350,19 +356,26 @@ def make_rules(config: Config) -> Rules:
 
 
 def encode(backbone: models.Backbone, table: data.Table) -> dict[str, Column]:
-    """All inputs of a table as the model takes them; images are decoded a chunk at a time."""
+    """All inputs of a table as the model takes them; images are decoded a few at a time."""
     if table.kind == "text":
         return backbone.encode(table.inputs)
-    parts = []
-    for start in range(0, len(table), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(table)))
-        images = [data.decode_image(table.inputs[i], table.where(i)) for i in rows]
-        parts.append(backbone.encode(images))
+    parts = [backbone.encode(images) for images in _decoded(table)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _decoded(table: data.Table) -> Iterator[list[Any]]:
+    """All pictures, in lists of at most `_CHUNK`, which end with what makes them `_PIXELS`."""
+    held, pixels = [], 0
+    for row, item in enumerate(table.inputs):
+        held.append(data.decode_image(item, table.where(row)))
+        pixels += held[-1].width * held[-1].height
+        if len(held) == _CHUNK or pixels >= _PIXELS or row == len(table) - 1:
+            yield held
+            held, pixels = [], 0
+
+
 def class_indices(table: data.Table, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
-    """Class index of every row; -1 for rows that no client holds."""
+    """Class index of every row; -1 for rows whose class no client holds."""
     index = {label: i for i, label in enumerate(classes)}
     return np.array([index.get(label, -1) for label in table.labels], dtype=np.int64)
 

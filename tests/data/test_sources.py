@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import gzip
 import io
 import json
 import os
+import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +18,7 @@ from PIL import Image
 
 from fedms.core.errors import UserError
 from fedms.data import Table, decode_image, load_table
+from fedms.store.files import digest
 
 CSV = "text,label,split,who\nhello,7,train,x\nNA,10,training,y\nnull,9,TEST,x\n,10,dev,y\n"
 
@@ -39,6 +43,13 @@ def refused(message: str, *args, **options) -> None:
     assert "\n" not in text
     assert text.startswith("got ")
     assert "; expected " in text
+
+
+def place(root, *names: str) -> None:
+    """Files that say what they are called."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
 
 
 def test_csv_values_stay_text(csv):
@@ -78,6 +89,41 @@ def test_a_column_may_be_named_with_the_mark_of_another_file(tmp_path):
     path.write_text("text;label,label\na;b,c\nd;e,f\n")
     assert list(load_table("csv", path, input="text;label").inputs) == ["a;b", "d;e"]
     refused("does not have; expected one of 'text;label', 'label'", "csv", path)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("mark", [",", ";"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        (['"a,x', "b,y", "c,x", '"d,y', "e,x"], "2 to 5"),
+        (["a,x", 'b,"y', 'c,"x', "d,y"], "3 to 4"),
+        (['"a', '",x', '"b,y', "", 'c"x,y', "e,x"], "4 to 6"),
+        (['"a"b,x', '"c,y', '"d,x', "e,y"], "3 to 4"),
+        (["ä" * 200_000 + ",x", '"' + "b" * 200_000, '",y', '"c,y', '"d,x', "e,y"], "5 to 6"),
+    ],
+)
+def test_a_stray_quote_that_swallows_lines_is_refused(tmp_path, rows, lines, end, mark, zipped):
+    """pandas makes one row of them, without a word."""
+    path = tmp_path / ("d.csv.gz" if zipped else "d.csv")
+    text = end.join(["text,label", *rows, ""]).replace(",", mark).encode()
+    path.write_bytes(gzip.compress(text) if zipped else text)
+    refused(rf"a stray quote in lines {lines} of d\.csv", "csv", path)
+    assert csv_module.field_size_limit() == 131_072
+
+
+def test_quotes_that_harm_nothing_are_read(tmp_path):
+    path, long = tmp_path / "d.csv", "b\n" * 100_000
+    path.write_text(
+        f'text,label\n"a ""b"",\n\n""c"" d\n",x\n"a"b,y\n5" of "it",x\n"{long}",x\n"",y\n',
+        encoding="utf-8-sig",
+    )
+    table = load_table("csv", path, drop_empty=True)
+    assert list(table.inputs) == ['a "b",\n\n"c" d\n', "ab", '5" of "it"', long]
+    assert table.labels == ["x", "y", "x", "x"]
+    pd.DataFrame({"text": ["a\nb", "c"], "label": ["x", "y"]}).to_csv(tmp_path / "d.csv.xz")
+    assert list(load_table("csv", tmp_path / "d.csv.xz").inputs) == ["a\nb", "c"]
 
 
 def test_folder_of_csv_files_named_as_splits(tmp_path):
@@ -120,6 +166,18 @@ def test_labels_are_dropped_before_anything_else_is_checked(tmp_path):
     assert table.where(0) == "row 2 of d.csv"
     refused("got split 'oos_val'", "csv", path, split="split", drop_empty=False, input="text+label")
     refused("drop_labels with 'ooz', which no row has.*try 'oos'", "csv", path, drop_labels=["ooz"])
+
+
+def test_labels_of_the_federation_that_a_site_has_no_rows_of_are_dropped(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\nx,a\ny,a\n")
+    options = {"drop_labels": ["-1", "b"], "classes": ["a", "c"]}
+    assert load_table("csv", path, **options).labels == ["a", "a"]
+    refused("drop_labels with '-1', which no row has", "csv", path, drop_labels=["-1"])
+    options = {"drop_labels": ["A"], "classes": ["b", "c"]}
+    refused("class 'a' at row 1 of d.csv.*none of the fed.*drop_labels", "csv", path, **options)
+    options = {"drop_labels": ["a"], "classes": ["b", "c"]}
+    refused("got 0 rows with 0 class.*expected a class or more", "csv", path, **options)
 
 
 def test_duplicates_keep_the_first(tmp_path):
@@ -167,6 +225,72 @@ def test_parquet_numbers_that_are_none_are_missing(tmp_path):
     columns = {"text": ["a", "b", "c"], "label": [0.0, float("nan"), 1.0]}
     pq.write_table(pa.table(columns), tmp_path / "d.parquet")
     refused("got no label at row 2", "parquet", tmp_path / "d.parquet")
+
+
+def test_blanks_around_labels_splits_and_clients_are_no_part_of_them(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text(
+        "text,label,split,who\n a ,x,train,me\nb,x , train, me\nc,\tx,test,me \nd,y,,u\n"
+    )
+    table = load_table("csv", path, group="who")
+    assert (table.labels, table.groups) == (["x", "x", "x", "y"], ["me", "me", "me", "u"])
+    assert table.inputs[0] == " a "
+    path.write_text("text,label,split,who\na,x, , \nb,y,,me\nc, ,,me\n")
+    refused(r"no label at row 3 of d\.csv", "csv", path)
+    path.write_text("text,label,split,who\na,x, , \nb,y,,me\n")
+    refused(r"no group at row 1 of d\.csv", "csv", path, group="who")
+    assert load_table("csv", path, split="split").split is None
+    place(tmp_path / "rows", "x/1.txt", "x /2.txt", "y/3.txt")
+    assert load_table("folder", tmp_path / "rows").labels == ["x", "x", "y"]
+
+
+def claimed(path, features, columns) -> None:
+    """A Parquet file whose metadata say so of its features."""
+    said = json.dumps({"info": {"features": features}})
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": said}), path)
+
+
+LABELS = {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "expected"),
+    [
+        (LABELS, [0, 1], ["no", "yes"]),
+        ({**LABELS, "deep": {"x": {"_type": "Value"}}, "many": [{}]}, [0, 1], ["no", "yes"]),
+        ([{"name": "label"}], [0, 1], ["0", "1"]),
+        ([], [0, 1], ["0", "1"]),
+        (None, [0, 1], ["0", "1"]),
+        (LABELS, [0.0, 1.0], ["0.0", "1.0"]),
+        (LABELS, ["0", "x"], ["0", "x"]),
+        (LABELS, [True, False], ["True", "False"]),
+        (LABELS, [0, 7], ["no", "7"]),
+        ({"label": {"_type": "ClassLabel"}}, [0, 1], ["0", "1"]),
+        ({"label": {"_type": "ClassLabel", "names": {"a": 1}}}, [0, 1], ["0", "1"]),
+    ],
+)
+def test_what_parquet_metadata_claim_is_believed_of_whole_numbers(
+    tmp_path, features, labels, expected
+):
+    claimed(tmp_path / "d.parquet", features, {"text": ["a", "b"], "label": labels})
+    assert load_table("parquet", tmp_path / "d.parquet").labels == expected
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path):
+    columns = [pa.array(["a", "b"]), pa.array(["x", "y"]), pa.array(["a", "b"])]
+    pq.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "d.parquet")
+    refused("2 columns 'label' in d.parquet; expected one", "parquet", tmp_path / "d.parquet")
+    pq.write_table(pa.table(columns, names=["text", "label", "text"]), tmp_path / "d.parquet")
+    refused("2 columns 'text' in d.parquet; expected one", "parquet", tmp_path / "d.parquet")
+
+
+def test_labels_in_bytes_are_text(tmp_path):
+    columns = {"text": ["a", "b", "c"], "label": ["ä".encode(), b"x", b"x"]}
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    assert load_table("parquet", tmp_path / "d.parquet").labels == ["ä", "x", "x"]
+    columns["label"][1] = b"\xff"
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    refused("column 'label' of d.parquet that are no UTF-8", "parquet", tmp_path / "d.parquet")
 
 
 @pytest.mark.parametrize("form", ["struct", "bytes", "path"])
@@ -218,6 +342,20 @@ def test_damaged_images_are_left_out_and_counted_where_that_is_asked_for(tmp_pat
     refused("got 0 rows with 0 class", "parquet", tmp_path / "d.parquet", **everything)
 
 
+def test_looking_for_duplicates_holds_one_file_at_a_time(tmp_path):
+    for i in range(20):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"{i:02}.png").write_bytes(bytes([i % 15]) * 10**6)
+    tracemalloc.start()
+    try:
+        table = load_table("folder", tmp_path, drop_duplicates=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(table), table.dropped) == (15, 5)
+    assert peak < 5e6
+
+
 def test_a_missing_image_is_named_when_it_is_decoded(tmp_path):
     table = pa.table({"image": [png(1), None, None], "label": ["a", "b", "a"]})
     pq.write_table(table, tmp_path / "d.parquet")
@@ -240,6 +378,49 @@ def test_folder_of_texts_and_its_splits(tmp_path):
     assert (plain.labels, plain.split) == (["a", "b"], None)
     (tmp_path / "train/a/1.txt").write_text(" \n")
     refused(r"no text at .*1\.txt \(and", "folder", tmp_path)
+
+
+def test_folders_of_which_only_some_name_a_split(tmp_path):
+    place(tmp_path, "train/a/1.txt", "train/b/2.txt", "test/a/3.txt", "extra/4.txt")
+    refused("'test', 'train', 'extra' in .* of which only some name a split", "folder", tmp_path)
+    (tmp_path / "extra/4.txt").unlink()
+    place(tmp_path, "__MACOSX/train/a/._1.txt", "__MACOSX/x.txt", ".git/a/x.txt")
+    table = load_table("folder", tmp_path)
+    assert (table.labels, table.split) == (["a", "a", "b"], ["test", "train", "train"])
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    place(tmp_path, "bus/1.txt", "train/2.txt", "train/3.txt")
+    table = load_table("folder", tmp_path)
+    assert (table.labels, table.split) == (["bus", "train", "train"], None)
+
+
+def test_hidden_files_and_folders_are_no_examples_and_no_part_of_the_hash(tmp_path):
+    """A copy in `.ipynb_checkpoints` would be a test row that was trained on."""
+    root = tmp_path / ".here" / "rows"
+    place(root, "a/1.txt", "b/2.txt")
+    before = digest(root)
+    place(root, "a/.ipynb_checkpoints/1.txt", "b/deep/.old/deeper/2.txt", "b/.2.txt", ".c/1.txt")
+    assert list(load_table("folder", root).inputs) == ["a/1.txt", "b/2.txt"]
+    assert digest(root) == before
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet"])
+def test_hidden_files_of_rows_are_left_out_and_no_part_of_the_hash(tmp_path, source):
+    def write(name, texts):
+        rows = {"text": texts, "label": ["a", "b"]}
+        if source == "parquet":
+            pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+        else:
+            pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+
+    write(".train", ["hidden", "too"])
+    refused("with nothing; expected", source, tmp_path)
+    write("train", ["x", "y"])
+    before = digest(tmp_path)
+    write("._train", ["resource", "fork"])
+    assert list(load_table(source, tmp_path).inputs) == ["x", "y"]
+    assert digest(tmp_path) == before
 
 
 def test_folder_of_images(tmp_path):

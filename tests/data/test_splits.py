@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from fedms.core.errors import UserError
 from fedms.data import Partitioning, Table, assign, describe, summary
+from fedms.data.table import coded
 
 
 def table_of(labels, split=None, groups=None) -> Table:
-    return Table("text", ["words"] * len(labels), list(labels), split, groups)
+    return Table("text", [f"words {i}" for i in range(len(labels))], list(labels), split, groups)
 
 
 def all_rows(federation) -> list[int]:
@@ -181,6 +183,31 @@ def test_natural_clients_keep_their_own_rows_and_those_without_test_rows_are_cou
     assert "1 clients tested on rows split off" in summary(federation, table)
 
 
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), max_size=3), min_size=1))
+def test_values_are_coded_as_numpy_does(values):
+    names, codes = coded(values)
+    expected = np.unique(np.array(values, dtype=object), return_inverse=True)
+    assert (names, codes.tolist()) == (expected[0].tolist(), expected[1].tolist())
+    assert codes.dtype == np.int64
+
+
+@pytest.mark.parametrize("by", ["iid", "dirichlet", "shards", "quantity", "column"])
+def test_one_long_name_does_not_make_all_others_as_long(by):
+    """In an array of NumPy's texts all are as long as the longest: here 400 MB."""
+    labels, groups = ["a", "b"] * 1000, ["x", "y", "y", "x"] * 500
+    labels[-1] = groups[-1] = "z" * 50_000
+    table = table_of(labels, ["train", "train", "test", "train"] * 500, groups)
+    assign(table_of("ab", groups=list("ab")), Partitioning(by, 1))  # imports
+    tracemalloc.start()
+    try:
+        federation = assign(table, Partitioning(by, 3))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(federation.clients) == 3
+    assert peak < 40e6
+
+
 def test_unseen_clients_are_drawn_by_the_seed():
     table = table_of(["a", "b"] * 50)
     chosen = set()
@@ -206,6 +233,43 @@ def test_describe_and_summary():
     assert summary(federation, replace(table, dropped=1234)) == (
         f"{said}; 1,234 rows left out, as data.drop_ says"
     )
+
+
+@pytest.mark.parametrize("form", ["text", "bytes", "files", "pixels"])
+def test_the_summary_counts_rows_that_were_trained_on(tmp_path, form):
+    """Inputs are compared as `data.drop_duplicates` does; a client's copy may be another's row."""
+    contents = [1, 2, 3, 1, 4, 2, 2, 5, 3]
+    split = ["train"] * 3 + ["test", "test", "test", "val", "val", "train"]
+    makers = {"text": str, "bytes": lambda i: bytes([i]), "pixels": lambda i: np.full((2, 2), i)}
+    inputs = list(map(makers.get(form, str), contents))
+    if form == "files":
+        inputs = [tmp_path / f"{i}.png" for i in range(9)]
+        for path, content in zip(inputs, contents, strict=True):
+            path.write_bytes(bytes([content]) * 9)
+    kind = "text" if form == "text" else "image"
+    table = Table(kind, inputs, list("abababaab"), split)
+    said = summary(assign(table, Partitioning("iid", 2)), table)
+    assert said.endswith(
+        "(min/median/max); 2 of 3 test rows are also training rows; "
+        "1 of 2 validation rows are also training rows; try data.drop_duplicates=true"
+    )
+    once = table.take(np.array([0, 1, 2, 4, 7]))
+    assert "also" not in summary(assign(once, Partitioning("iid", 1)), once)
+    val = table.take(np.array([0, 1, 2, 4, 6]))
+    assert summary(assign(val, Partitioning("iid", 1)), val).endswith(
+        "; 1 of 1 validation rows are also training rows; try data.drop_duplicates=true"
+    )
+
+
+def test_a_file_that_cannot_be_read_is_not_the_summarys_to_name(tmp_path):
+    table = Table("image", [tmp_path / f"{i}.png" for i in range(4)], list("abab"))
+    assert "also" not in summary(assign(table, Partitioning("iid", 1), test_fraction=0.5), table)
+
+
+def test_the_summary_counts_clients_that_have_no_test_rows():
+    table = table_of(["a"] * 10 + ["b"] * 3, groups=["x"] * 10 + ["y", "z", "z"])
+    said = summary(assign(table, Partitioning("column", 0)), table)
+    assert said.endswith("; 2 clients have no test rows, and are in no average")
 
 
 @pytest.mark.parametrize(

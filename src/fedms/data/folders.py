@@ -15,7 +15,7 @@ from fedms.data.table import Kind, Table
 IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 def read_digits(want: Request) -> Table:
@@ -32,12 +32,12 @@ def read_folder(path: str | Path | None, want: Request) -> Table:
     """One sub-folder per class, its .txt or image files at any depth.
 
     If all top folders are named as splits (train, val, test), the classes are inside of those.
+    Hidden files and folders are left out.
     """
     root = existing(path, "a folder with one sub-folder per class")
     _refuse_columns("folder", want)
-    top = _subfolders(root)
-    has_splits = bool(top) and all(folder.name.lower() in SPLITS for folder in top)
-    parents = {folder.name: folder for folder in top} if has_splits else {"": root}
+    splits = _splits(root)
+    parents = {folder.name: folder for folder in splits} if splits else {"": root}
     rows = [
         (file, folder.name, split)
         for split, parent in parents.items()
@@ -49,8 +49,8 @@ def read_folder(path: str | Path | None, want: Request) -> Table:
     return Table(
         kind=kind,
         inputs=files if kind == "image" else [_read_text(file) for file in files],
-        labels=[label for _, label, _ in rows],
-        split=[split for _, _, split in rows] if has_splits else None,
+        labels=[label.strip() for _, label, _ in rows],
+        split=[split for _, _, split in rows] if splits else None,
         origins=[str(file) for file in files],
         numbers=[0] * len(files),
     )
@@ -62,12 +62,38 @@ def _subfolders(folder: Path) -> list[Path]:
             f"got {str(folder)!r}, a file; expected a folder with one sub-folder per class; "
             f"try data.source=csv or parquet"
         )
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_litter(p.name))
 
 
 def _examples(folder: Path) -> list[Path]:
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return [p for p in files if not p.name.startswith(".") and p.name.lower() not in _LITTER]
+    return [p for p in files if not any(map(_is_litter, p.relative_to(folder).parts))]
+
+
+def _is_litter(name: str) -> bool:
+    """Of a file or folder that is hidden, or that a system puts everywhere."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _splits(root: Path) -> list[Path]:
+    """The top folders if they are named as splits, but for those without examples; else none.
+
+    Raises:
+        UserError: if only some are. A class may be called train: then its files are right in it.
+    """
+    top = _subfolders(root)
+    named = [folder for folder in top if folder.name.lower() in SPLITS]
+    if not named:
+        return []
+    others = [folder for folder in top if folder not in named and _examples(folder)]
+    if not others:
+        return named
+    if any(_examples(inner) for folder in named for inner in _subfolders(folder)):
+        raise UserError(
+            f"got folders {listing(folder.name for folder in (*named, *others))} in {str(root)!r}, "
+            f"of which only some name a split; expected all or none; try moving the others away"
+        )
+    return []
 
 
 def _folder_kind(files: Sequence[Path], asked: str, root: Path) -> Kind:

@@ -25,7 +25,7 @@ from fedms.core.errors import UserError
 from fedms.core.seeds import derive_seed
 from fedms.data.apportion import apportion
 from fedms.data.messages import listing, nearest
-from fedms.data.table import natural_key
+from fedms.data.table import coded, natural_key
 
 By = Literal["iid", "dirichlet", "shards", "quantity", "column"]
 WAYS = ("iid", "dirichlet", "shards", "quantity", "column")
@@ -182,7 +182,8 @@ def _natural(groups: Sequence[str] | None, how: Partitioning) -> dict[str, Index
             "got by='column' for data without a column of clients; expected one; "
             "try naming the column, or by='dirichlet'"
         )
-    names, codes, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    names, codes = coded(groups)
+    counts = np.bincount(codes)
     enough = [k for k in range(len(names)) if counts[k] >= how.min_rows]
     if not enough:
         raise UserError(
@@ -190,12 +191,12 @@ def _natural(groups: Sequence[str] | None, how: Partitioning) -> dict[str, Index
             f"(the largest: {counts.max(initial=0)}); expected one or more to have it; "
             f"try a smaller min_rows"
         )
-    enough.sort(key=lambda k: (-counts[k], natural_key(str(names[k]))))
+    enough.sort(key=lambda k: (-counts[k], natural_key(names[k])))
     kept = np.asarray(enough[: how.clients or None])
     rows = np.flatnonzero(np.isin(codes, kept)).astype(np.int64)
     way = _partitioners().NaturalIdPartitioner("label")
-    parts = _deal(way, [str(names[code]) for code in codes], rows)
-    named = {str(way.partition_id_to_natural_id[int(k)]): part for k, part in parts.items()}
+    parts = _deal(way, groups, rows)
+    named = {names[way.partition_id_to_natural_id[int(k)]]: part for k, part in parts.items()}
     return {name: named[name] for name in sorted(named, key=natural_key)}
 
 
@@ -213,7 +214,7 @@ def _deal(way: Any, labels: Sequence[str], rows: Index) -> dict[str, Index]:
     """Runs a partitioner on `rows` in their order; gives row numbers in ascending order."""
     from datasets import Dataset
 
-    way.dataset = Dataset.from_dict({"row": rows, "label": [labels[row] for row in rows]})
+    way.dataset = Dataset.from_dict({"row": rows, "label": coded(labels)[1][rows]})
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         warnings.simplefilter("ignore")
         return {str(k): _rows_of(way.load_partition(k)) for k in range(way.num_partitions)}

@@ -1,10 +1,13 @@
 """Reads sources with columns into a raw `Table`: values as they stand, nothing checked or dropped.
 
-Values stay text: "NA", "null" and "007" in a CSV file are themselves. Images stay undecoded.
+Values stay text: "NA", "null" and "007" in a CSV file are themselves; only blanks around labels,
+splits and clients are taken off. Images stay undecoded.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import math
 import re
@@ -78,9 +81,10 @@ def _read_files(
     root = existing(path, f"a {' or '.join(suffixes)} file, or a folder of them")
     if not root.is_dir():
         return from_frame(frame(root), want, split=None)
-    files = sorted(p for p in root.iterdir() if p.name.endswith(suffixes))
+    seen = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    files = [p for p in seen if p.name.endswith(suffixes)]
     if not files:
-        inside = listing(sorted(p.name for p in root.iterdir()))
+        inside = listing(p.name for p in seen)
         raise UserError(
             f"got folder {str(root)!r} with {inside}; expected {' or '.join(suffixes)} files; "
             f"try data.source=folder if its sub-folders are classes, or the path of one file"
@@ -122,8 +126,38 @@ def _csv_frame(path: Path, want: Request) -> _Frame:
             f"got rows with more fields than the header's {len(data.columns)} in {str(path)!r}; "
             f"expected one field per column; try quoting fields that contain {separator!r}"
         )
+    if any(column.str.contains(r"[\r\n]").any() for _, column in data.items()):
+        _expect_whole_quotes(path, separator)
     names = [str(name) for name in data.columns]
     return _Frame(names, lambda c: list(data[c]), lambda c: False, path.name, path.parent)
+
+
+def _expect_whole_quotes(path: Path, separator: str) -> None:
+    """That no field in quotes goes over several lines and ends in the midst of one.
+
+    Such a quote is a slip, and pandas makes one row of all these lines without a word.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            records, last, more = csv.reader(file, delimiter=separator, strict=True), 0, True
+            while more:
+                first = last + 1
+                try:
+                    more = next(records, None) is not None
+                except csv.Error as error:
+                    if records.line_num > first:
+                        raise UserError(
+                            f"got a stray quote in lines {first} to {records.line_num} of "
+                            f"{path.name}, which makes them one row; expected fields that are in "
+                            "quotes as a whole, with quotes in them doubled; try removing it"
+                        ) from error
+                last = records.line_num
+    except UnicodeDecodeError:
+        pass  # compressed in another way that pandas knows
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet_frame(path: Path) -> _Frame:
@@ -165,18 +199,22 @@ def dataset_frame(part: Any, origin: str) -> _Frame:
     return _Frame(list(part.features), column, is_image, origin)
 
 
-def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Names of the ClassLabel columns, from what `datasets` writes into a Parquet file's schema."""
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: f["names"] for name, f in features.items() if f["_type"] == "ClassLabel"}
+        features = dict(json.loads((metadata or {})[b"huggingface"])["info"]["features"])
     except (KeyError, TypeError, ValueError):
         return {}
+    claims = {name: f for name, f in features.items() if isinstance(f, dict)}
+    return {name: f.get("names") for name, f in claims.items() if f.get("_type") == "ClassLabel"}
 
 
-def _arrow_values(values: Any, names: Sequence[str] | None) -> list[Any]:
+def _arrow_values(values: Any, names: Any) -> list[Any]:
+    """Values of a column; of whole numbers, those of a list of `names`."""
+    from pyarrow import types
+
     items: list[Any] = values.to_pylist()
-    if names is None:
+    if not isinstance(names, list) or not types.is_integer(values.type):
         return items
     return [names[i] if i is not None and 0 <= i < len(names) else i for i in items]
 
@@ -198,16 +236,21 @@ def from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
                 f"got column {name!r}, which {frame.origin} does not have; expected one of "
                 f"{listing(frame.names)}; try {nearest(name, frame.names)}"
             )
+        if frame.names.count(name) > 1:
+            raise UserError(
+                f"got {frame.names.count(name)} columns {name!r} in {frame.origin}; expected one; "
+                f"try renaming the others"
+            )
     kind = _frame_kind(frame, inputs, want.kind)
     found = _images(frame, inputs[0]) if kind == "image" else _joined(frame, inputs)
-    labels = [""] * len(found) if want.label is None else _texts(frame, want.label)
+    labels = [""] * len(found) if want.label is None else _names(frame, want.label)
     splits = None if split is None else [split] * len(labels)
     return Table(
         kind=kind,
         inputs=found,
         labels=labels,
-        split=_texts(frame, want.split) if want.split is not None else splits,
-        groups=None if want.group is None else _texts(frame, want.group),
+        split=_names(frame, want.split) if want.split is not None else splits,
+        groups=None if want.group is None else _names(frame, want.group),
         origins=[frame.origin] * len(labels),
         numbers=range(1, len(labels) + 1),
     )
@@ -240,9 +283,25 @@ def _frame_kind(frame: _Frame, inputs: Sequence[str], asked: str) -> Kind:
     return "image"
 
 
+def _names(frame: _Frame, name: str) -> list[str]:
+    """Of classes, splits or clients: blanks around them are slips."""
+    return [text.strip() for text in _texts(frame, name)]
+
+
 def _texts(frame: _Frame, name: str) -> list[str]:
     """The column as text; missing values, NaN among them, are empty."""
-    return ["" if _missing(value) else str(value) for value in frame.column(name)]
+    try:
+        return [_text(value) for value in frame.column(name)]
+    except UnicodeDecodeError:
+        raise UserError(
+            f"got bytes in column {name!r} of {frame.origin} that are no UTF-8; expected text"
+        ) from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    return "" if _missing(value) else str(value)
 
 
 def _missing(value: Any) -> bool:

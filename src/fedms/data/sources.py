@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +61,7 @@ def load_table(
         group: column with the natural client.
         kind: "auto", "text" or "image"; with "image" a text column holds paths, relative to the
             file's folder.
-        drop_labels: classes to leave out.
+        drop_labels: classes to leave out; with `classes` there need be no rows of them here.
         drop_empty: leave out rows without text instead of refusing them.
         drop_damaged: leave out images that cannot be read, instead of refusing them when they are
             needed; they are decoded for this.
@@ -75,8 +74,8 @@ def load_table(
         parts: data sets for "memory". Either all name a client, and these are the groups, or none.
 
     Raises:
-        UserError: if something is missing, unreadable or empty, a class is none of `classes`, or
-            fewer than 2 classes are left where these are not given.
+        UserError: if something is missing, unreadable or empty, a class is none of `classes`, no
+            row is left, or fewer than 2 classes are where these are not given.
     """
     _check_options(source, kind, max_rows)
     want = Request(input, label, split, group, kind)
@@ -84,7 +83,7 @@ def load_table(
     if not len(table):
         raise UserError(f"got no rows in {_name(source, path)}; expected some; try another path")
     rows = len(table)
-    table = _without_labels(table, drop_labels)
+    table = _without_labels(table, drop_labels, expected=not classes)
     table = _without_empty(table, drop_empty)
     if drop_damaged and table.kind == "image":
         table = table.take(_where([_is_whole(table, row) for row in range(len(table))]))
@@ -148,12 +147,12 @@ def _where(mask: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.flatnonzero(np.asarray(mask, dtype=bool)).astype(np.int64)
 
 
-def _without_labels(table: Table, unwanted: Collection[str]) -> Table:
+def _without_labels(table: Table, unwanted: Collection[str], *, expected: bool) -> Table:
     if not unwanted:
         return table
     known = table.classes
     for label in unwanted:
-        if label not in known:
+        if expected and label not in known:
             raise UserError(
                 f"got drop_labels with {label!r}, which no row has; expected labels of the data; "
                 f"try {nearest(label, known)}"
@@ -192,17 +191,10 @@ def _is_whole(table: Table, row: int) -> bool:
 
 
 def _without_duplicates(table: Table) -> Table:
-    first: dict[Any, int] = {}
-    for row, item in enumerate(table.inputs):
-        first.setdefault(_identity(item), row)
+    first: dict[bytes, int] = {}
+    for row in range(len(table)):
+        first.setdefault(table.same(row), row)
     return table.take(np.fromiter(first.values(), np.int64, len(first)))
-
-
-def _identity(item: Any) -> Any:
-    """Equal for equal inputs: text and bytes themselves, the content of files, pixels of arrays."""
-    if isinstance(item, Path):
-        return item.read_bytes() if item.is_file() else str(item)
-    return (item.shape, item.tobytes()) if isinstance(item, np.ndarray) else item
 
 
 def _normal_split(table: Table) -> list[str] | None:
@@ -236,10 +228,12 @@ def _check_classes(table: Table, name: str, classes: Collection[str]) -> None:
         row = list(table.labels).index(label)
         raise UserError(
             f"got class {label!r} at {table.where(row)}, which is none of the federation's "
-            f"{len(classes)} classes; expected one of them; try {nearest(label, classes)}"
+            f"{len(classes)} classes; expected one of them; try {nearest(label, classes)}, or "
+            f"data.drop_labels for it"
         )
-    if not classes and len(table.classes) < 2:
+    if len(table.classes) < (1 if classes else 2):
         raise UserError(
             f"got {len(table)} rows with {len(table.classes)} class {listing(table.classes)} from "
-            f"{name}; expected 2 classes or more; try another label column, or fewer rows left out"
+            f"{name}; expected {'a class' if classes else '2 classes'} or more; try another label "
+            f"column, or fewer rows left out"
         )

@@ -19,7 +19,7 @@ from fedms.core.seeds import derive_seed, round_half_up
 from fedms.data.apportion import apportion
 from fedms.data.messages import listing
 from fedms.data.partition import Partitioning, partition
-from fedms.data.table import Table, natural_key
+from fedms.data.table import Table, coded, natural_key
 
 Index = NDArray[np.int64]
 _NONE: Index = np.empty(0, dtype=np.int64)
@@ -91,7 +91,7 @@ def assign(
             client has no training rows, or a class is found in test or validation rows alone.
     """
     _check_fractions(test_fraction, val_fraction)
-    labels = np.unique(np.asarray(table.labels), return_inverse=True)[1].astype(np.int64)
+    labels = coded(table.labels)[1]
     marked = _marked(table)
     dealt = _deal_train(table, marked["train"], how, seed)
     natural = how.by == "column"
@@ -132,7 +132,7 @@ def alone(
         UserError: if a fraction is out of range, or no row is for training.
     """
     _check_fractions(test_fraction, val_fraction)
-    labels = np.unique(np.asarray(table.labels), return_inverse=True)[1].astype(np.int64)
+    labels = coded(table.labels)[1]
     marked = _marked(table)
     there = ClientIndex(client, *(marked[name] for name in ("train", "val", "test")))
     fractions = (test_fraction * (not len(there.test)), val_fraction * (not len(there.val)))
@@ -157,7 +157,7 @@ def describe(federation: Federation, labels: Sequence[str]) -> list[ClientSizes]
 
 
 def summary(federation: Federation, table: Table) -> str:
-    """One line: clients, rows, and smallest / median / largest size and number of classes."""
+    """One line: clients, rows, smallest / median / largest size and number of classes, doubts."""
     sizes, unseen = describe(federation, table.labels), len(federation.unseen)
     text = spread(sizes, len(federation.classes), unseen=unseen)
     if table.dropped:
@@ -168,18 +168,36 @@ def summary(federation: Federation, table: Table) -> str:
         )
     if federation.own_test:
         text += f"; {federation.own_test} clients tested on rows split off their training rows"
-    return text
+    return text + _trained_on(federation, table)
+
+
+def _trained_on(federation: Federation, table: Table) -> str:
+    """How many test and validation rows have the input of somebody's training row, if any."""
+    everyone = (*federation.clients, *federation.unseen)
+    train = {table.same(row) for client in everyone for row in client.train}
+    text = ""
+    for name, parts in (
+        ("test", [client.test for client in everyone]),
+        ("validation", [client.val for client in everyone]),
+    ):
+        seen = [table.same(row) in train for part in parts for row in part]
+        if any(seen):
+            text += f"; {sum(seen):,} of {len(seen):,} {name} rows are also training rows"
+    return f"{text}; try data.drop_duplicates=true" if text else ""
 
 
 def spread(sizes: Sequence[ClientSizes], classes: int, *, unseen: int = 0) -> str:
     """The part of `summary` that sizes tell; `unseen` of the clients are that."""
     train, val, test, own = np.array([(s.train, s.val, s.test, s.classes) for s in sizes]).T
-    return (
+    text = (
         f"{len(sizes) - unseen} clients, {unseen} unseen; "
         f"{train.sum():,} train, {val.sum():,} val, {test.sum():,} test rows; "
         f"{_spread(train + val + test)} rows and {_spread(own)} of "
         f"{classes} classes per client (min/median/max)"
     )
+    if untested := int((test == 0).sum()):
+        text += f"; {untested} clients have no test rows, and are in no average"
+    return text
 
 
 def _spread(numbers: NDArray[np.int64]) -> str:
@@ -231,8 +249,12 @@ def _deal_train(table: Table, train: Index, how: Partitioning, seed: int) -> dic
 
 def _belonging(table: Table, rows: Index, dealt: Mapping[str, Index]) -> dict[str, Index]:
     """Each natural client's own among `rows`."""
-    groups = np.asarray(table.groups)[rows]
-    return {client: rows[groups == client] for client in dealt}
+    assert table.groups is not None
+    own: dict[str, list[int]] = {client: [] for client in dealt}
+    for row in rows.tolist():
+        if table.groups[row] in own:
+            own[table.groups[row]].append(row)
+    return {client: np.array(part, np.int64) for client, part in own.items()}
 
 
 def _proportional(

@@ -18,6 +18,16 @@ Kind = Literal["text", "image"]
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
+def coded(values: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct values in order of their letters, and the place there of every one.
+
+    As `np.unique` has it, for which all of them would be as long as the longest.
+    """
+    names = sorted(set(values))
+    places = {name: i for i, name in enumerate(names)}
+    return names, np.fromiter((places[value] for value in values), np.int64, len(values))
+
+
 def natural_key(name: str) -> tuple[int, float, str]:
     """Sorting key: numbers first and by value ("9" before "10"), then other names by letters."""
     return (0, float(name), name) if _NUMBER.fullmatch(name) else (1, 0.0, name)
@@ -83,6 +93,15 @@ class Table:
                 found.update(f"{type(value).__name__} {len(content)}\n".encode() + content)
         return found.hexdigest()
 
+    def same(self, row: int) -> bytes:
+        """Equal for rows with equal input: hash of text, encoded bytes, pixels, or a file."""
+        value = self.inputs[row]
+        try:
+            content = _content(value)
+        except OSError:
+            content = str(value).encode()
+        return hashlib.blake2b(content, digest_size=16).digest()
+
     def take(self, index: NDArray[np.int64]) -> Table:
         """The rows at `index`, in that order."""
         numbers = range(1, len(self) + 1) if self.numbers is None else self.numbers
@@ -105,7 +124,7 @@ def _content(value: Any) -> bytes:
         return f"{value.shape}".encode() + value.tobytes()
     if isinstance(value, Path):
         return value.read_bytes()
-    return str(value).encode()
+    return str(value).encode(errors="surrogatepass")
 
 
 def _at(column: Sequence[Any] | None, index: NDArray[np.int64]) -> list[Any] | None:
