@@ -44,15 +44,6 @@ AGAIN = {
         *("local", "fedper", "probe", "finetune+statistics", "fedalt"),
         *("fedsa", "fedrep", "dual", "finetune", "ditto"),
     ],
-    "amazon5-more": [
-        "finetune+statistics",
-        "fedadam",
-        "flexlora",
-        "fedavg",
-        "fedex",
-        "fedprox",
-        "local",
-    ],
 }
 """Cells of which only those near FedMS were run on many seeds yet."""
 RATES = (3e-3, 1e-2)
@@ -116,7 +107,7 @@ CELLS = (
     Cell("newsgroups20", "newsgroups20", (*_TEXT, *_AUTHORS)),
     Cell("newsgroups20-skewed", "newsgroups20", (*_NEWS, *_SPREAD, "partition.alpha=0.1")),
     Cell("amazon5", "amazon5", (*_TEXT, "data.max_rows=800"), seeds=MANY),
-    Cell("amazon5-more", "amazon5", (*_MANY_ROWS, "data.max_rows=4000")),
+    Cell("amazon5-more", "amazon5", (*_MANY_ROWS, "data.max_rows=4000"), seeds=MANY),
 )
 
 
