@@ -36,6 +36,7 @@ WAYS = {
     "a linear head": ("model.head=linear",),
     "learned prompts": ("method=promptfl",),
     "weighed features": ("method=fedclip",),
+    "no local expert": ("method=fedavg", "gate.calibration=false", "gate.mix_prior=client"),
 }
 
 
@@ -64,7 +65,7 @@ def close(found, expected):
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
 
 
-@pytest.mark.quick("all that is ours", "a linear head", "learned prompts")
+@pytest.mark.quick("all that is ours", "a linear head", "learned prompts", "no local expert")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_an_export_says_what_fedms_says(done, tmp_path, way):
     path = done(*COMMON, *way).path
@@ -86,7 +87,12 @@ def test_an_export_says_what_fedms_says(done, tmp_path, way):
 
 @pytest.mark.parametrize(
     ("way", "role"),
-    [("all that is ours", "local"), ("a linear head", "global"), ("logits, with priors", "local")],
+    [
+        ("all that is ours", "local"),
+        ("a linear head", "global"),
+        ("logits, with priors", "local"),
+        ("no local expert", "global"),
+    ],
 )
 def test_a_merged_model_has_the_logits_of_its_expert(done, tmp_path, way, role):
     path = done(*COMMON, *WAYS[way]).path
@@ -95,10 +101,11 @@ def test_a_merged_model_has_the_logits_of_its_expert(done, tmp_path, way, role):
     export(path, tmp_path / "out", client, merged=role)
     expert = module(tmp_path / "out").Merged(tmp_path / "out" / "merged")
     own = models.model(client)
-    tensors = own.expert if role == "local" else own.partner
+    tensors = own.partner if role == "global" and own.partner else own.expert
+    of = "local" if tensors is own.expert else "global"  # the only one counts as its own
     rows = models.encoded(data.Table("image", pictures(), [""] * 6))
     features = models.learner.features(tensors, rows)[None]
-    close(expert(pictures()), models.learner.logits(features, own._own(tensors, role))[0])
+    close(expert(pictures()), models.learner.logits(features, own._own(tensors, of))[0])
 
 
 @pytest.mark.parametrize("kind", ["sentence", "bert", "sentence-cls"])

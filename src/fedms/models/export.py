@@ -60,8 +60,9 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
 def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
     """Write what the client's counts say of classes, and how its model uses that, as JSON.
 
-    That is: to whose logits `log_prior` is added, and the weights of evidence with which the model
-    is calibrated (`core.calibration`; null where it is not). Nothing is written where it uses none.
+    That is: to whose logits `log_prior` is added (`local`: also the only expert, of a client that
+    has the shared one), and the weights of evidence with which the model is calibrated
+    (`core.calibration`; null where it is not). Nothing is written where it uses none.
     """
     experts = {"global": view.partner, "local": view.expert}
     added_to = [name for name, expert in experts.items() if expert and expert.prior]
@@ -191,7 +192,8 @@ def save_merged(base: str, exported: Path, role: str) -> None:
             break
     prior = exported / "prior.json"
     counted = json.loads(prior.read_text(encoding="utf-8")) if prior.is_file() else {}
-    if role in counted.get("added_to", ()):
+    said = role if (exported / "local").is_dir() else "local"
+    if said in counted.get("added_to", ()):
         added = {"log_prior": torch.tensor(counted["log_prior"])}
         (folder / "prior.safetensors").write_bytes(serialise(added))
 

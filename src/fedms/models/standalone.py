@@ -220,7 +220,8 @@ class Model:
 
     def _logits(self, name: str, features: Tensor) -> Tensor:
         logits = self.heads[name](features)
-        if name not in self.counted.get("added_to", ()):
+        role = "local" if name == self.experts[-1] else name  # `prior.json` has that for the only
+        if role not in self.counted.get("added_to", ()):
             return logits
         return logits + torch.tensor(self.counted["log_prior"])
 
