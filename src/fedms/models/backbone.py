@@ -78,11 +78,16 @@ class Backbone:
         """Hold the frozen weights, and compute, in `dtype`; features stay float32.
 
         On the CPU the backward pass of torch's fused attention is ten times slower in bfloat16
-        than in float32, so that the plain one is used there.
+        than in float32, so that the plain one is used there. Frequencies of rotary positions stay
+        float32, as transformers loads them: rounded, late positions would be others.
         """
         if dtype != torch.float32 and self.device.type == "cpu":
             self.model.set_attn_implementation("eager")  # type: ignore[operator]
+        exact = [(n, b) for n, b in self.model.named_buffers() if n.endswith("inv_freq")]
         self.model.to(dtype)
+        for name, buffer in exact:
+            place, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(place), last, buffer)
 
     def blocks(self, targets: str) -> Blocks:
         """The blocks that `features` passes through, with the projections in `targets` ("qv")."""
