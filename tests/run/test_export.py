@@ -147,6 +147,13 @@ def test_other_encoders_of_images_are_exported_too(tmp_path, model_folder, kind)
     close(without.opinions(pictures())["personal"], expected.personal)
 
 
+def test_merging_draws_nothing_of_the_callers(done, tmp_path):
+    path = done(*COMMON, *WAYS["all that is ours"]).path
+    before = torch.get_rng_state()
+    export(path, tmp_path / "out", Models(path).clients[0], merged="local")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.fixture(scope="module")
 def exported(done, tmp_path_factory):
     finished = done(*COMMON, *WAYS["all that is ours"])

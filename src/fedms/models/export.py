@@ -215,8 +215,7 @@ def peft_model(base: str, adapters: Path) -> Any:
     """
     if not (adapters / "adapter_model.safetensors").is_file():
         raise UserError(f"got {adapters}, in which there are no adapters; expected some of a run")
-    with torch.random.fork_rng(devices=[]):  # PEFT draws what is then overwritten
-        return adapted(load_backbone(base, device="cpu").model, adapters)
+    return adapted(load_backbone(base, device="cpu").model, adapters)
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:
