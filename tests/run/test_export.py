@@ -23,6 +23,7 @@ from fedms import data, hub
 from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.export import export
+from fedms.models import standalone
 from fedms.models.names import EMBEDDED, hub_id, spoken
 from fedms.run import run
 from fedms.use import NEW, Models
@@ -50,6 +51,33 @@ def module(folder: Path):
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+def strange() -> dict[str, Image.Image]:
+    """Pictures that are not RGB, or not upright."""
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    clear = Image.fromarray(np.uint8(grey)).convert("RGBA")
+    clear.putalpha(Image.fromarray(np.uint8(grey * 4)))
+    turned = Image.fromarray(np.uint8(grey)).convert("RGB")
+    turned.getexif()[0x0112] = 6
+    palette = turned.convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.info["transparency"] = 3
+    return {
+        "transparent": clear,
+        "of 16 bits": Image.fromarray(grey * 1000),
+        "of 32 bits": Image.fromarray(np.int32(grey) * 1000),
+        "turned": turned,
+        "a palette": palette,
+        "grey with alpha": clear.convert("LA"),
+        "of two levels": Image.fromarray(np.uint8(grey * 4)).convert("1"),
+        "CMYK": turned.convert("CMYK"),
+    }
+
+
+def test_pictures_are_read_as_fedms_reads_them():
+    for name, picture in strange().items():
+        found, expected = standalone.rgb(picture), data.decode_image(picture, name)
+        assert np.array_equal(np.asarray(found), np.asarray(expected)), name
 
 
 def said(path: Path, client: str):
