@@ -44,6 +44,7 @@ SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
 SIZE["num_attention_heads"] = 2
 TEXT = {"vocab_size": 24, "max_position_embeddings": 20}
 VISION = {"image_size": 16, "patch_size": 8}
+IMAGES = ("vit", "dinov2", "ijepa")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -86,6 +87,8 @@ def _configuration(kind: str) -> Any:
         return tf.DistilBertConfig(**TEXT, dim=16, hidden_dim=24, n_layers=3, n_heads=2)
     if kind == "vit":
         return tf.ViTConfig(**SIZE, **VISION)
+    if kind == "ijepa":
+        return tf.IJepaConfig(**SIZE, **VISION)
     if kind == "dinov2":
         return tf.Dinov2Config(
             **VISION, hidden_size=16, mlp_ratio=2, num_hidden_layers=3, num_attention_heads=2
@@ -133,16 +136,16 @@ def _save_processor(folder: Path, kind: str) -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model: clip, vit, dinov2, bert, sentence, sentence-cls, …"""
+    """The folder of a tiny model: clip, vit, dinov2, ijepa, bert, sentence, sentence-cls, …"""
     made: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
         if kind not in made:
             path = made[kind] = tmp_path_factory.mktemp(kind)
             _save_model(kind, path)
-            if kind in ("clip", "vit", "dinov2"):
+            if kind in ("clip", *IMAGES):
                 _save_processor(path, kind)
-            if kind not in ("vit", "dinov2"):
+            if kind not in IMAGES:
                 save_tokenizer(path)
             if kind.startswith("sentence"):
                 pooling = {"pooling_mode_cls_token": kind == "sentence-cls"}

@@ -61,6 +61,7 @@ class Course:
         self._watch, self._simulator = watch, simulator
         self._began = time.perf_counter()
         self._records: list[RoundRecord] = []
+        self._resumed: RoundRecord | None = None
         self._rounds = experiment.algorithm.rounds
         self._elsewhere = elsewhere
 
@@ -83,6 +84,7 @@ class Course:
             held: Held = {}
         else:
             state, held, self._records = begin.state, begin.held, begin.records
+            self._resumed = self._records[-1]
             self._simulator.spent()  # zero-shot scores were counted before
         if self._elsewhere is not None:
             self._elsewhere.held.update(held)
@@ -96,7 +98,7 @@ class Course:
             due = stage_ended or self._is_due(state.round)
             scores = self._evaluate(state, record) if due else {}
             costs = record.costs + self._simulator.spent()
-            self._record(replace(record, costs=costs), scores)
+            self._record(replace(record, costs=costs, wall_seconds=self._wall()), scores)
             last = state.round == self._rounds
             stopped = stop() and not last
             if stopped or last or state.round % every == 0:
@@ -157,6 +159,7 @@ class Course:
         self._records.append(record)
         seconds = time.perf_counter() - self._began
         done = len(self._records)
+        here = done - (self._resumed.round + 1 if self._resumed else 0)
         self._watch(
             RoundDone(
                 record,
@@ -164,7 +167,7 @@ class Course:
                 rounds=self._rounds,
                 sent_bytes=sum(r.upload_bytes + r.download_bytes for r in self._records),
                 seconds=seconds,
-                seconds_left=seconds / done * (self._rounds - done),
+                seconds_left=seconds / here * (self._rounds - done),
             )
         )
         if brief:
@@ -224,6 +227,11 @@ class Course:
             "cost": self._cost(),
         }
 
+    def _wall(self) -> float | None:
+        """Seconds of the run: of this process, and until the checkpoint from which it went on."""
+        before = self._resumed.wall_seconds if self._resumed else 0.0
+        return None if before is None else before + time.perf_counter() - self._began
+
     def _cost(self) -> dict[str, Any]:
         """What the whole run cost."""
         model = self._experiment.learner.backbone.model
@@ -235,7 +243,7 @@ class Course:
             "train_flops": costs.flops,
             "train_seconds": sum(r.seconds for r in self._records),
             "phase_seconds": dict(costs.seconds),
-            "wall_seconds": time.perf_counter() - self._began,
+            "wall_seconds": self._wall(),
             "peak_activation_bytes": costs.peak_activation_bytes,
             "peak_device_bytes": costs.peak_device_bytes,
             "cache_bytes": costs.cache_bytes,

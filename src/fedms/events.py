@@ -29,7 +29,10 @@ class RoundBegins:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """A round is complete. `seconds_left` extrapolates what rounds took so far."""
+    """A round is complete. `seconds` are since the run began, or went on.
+
+    `seconds_left` extrapolates what rounds took since then.
+    """
 
     record: RoundRecord
     blocks: int

@@ -14,19 +14,25 @@ from fedms.core.rows import ClientData, Rows
 from fedms.core.tensors import part
 from fedms.models import (
     ModelLearner,
+    means_file,
+    prior_file,
     save_expert,
     save_gate,
-    save_means,
-    save_prior,
-    save_statistics,
+    statistics_file,
 )
-from fedms.store.files import keep_name, whole_folder, write_json
+from fedms.store.files import keep_name, whole_folder, write_bytes, write_json
 
 
 def _nobody() -> ClientData:
     """A client without rows."""
     none = Rows({}, np.zeros(0, np.int64))
     return ClientData("", none, none, none)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file as a whole, where there is something to write."""
+    if content:
+        write_bytes(path, content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +57,11 @@ class Outcome:
         if shared is not None:
             with whole_folder(adapters / "global") as folder:
                 save_expert(folder, self.learner, shared.expert, self.base)
-            save_statistics(adapters / "statistics.safetensors", self.learner, shared)
+            content = statistics_file(self.learner, shared)
+            _write(adapters / "statistics.safetensors", content)
         newcomer = self.algorithm.view(state, None, "personal")
         if newcomer is not None:
-            save_prior(adapters / "prior.json", self.learner, newcomer, _nobody())
+            _write(adapters / "prior.json", prior_file(self.learner, newcomer, _nobody()))
         gate = part("gate", state.tensors)
         if gate:
             with whole_folder(adapters / "gate") as folder:
@@ -73,7 +80,7 @@ class Outcome:
             keep_name(folder, client.id)
             if own is not None:
                 save_expert(folder / "local", self.learner, view.expert, self.base)
-            save_prior(folder / "prior.json", self.learner, view, client)
-            save_means(folder / "means.safetensors", self.learner, view, client)
+            _write(folder / "prior.json", prior_file(self.learner, view, client))
+            _write(folder / "means.safetensors", means_file(self.learner, view, client))
             if view.gate is not None:
                 save_gate(folder / "gate", self.learner, view.gate)

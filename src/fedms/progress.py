@@ -183,10 +183,11 @@ class Progress:
         self._console.print(table)
         cost = summary["cost"]
         share = cost["trainable_parameters"] / cost["total_parameters"]
+        took = "" if cost["wall_seconds"] is None else f"; {cost['wall_seconds']:.0f} s"
         self._console.print(
             f"{size(cost['upload_bytes'])} up and {size(cost['download_bytes'])} down over all "
-            f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters trained; "
-            f"{cost['wall_seconds']:.0f} s",
+            f"clients; at most {share:.2%} of {cost['total_parameters']:,} parameters "
+            f"trained{took}",
             soft_wrap=True,
         )
         if unused := summary.get("not_used"):

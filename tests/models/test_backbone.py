@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +25,9 @@ TABLE = {
     "distilbert": ("text", "mean", 16, "transformer.layer", "attention.q_lin"),
     "vit": ("image", "cls", 16, "layers", "attention.q_proj"),
     "dinov2": ("image", "cls", 16, "encoder.layer", "attention.q_proj"),
+    "ijepa": ("image", "mean", 16, "layers", "attention.q_proj"),
 }
-EARLIER = dict.fromkeys(("vit", "dinov2"), ("encoder.layer", "attention.attention.query"))
+EARLIER = dict.fromkeys(("vit", "dinov2", "ijepa"), ("encoder.layer", "attention.attention.query"))
 """What earlier versions of transformers call the same (5.0 both, 5.17 those of DINOv2)."""
 TEXTS = [name for name, row in TABLE.items() if row[0] in ("text", "sentence")]
 PROMPTS = [name for name, row in TABLE.items() if row[0] in ("clip", "sentence")]
@@ -119,17 +123,32 @@ def test_features_are_the_pooled_states_of_transformers(backbone, model_folder, 
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov2"])
-def test_image_features_are_the_class_token_of_transformers(backbone, model_folder, inputs, name):
+@pytest.mark.parametrize("name", ["vit", "dinov2", "ijepa"])
+def test_image_features_are_those_of_transformers(backbone, model_folder, inputs, name):
+    """Its class token, or where it has none the mean of all patches."""
     images = [image.resize((40, 30)) for image in inputs("image", [0, 1, 2], 2)]
     folder = model_folder(name)
     pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
         images, return_tensors="pt"
     )
-    expected = transformers.AutoModel.from_pretrained(folder)(**pixels).last_hidden_state[:, 0]
+    hidden = transformers.AutoModel.from_pretrained(folder)(**pixels).last_hidden_state
+    expected = hidden.mean(1) if name == "ijepa" else hidden[:, 0]
     model = backbone(name)
     rows = Rows(model.encode(images), np.zeros(3, dtype=np.int64))
     torch.testing.assert_close(model.features(model.collate(rows)), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("off", ["do_normalize", "do_rescale"])
+def test_pixels_are_those_of_the_image_processor(tmp_path, model_folder, inputs, off):
+    folder = shutil.copytree(model_folder("vit"), tmp_path / "vit")
+    facts = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**facts, off: False}))
+    images, model = inputs("image", [0, 1, 2], 2), load_backbone(str(folder))
+    expected = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
+        images, return_tensors="pt"
+    )
+    rows = Rows(model.encode(images), np.zeros(3, dtype=np.int64))
+    torch.testing.assert_close(model.collate(rows)["pixel_values"], expected["pixel_values"])
 
 
 def scores(learner, rows, raw=False):

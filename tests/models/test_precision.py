@@ -41,6 +41,24 @@ def test_features_are_close_and_float32(pair, make_rows, kind):
     assert not torch.equal(got, expected)
 
 
+def test_rotary_frequencies_are_those_that_transformers_loads(tmp_path, tokenizer_saver):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2)
+    config = transformers.ModernBertConfig(
+        **sizes, **special, num_attention_heads=2, vocab_size=24, pad_token_id=0
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer_saver(tmp_path)
+    half = load_backbone(str(tmp_path))
+    half.compute_in(torch.bfloat16)
+    plain = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    expected = {n: b for n, b in plain.named_buffers() if n.endswith("inv_freq")}
+    got = {n: b for n, b in half.model.named_buffers() if n.endswith("inv_freq")}
+    assert {b.dtype for b in expected.values()} == {torch.float32}
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_adapters_are_float32_and_learn(pair, make_client, kind):
     _, half = pair(kind, training=CALM, cache_bytes=10**7)

@@ -121,7 +121,7 @@ def _ending(path: Path) -> tuple[Any, Any, Any]:
     }
     assert {"rounds", "clients", "labels"} <= lines.keys()
     for line in lines["rounds"]:
-        del line["seconds"], line["hash"]
+        del line["seconds"], line["wall_seconds"], line["hash"]
         for word in ("seconds", "flops", "cache_bytes", "peak_device_bytes"):
             del line["costs"][word]
     summary = json.loads((path / "summary.json").read_text())

@@ -23,6 +23,7 @@ from fedms import data, hub
 from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.export import export
+from fedms.models import standalone
 from fedms.models.names import EMBEDDED, hub_id, spoken
 from fedms.run import run
 from fedms.use import NEW, Models
@@ -36,6 +37,7 @@ WAYS = {
     "a linear head": ("model.head=linear",),
     "learned prompts": ("method=promptfl",),
     "weighed features": ("method=fedclip",),
+    "no local expert": ("method=fedavg", "gate.calibration=false", "gate.mix_prior=client"),
 }
 
 
@@ -51,6 +53,33 @@ def module(folder: Path):
     return found
 
 
+def strange() -> dict[str, Image.Image]:
+    """Pictures that are not RGB, or not upright."""
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    clear = Image.fromarray(np.uint8(grey)).convert("RGBA")
+    clear.putalpha(Image.fromarray(np.uint8(grey * 4)))
+    turned = Image.fromarray(np.uint8(grey)).convert("RGB")
+    turned.getexif()[0x0112] = 6
+    palette = turned.convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.info["transparency"] = 3
+    return {
+        "transparent": clear,
+        "of 16 bits": Image.fromarray(grey * 1000),
+        "of 32 bits": Image.fromarray(np.int32(grey) * 1000),
+        "turned": turned,
+        "a palette": palette,
+        "grey with alpha": clear.convert("LA"),
+        "of two levels": Image.fromarray(np.uint8(grey * 4)).convert("1"),
+        "CMYK": turned.convert("CMYK"),
+    }
+
+
+def test_pictures_are_read_as_fedms_reads_them():
+    for name, picture in strange().items():
+        found, expected = standalone.rgb(picture), data.decode_image(picture, name)
+        assert np.array_equal(np.asarray(found), np.asarray(expected)), name
+
+
 def said(path: Path, client: str):
     """What fedms says of the pictures."""
     models = Models(path)
@@ -64,7 +93,7 @@ def close(found, expected):
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
 
 
-@pytest.mark.quick("all that is ours", "a linear head", "learned prompts")
+@pytest.mark.quick("all that is ours", "a linear head", "learned prompts", "no local expert")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_an_export_says_what_fedms_says(done, tmp_path, way):
     path = done(*COMMON, *way).path
@@ -86,7 +115,12 @@ def test_an_export_says_what_fedms_says(done, tmp_path, way):
 
 @pytest.mark.parametrize(
     ("way", "role"),
-    [("all that is ours", "local"), ("a linear head", "global"), ("logits, with priors", "local")],
+    [
+        ("all that is ours", "local"),
+        ("a linear head", "global"),
+        ("logits, with priors", "local"),
+        ("no local expert", "global"),
+    ],
 )
 def test_a_merged_model_has_the_logits_of_its_expert(done, tmp_path, way, role):
     path = done(*COMMON, *WAYS[way]).path
@@ -95,10 +129,11 @@ def test_a_merged_model_has_the_logits_of_its_expert(done, tmp_path, way, role):
     export(path, tmp_path / "out", client, merged=role)
     expert = module(tmp_path / "out").Merged(tmp_path / "out" / "merged")
     own = models.model(client)
-    tensors = own.expert if role == "local" else own.partner
+    tensors = own.partner if role == "global" and own.partner else own.expert
+    of = "local" if tensors is own.expert else "global"  # the only one counts as its own
     rows = models.encoded(data.Table("image", pictures(), [""] * 6))
     features = models.learner.features(tensors, rows)[None]
-    close(expert(pictures()), models.learner.logits(features, own._own(tensors, role))[0])
+    close(expert(pictures()), models.learner.logits(features, own._own(tensors, of))[0])
 
 
 @pytest.mark.parametrize("kind", ["sentence", "bert", "sentence-cls"])
@@ -138,6 +173,13 @@ def test_other_encoders_of_images_are_exported_too(tmp_path, model_folder, kind)
     _, expected = said(tmp_path / "run", "0")
     without = module(tmp_path / "out").Model(tmp_path / "out", base=str(base))
     close(without.opinions(pictures())["personal"], expected.personal)
+
+
+def test_merging_draws_nothing_of_the_callers(done, tmp_path):
+    path = done(*COMMON, *WAYS["all that is ours"]).path
+    before = torch.get_rng_state()
+    export(path, tmp_path / "out", Models(path).clients[0], merged="local")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.fixture(scope="module")

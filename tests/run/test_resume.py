@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 
 import pytest
 import torch
+from rich.console import Console
 
+from fedms import report
 from fedms.core.errors import UserError
 from fedms.events import RoundBegins, Saved
+from fedms.progress import Progress
 from fedms.run import Evaluated, Finished, RoundDone, Started, resume, run
 from fedms.store import files as store
 from fedms.store import run_folder, states
@@ -67,6 +71,30 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, done):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     assert resume(tmp_path / "run") == json.loads((tmp_path / "run/summary.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize("before", [1000.0, None])
+def test_time_is_of_all_processes_and_time_left_of_rounds_done_here(tmp_path, small, done, before):
+    """None: by a version that did not write it down."""
+    path, seen, shown = tmp_path / "run", [], Console(file=io.StringIO(), width=200)
+    ended(small(), path, after=4)  # of four rounds two count
+    first, last, _ = map(json.loads, (path / "rounds.jsonl").read_text().splitlines())
+    assert first["wall_seconds"] < last["wall_seconds"]
+    last["wall_seconds"] = before
+    last["hash"] = run_folder._hash(last)
+    (path / "rounds.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(last)}\n")
+    cost = resume(path, watch=seen.append)["cost"]
+    (third, fourth) = (event for event in seen if isinstance(event, RoundDone))
+    assert third.seconds_left == third.seconds < 1000
+    assert fourth.seconds_left == 0
+    if before is None:
+        assert cost["wall_seconds"] is third.record.wall_seconds is None
+    else:
+        assert 1000 < third.record.wall_seconds < fourth.record.wall_seconds < cost["wall_seconds"]
+        assert cost["wall_seconds"] < 2000
+    Progress(small(), shown, quiet=True)(seen[-1])
+    assert ("parameters trained;" in shown.file.getvalue()) == (before is not None)
+    assert report.write([path, done().path], tmp_path / "report.html")
 
 
 def test_other_versions_are_told_of_and_written_down(tmp_path, small):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,23 @@ def test_nothing_is_written_outside(tmp_path, monkeypatch, small):
     run(small("stage1.rounds=1", "stage2.rounds=1"))
     written = {p.relative_to(tmp_path).parts[:3] for p in tmp_path.rglob("*") if p.is_file()}
     assert written == {("work", "runs", "digits-fedms-seed0")}
+
+
+def test_every_file_is_written_aside(tmp_path, small, monkeypatch):
+    """By a name that is not its own yet, or in a folder that has none."""
+    written = []
+
+    def noting(write):
+        return lambda path, *given, **how: (written.append(path), write(path, *given, **how))[1]
+
+    for name in ("write_bytes", "write_text"):
+        monkeypatch.setattr(Path, name, noting(getattr(Path, name)))
+    words = ("stage1.rounds=1", "stage2.rounds=1", "gate.statistics=personal")
+    run(small(*words), tmp_path / "run")
+    assert (tmp_path / "run/adapters/statistics.safetensors").is_file()
+    assert (tmp_path / "run/adapters/prior.json").is_file()
+    in_place = {p for p in written if not any(part.endswith(".aside") for part in p.parts)}
+    assert in_place == set()
 
 
 def test_own_config_gives_the_same_run(done, tmp_path):

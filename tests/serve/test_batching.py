@@ -10,6 +10,7 @@ import pytest
 
 from fedms.core.shelf import Shelf
 from fedms.serve.batching import Batcher
+from fedms.serve.limits import OverloadedError
 
 
 def answered(questions, *, most=10, wait=0.0, weights=None):
@@ -102,6 +103,31 @@ def test_nothing_is_computed_for_those_who_have_gone():
     found = asyncio.run(ask())
     assert [found[0], found[2]] == [0, 2]
     assert batches == [[0], [2]]
+
+
+def test_nobody_waits_for_what_is_closed():
+    """Neither those whose batch is computed, nor those who wait, nor who comes later."""
+    go = threading.Event()
+
+    def perform(batch):
+        go.wait(5)
+        return list(batch)
+
+    async def ask():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(perform, executor, 1, 0.0)
+            tasks = [asyncio.create_task(batcher.ask(i, 1)) for i in range(2)]
+            await asyncio.sleep(0.05)
+            await batcher.close()
+            late = asyncio.create_task(batcher.ask(2, 1))
+            _, pending = await asyncio.wait([*tasks, late], timeout=1)
+            go.set()
+            assert not pending
+            return [task.cancelled() for task in tasks], late.exception()
+
+    cancelled, refused = asyncio.run(ask())
+    assert cancelled == [True, True]
+    assert isinstance(refused, OverloadedError)
 
 
 def test_a_shelf_keeps_what_was_asked_for_last():

@@ -104,6 +104,19 @@ def test_what_a_person_can_mend_is_one_line(served, fails, tmp_path, monkeypatch
         assert "nothing can listen" in fails(served, "--port", taken.getsockname()[1])
 
 
+def test_a_request_that_is_allowed_has_room(served, monkeypatch):
+    found = []
+    monkeypatch.setattr(server, "serve", lambda service, line, **_: found.append(service.limits))
+    words = ["--port", "0", "--quiet", "--max-inputs", "2000", "--max-body", "1GB"]
+    monkeypatch.setattr(sys, "argv", ["fedms", "serve", str(served), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    (limits,) = found
+    assert (limits.inputs, limits.waiting) == (2000, 2000)
+    assert limits.body == limits.bodies == 1_000_000_000
+
+
 def test_tokens_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(server.TOKEN, raising=False)
     assert server.read_token(None) is None

@@ -55,7 +55,15 @@ def serve(
             f"got --host {host} without a token: anyone who reaches it could use the models; "
             f"try {server.TOKEN}, or --token-file"
         )
-    limits = Limits(body=_bytes(max_body, "--max-body"), inputs=max_inputs, batch=batch, wait=wait)
+    body = _bytes(max_body, "--max-body")
+    limits = Limits(
+        body=body,
+        bodies=max(Limits.bodies, body),  # one that may come can be held
+        inputs=max_inputs,
+        batch=batch,
+        waiting=max(Limits.waiting, max_inputs),
+        wait=wait,
+    )
     models = Models(folder, device=device, room=_bytes(memory, "--memory"))
     line = server.open_socket(host, port)
     url = server.address(line, host)

@@ -3,15 +3,15 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    means_file,
     needs_fedms,
     peft_model,
+    prior_file,
     save_beside,
     save_expert,
     save_gate,
-    save_means,
     save_merged,
-    save_prior,
-    save_statistics,
+    statistics_file,
 )
 from fedms.models.foundation import keep
 from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, PromptHead
@@ -50,15 +50,15 @@ __all__ = [
     "keep",
     "load_backbone",
     "look_up",
+    "means_file",
     "needs_fedms",
     "peft_model",
     "predict_together",
+    "prior_file",
     "save_beside",
     "save_expert",
     "save_gate",
-    "save_means",
     "save_merged",
-    "save_prior",
-    "save_statistics",
     "spoken",
+    "statistics_file",
 ]

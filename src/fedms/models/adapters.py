@@ -235,7 +235,8 @@ class AdapterSlots:
 
 def adapted(model: nn.Module, folder: Path) -> Any:
     """A `PeftModel`: a plain model with PEFT's adapters beside its weights; `model` is changed."""
-    return PeftModel.from_pretrained(model, str(folder))
+    with torch.random.fork_rng(devices=[]):  # PEFT draws what is then overwritten
+        return PeftModel.from_pretrained(model, str(folder))
 
 
 def merge(model: nn.Module, folder: Path) -> Any:

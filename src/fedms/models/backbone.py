@@ -78,11 +78,16 @@ class Backbone:
         """Hold the frozen weights, and compute, in `dtype`; features stay float32.
 
         On the CPU the backward pass of torch's fused attention is ten times slower in bfloat16
-        than in float32, so that the plain one is used there.
+        than in float32, so that the plain one is used there. Frequencies of rotary positions stay
+        float32, as transformers loads them: rounded, late positions would be others.
         """
         if dtype != torch.float32 and self.device.type == "cpu":
             self.model.set_attn_implementation("eager")  # type: ignore[operator]
+        exact = [(n, b) for n, b in self.model.named_buffers() if n.endswith("inv_freq")]
         self.model.to(dtype)
+        for name, buffer in exact:
+            place, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(place), last, buffer)
 
     def blocks(self, targets: str) -> Blocks:
         """The blocks that `features` passes through, with the projections in `targets` ("qv")."""
@@ -113,11 +118,13 @@ class Backbone:
         if self.takes == "text":
             return self._pad([torch.as_tensor(ids) for ids in rows.columns["input_ids"]])
         pixels = torch.as_tensor(np.asarray(rows.columns["pixel_values"])).to(self.device)
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.processor.image_mean, device=self.device).view(shape)
-        std = torch.tensor(self.processor.image_std, device=self.device).view(shape)
-        scale = self.processor.rescale_factor
-        values = (pixels.to(torch.float32) * scale - mean) / std
+        values, shape = pixels.to(torch.float32), (1, -1, 1, 1)
+        if self.processor.do_rescale:
+            values = values * self.processor.rescale_factor
+        if self.processor.do_normalize:
+            mean = torch.tensor(self.processor.image_mean, device=self.device).view(shape)
+            std = torch.tensor(self.processor.image_std, device=self.device).view(shape)
+            values = (values - mean) / std
         return {"pixel_values": values.to(self.dtype)}
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -244,7 +251,8 @@ def load_backbone(name: str, *, max_length: int | None = None, device: str = "cp
     model = _load_model(kind, config, folder, name).eval().requires_grad_(False)
     model = model.to(device, torch.float32)
     processor = load_tokenizer(folder) if kind in ("sentence", "text") else _images(folder, name)
-    pooling = _pooling(folder) or ("mean" if kind in ("sentence", "text") else "cls")
+    mean = kind in ("sentence", "text") or config.model_type in _NO_CLASS_TOKEN
+    pooling = _pooling(folder) or ("mean" if mean else "cls")
     limit = 0 if kind in ("clip", "image") else _max_length(config, processor, folder, max_length)
     return Backbone(folder, kind, model, processor, pooling, known.width, limit)
 
@@ -305,6 +313,8 @@ def _kind(config: Any, folder: str, name: str) -> Kind:
     )
 
 
+_NO_CLASS_TOKEN = ("ijepa",)
+"""Encoders of images whose tokens are all of patches: features are the mean, as with texts."""
 _OTHER_LAYOUT = ("longformer",)
 """Inside them rows of a batch are not the first axis, or tokens are padded once more."""
 

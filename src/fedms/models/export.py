@@ -57,16 +57,17 @@ def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) 
         (folder / "adapter_model.safetensors").write_bytes(serialise(adapters, metadata))
 
 
-def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
-    """Write what the client's counts say of classes, and how its model uses that, as JSON.
+def prior_file(learner: ModelLearner, view: View, data: ClientData) -> bytes:
+    """What the client's counts say of classes, and how its model uses that, as JSON.
 
-    That is: to whose logits `log_prior` is added, and the weights of evidence with which the model
-    is calibrated (`core.calibration`; null where it is not). Nothing is written where it uses none.
+    That is: to whose logits `log_prior` is added (`local`: also the only expert, of a client that
+    has the shared one), and the weights of evidence with which the model is calibrated
+    (`core.calibration`; null where it is not). Empty where it uses none.
     """
     experts = {"global": view.partner, "local": view.expert}
     added_to = [name for name, expert in experts.items() if expert and expert.prior]
     if not added_to and view.calibration is None:
-        return
+        return b""
     prior, unseen = class_evidence(
         data.train.labels, learner.head.classes, learner.mixing.smoothing
     ).tolist()
@@ -74,11 +75,11 @@ def save_prior(path: Path, learner: ModelLearner, view: View, data: ClientData) 
     if view.calibration is not None:
         weights = dict(zip(calibration.EVIDENCE, view.calibration.tolist(), strict=True))
     facts = {"added_to": added_to, "log_prior": prior, "unseen": unseen, "calibration": weights}
-    path.write_text(json.dumps(facts) + "\n")
+    return f"{json.dumps(facts)}\n".encode()
 
 
-def save_statistics(path: Path, learner: ModelLearner, view: View) -> None:
-    """Write what class statistics say, if the view has any, for all clients alike.
+def statistics_file(learner: ModelLearner, view: View) -> bytes:
+    """What class statistics say, for all clients alike; empty if the view has none.
 
     `whitening` `(width, width)` and `means` `(classes, width)`: the score of a class is the dot
     product of its mean and the whitened feature (of the foundation model, of unit length), less
@@ -87,12 +88,13 @@ def save_statistics(path: Path, learner: ModelLearner, view: View) -> None:
     linear head, 20 times the cosine to them is added to what it says.
     """
     said = view.statistics
-    if said is not None:
-        means = said.means(_prompts(learner))
-        tensors = {"whitening": said.matrix, "means": means, "bias": said.bias}
-        for vectors in learner.vectors(view).values():
-            tensors["vectors"] = vectors[0].cpu()
-        path.write_bytes(serialise(tensors))
+    if said is None:
+        return b""
+    means = said.means(_prompts(learner))
+    tensors = {"whitening": said.matrix, "means": means, "bias": said.bias}
+    for vectors in learner.vectors(view).values():
+        tensors["vectors"] = vectors[0].cpu()
+    return serialise(tensors)
 
 
 def _prompts(learner: ModelLearner) -> Tensor | None:
@@ -100,8 +102,8 @@ def _prompts(learner: ModelLearner) -> Tensor | None:
     return None if prompts is None else prompts.cpu()
 
 
-def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) -> None:
-    """Write a client's `means` and `vectors` in place of those of `save_statistics`.
+def means_file(learner: ModelLearner, view: View, data: ClientData) -> bytes:
+    """A client's `means` and `vectors`, in place of those of `statistics_file`; empty if none.
 
     Means where they are its own; vectors where it has a class of which the sums of all had no row.
     """
@@ -112,8 +114,7 @@ def save_means(path: Path, learner: ModelLearner, view: View, data: ClientData) 
     if said is not None and said.lacks(labels):
         for vectors in learner.vectors(view, data).values():
             tensors["vectors"] = vectors[0].cpu()
-    if tensors:
-        path.write_bytes(serialise(tensors))
+    return serialise(tensors) if tensors else b""
 
 
 def save_beside(folder: Path, learner: ModelLearner, experts: Mapping[str, Expert]) -> None:
@@ -191,7 +192,8 @@ def save_merged(base: str, exported: Path, role: str) -> None:
             break
     prior = exported / "prior.json"
     counted = json.loads(prior.read_text(encoding="utf-8")) if prior.is_file() else {}
-    if role in counted.get("added_to", ()):
+    said = role if (exported / "local").is_dir() else "local"
+    if said in counted.get("added_to", ()):
         added = {"log_prior": torch.tensor(counted["log_prior"])}
         (folder / "prior.safetensors").write_bytes(serialise(added))
 
@@ -213,8 +215,7 @@ def peft_model(base: str, adapters: Path) -> Any:
     """
     if not (adapters / "adapter_model.safetensors").is_file():
         raise UserError(f"got {adapters}, in which there are no adapters; expected some of a run")
-    with torch.random.fork_rng(devices=[]):  # PEFT draws what is then overwritten
-        return adapted(load_backbone(base, device="cpu").model, adapters)
+    return adapted(load_backbone(base, device="cpu").model, adapters)
 
 
 def save_gate(folder: Path, learner: ModelLearner, gate: Tensors) -> None:

@@ -252,7 +252,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _facts(path: Path, classes: int) -> dict[str, Any]:
-    """What `save_prior` wrote; nothing is added or weighed where there is none."""
+    """What `prior_file` made; nothing is added or weighed where there is none."""
     none: dict[str, Any] = {"added_to": [], "log_prior": [], "unseen": [], "calibration": None}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """A client's model without fedms: adapters, gate and what is known of classes, joined.
 
 `fedms export` puts this file beside what it exports, as `model.py` (Apache-2.0, as fedms is). It
-imports nothing of fedms; it needs torch, transformers, peft and safetensors.
+imports nothing of fedms; it needs torch, transformers, peft and safetensors, for pictures Pillow.
 
     from model import Model
     model = Model(".", base="the foundation model")
@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from peft import PeftModel
@@ -49,7 +50,7 @@ class Foundation:
     def batch(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """Texts, or PIL images, as the model takes them."""
         if self.facts["kind"] in ("clip", "image"):
-            images = [image.convert("RGB") for image in inputs]
+            images = [rgb(image) for image in inputs]
             return {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
         found = self.processor(
             list(inputs),
@@ -220,7 +221,8 @@ class Model:
 
     def _logits(self, name: str, features: Tensor) -> Tensor:
         logits = self.heads[name](features)
-        if name not in self.counted.get("added_to", ()):
+        role = "local" if name == self.experts[-1] else name  # `prior.json` has that for the only
+        if role not in self.counted.get("added_to", ()):
             return logits
         return logits + torch.tensor(self.counted["log_prior"])
 
@@ -268,6 +270,20 @@ class Model:
         whitened = F.normalize(frozen, dim=-1) @ said["whitening"].T
         scores = whitened @ said["means"].T - said["means"].square().sum(-1) / 2 + said["bias"]
         return F.log_softmax(scores, -1)
+
+
+def rgb(image: Any) -> Any:
+    """A PIL image upright as EXIF says, of 16 bits the upper 8, over white where transparent."""
+    from PIL import Image, ImageOps  # texts need none
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        upper = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(upper.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _json(path: Path) -> dict[str, Any]:

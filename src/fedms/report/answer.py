@@ -211,7 +211,7 @@ def _time(record: Record) -> tuple[Html, Html]:
     name = "cost.wall_seconds" if complete else None
     flops = cost["train_flops"]
     work = number(flops, shown(flops, operations), "cost.train_flops" if complete else None)
-    return number(wall, duration(wall or 0), name), join([work, " of training"])
+    return number(wall, shown(wall, duration), name), join([work, " of training"])
 
 
 def _tile(name: str, figure: str, beside: str) -> Html:

@@ -212,7 +212,7 @@ def _beside(record: Record, name: str) -> list[str]:
         number(sent, size(sent)),
         "–" if own is None or not every else f"{100 * own / every:.2f} %",
         shown(cost["train_flops"], operations),
-        number(wall, duration(wall)),
+        number(wall, shown(wall, duration)),
         shown(peak, size),
         f"{len(record.rounds)}{complete}",
     ]

@@ -125,7 +125,8 @@ class RoundRecord:
 
     `cohort` are those that were asked, `rejected` those of them without a usable update, `warned`
     those whose update was used, though it is odd; of `late` clients answers arrived that nobody
-    waited for: to earlier questions, or a second one.
+    waited for: to earlier questions, or a second one. `wall_seconds` the run took until the round
+    was written down, without what interruptions lost; None where nobody measured that.
     """
 
     round: int
@@ -142,6 +143,7 @@ class RoundRecord:
     costs: Costs = field(default_factory=Costs)
     warned: Mapping[str, str] = field(default_factory=dict)
     late: tuple[str, ...] = ()
+    wall_seconds: float | None = None
 
 
 def run_rounds(

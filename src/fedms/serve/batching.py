@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from fedms.serve.limits import OverloadedError
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -43,9 +45,16 @@ class Batcher(Generic[Q, A]):
         self._waiting: deque[_Job[Q, A]] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def ask(self, question: Q, weight: int) -> A:
-        """The answer, when its batch is done."""
+        """The answer, when its batch is done.
+
+        Raises:
+            OverloadedError: if it is closed.
+        """
+        if self._closed:
+            raise OverloadedError("got a question of a service that ends; try again in a second")
         job = _Job[Q, A](question, weight, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._arrived.set()
@@ -54,7 +63,8 @@ class Batcher(Generic[Q, A]):
         return await job.answer
 
     async def close(self) -> None:
-        """Stop; what was not answered is cancelled."""
+        """Stop; what was not answered is cancelled, also what is being computed."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -89,13 +99,17 @@ class Batcher(Generic[Q, A]):
         questions = [job.question for job in jobs]
         loop = asyncio.get_running_loop()
         done = loop.run_in_executor(self._executor, self._perform, questions)
-        await asyncio.wait([done])
-        failed = done.exception()
-        answers = [failed] * len(jobs) if failed else done.result()
-        for job, answer in zip(jobs, answers, strict=True):
-            if job.answer.done():
-                continue
-            if isinstance(answer, BaseException):
-                job.answer.set_exception(answer)
-            else:
-                job.answer.set_result(answer)
+        try:
+            await asyncio.wait([done])
+            failed = done.exception()
+            answers = [failed] * len(jobs) if failed else done.result()
+            for job, answer in zip(jobs, answers, strict=True):
+                if job.answer.done():
+                    continue
+                if isinstance(answer, BaseException):
+                    job.answer.set_exception(answer)
+                else:
+                    job.answer.set_result(answer)
+        finally:
+            for job in jobs:  # closed meanwhile: what has no answer
+                job.answer.cancel()
