@@ -74,6 +74,7 @@ ALLOWED = {
     "machine": {"config", "core"},
     "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "data", "machine", "models", "store"},
+    "reopened": {"config", "store"},
     "outcome": {"core", "models", "store"},
     "details": {"core", "store"},
     "report": {"core", "store"},
@@ -90,11 +91,11 @@ ALLOWED = {
     },
     "run": {
         *("build", "checkpoints", "clients", "config", "core", "course", "data", "events"),
-        *("given", "identity", "report", "runtimes", "store", "tracking"),
+        *("given", "identity", "reopened", "report", "runtimes", "store", "tracking"),
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
-        *("newcomers", "progress", "run", "runtimes", "store", "use"),
+        *("newcomers", "progress", "reopened", "run", "runtimes", "store", "use"),
     },
     "bench": {"build", "config", "machine", "core", "models", "run", "runtimes", "store"},
     "deploy": {
@@ -103,12 +104,12 @@ ALLOWED = {
     },
     "compare": {"config", "core", "events", "identity", "run", "store"},
     "progress": {"bench", "config", "core", "events", "report"},
-    "use": {"build", "config", "core", "data", "models", "store"},
+    "use": {"build", "config", "core", "data", "models", "reopened", "store"},
     "hub": {"core"},
     "card": {"hub", "models", "store", "use"},
     "newcomers": {
         *("build", "clients", "config", "core", "data", "deploy", "identity", "models"),
-        *("runtimes", "store", "use"),
+        *("reopened", "runtimes", "store", "use"),
     },
     "export": {"card", "core", "models", "newcomers", "store", "use"},
     "scoring": {"build", "config", "core", "data", "deploy", "identity", "store", "use"},

@@ -400,6 +400,17 @@ class Tracking(Section):
         None, description="a Hugging Face Space to send to; unset: Trackio's own local files"
     )
 
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Tracking:
+        authority = (self.mlflow_uri or "").partition("://")[2].partition("/")[0]
+        if "@" in authority:  # not repeated: it would be kept in logs
+            raise ValueError(
+                "got tracking.mlflow_uri with a user or password, which records and reports would "
+                f"tell; expected it without, as in //{authority.rpartition('@')[2]}; try "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return self
+
     @property
     def trackers(self) -> tuple[Tracker, ...]:
         """Each once, in the order given."""

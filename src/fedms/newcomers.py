@@ -25,6 +25,7 @@ from fedms.data import Part
 from fedms.deploy.parts import ELSEWHERE, SITE, SiteParts, build_site
 from fedms.identity import identity
 from fedms.models import spoken
+from fedms.reopened import run_config
 from fedms.runtimes.simulator import SCORED, adapting
 from fedms.runtimes.workers import on_threads
 from fedms.store.files import own_folder, write_json, write_text
@@ -129,7 +130,7 @@ class Shared:
         With class statistics that is sums of rows' features, and counts, by class, over all
         clients: of a class with one row that row's feature. No path of this machine is in it.
         """
-        config = load_config(self.path)
+        config = run_config(self.path)
         plan = again(config, layout, self.state)
         sent = pick(self.state.tensors, plan.broadcast | plan.constant)
         text = dump_config(_impersonal(config, self.classes))

@@ -14,7 +14,7 @@ from fedms.build import Experiment, build
 from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
 from fedms.clients import simulated
-from fedms.config import Config, Faults, dump_config, load_config
+from fedms.config import Config, Faults, dump_config
 from fedms.core.errors import UserError
 from fedms.course import ClientsElsewhere, Course
 from fedms.data import Table
@@ -27,6 +27,7 @@ from fedms.events import (
 )
 from fedms.given import NOTHING, Given
 from fedms.identity import expect_same, identity
+from fedms.reopened import run_config
 from fedms.runtimes.workers import on_threads
 from fedms.store.files import UNWRITABLE, locked, sweep
 from fedms.store.run_folder import FOUNDATION, RunFolder
@@ -78,6 +79,7 @@ def run(
         )
     path = out or default_folder(config)
     RunFolder.check(path, force=force)
+    _expect_apart(config, path)
     check_trackers(config)
     with on_threads(config.runtime.threads):
         known = identity(config, given.table)
@@ -139,6 +141,17 @@ def resume(
         return _simulate(config, experiment, folder, watch, given, begin)
 
 
+def _expect_apart(config: Config, path: Path) -> None:
+    """That what a run is made of is not in the folder that it replaces."""
+    for key, value in (("model.name", config.model.name), ("data.path", config.data.path)):
+        place = Path(value or "").expanduser().resolve()
+        if value and place.exists() and place.is_relative_to(path.resolve()):
+            raise UserError(
+                f"got {key} = {value!r}, which is in {path}, the run folder to replace; expected "
+                "it elsewhere; try another folder (--out; in Python out=), or a copy of it"
+            )
+
+
 def _at_home(config: Config, experiment: Experiment, path: Path) -> tuple[Config, Experiment]:
     """With the foundation model where it will be, in the run folder."""
     name = str(path.resolve() / FOUNDATION)
@@ -150,7 +163,7 @@ def _at_home(config: Config, experiment: Experiment, path: Path) -> tuple[Config
 def _reopen(path: Path, table: Table | None = None) -> tuple[Config, RunFolder, dict[str, Any]]:
     """A run that is there, if it can go on here."""
     found = RunFolder.open(path)
-    config, facts = load_config(found.config), found.facts()
+    config, facts = run_config(found.config), found.facts()
     folder = RunFolder.open(path, config.checkpoint_every)
     if config.data.source == "memory" and table is None:
         raise UserError(
@@ -255,6 +268,8 @@ def serve(
         raise UserError("got faults for a run with sites; expected them in simulations only")
     check_trackers(config)
     path = out or default_folder(config)
+    if not again:
+        _expect_apart(config, path)
     with on_threads(config.runtime.threads):
         if again:
             config, folder, _ = _reopen(path)

@@ -34,6 +34,8 @@ _QUIET = {
     "WANDB_ERROR_REPORTING": "false",
 }
 """In the environment of trackers' processes: their libraries do not tell their makers of it."""
+_ELSEWHERE = {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL"}
+"""Not in it: where Trackio would send to though the configuration does not say so."""
 
 
 def check(config: Config) -> None:
@@ -90,7 +92,8 @@ class _Following:
             wandb_mode=wanted.wandb_mode,
             trackio_space=wanted.trackio_space,
         )
-        self._environment = {**os.environ, **_QUIET, "TRACKIO_DIR": str(place)}
+        inherited = {k: value for k, value in os.environ.items() if k not in _ELSEWHERE}
+        self._environment = {**inherited, **_QUIET, "TRACKIO_DIR": str(place)}
 
     def __enter__(self) -> _Following:
         words = [sys.executable, "-m", "fedms.trackers", self._name]

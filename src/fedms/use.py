@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from fedms import build, data
-from fedms.config import Config, load_config
+from fedms.config import Config
 from fedms.core.algorithm import Score
 from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
 from fedms.core.shelf import Shelf
 from fedms.models import Common, Opinions, SavedModel, predict_together
+from fedms.reopened import run_config
 from fedms.store.files import names_in, safe_name
 from fedms.store.marks import like_runs
 
@@ -79,7 +80,7 @@ class Models:
                 "SITE/state/RUN; a run that ended early has none: try fedms resume"
                 f"{like_runs(folder)}"
             )
-        self.config = _without_cache(load_config(folder / "config.toml"))
+        self.config = _without_cache(run_config(folder / "config.toml"))
         self.classes = tuple(_read(self.adapters / "head.json")["classes"])
         device = device or self.config.runtime.device
         self.learner, _ = build.make_learner(self.config, None, self.classes, device=device)
@@ -225,7 +226,7 @@ def with_rows(path: Path, words: Sequence[str]) -> Config:
     given = dict(word.split("=", 1) for word in words if "=" in word)
     if "data.source" not in given and (source := _source(given.get("data.path", ""))):
         words = [*words, f"data.source={source}"]
-    config = load_config(path, words)
+    config = run_config(path, words)
     if config.data.source in ("digits", "memory") and config.data.path is not None:
         raise UserError(
             f"got data.path={config.data.path} for a run with data.source = "

@@ -12,9 +12,10 @@ import transformers
 from datasets import Value
 from safetensors.torch import load_file
 
-from fedms import Result, UserError
+from fedms import FedMS, Result, UserError, load_config
 from fedms.api import Newcomer
 from fedms.api.plots import overview
+from fedms.run import run as perform
 
 
 def test_tables(fitted):
@@ -116,6 +117,58 @@ def test_somebody_who_took_no_part_adapts(fitted, datasets, as_dataset, tmp_path
     other = rows.cast_column("label", Value("int64"))
     with pytest.raises(UserError, match="class"):
         fitted.adapt("dave", other)
+
+
+def test_a_run_folder_may_be_moved_with_the_foundation_model_in_it(
+    make, datasets, fitted, assert_alike, tmp_path
+):
+    """Another process goes on with the run there, and uses, exports and adapts its models."""
+
+    class Stop(transformers.TrainerCallback):
+        def on_epoch_end(self, args, state, control, **beside):
+            control.should_training_stop = state.global_step == 3
+
+    make(callbacks=[Stop()]).fit(datasets, out=tmp_path / "run")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    result = FedMS.resume(moved, datasets, progress=False)
+    assert result.complete
+    assert_alike(moved, fitted.run_folder)
+    texts = ["red my card", "green not i"]
+    expected = fitted.predict_proba("bob", texts)
+    assert (Result(moved).predict_proba("bob", texts) == expected).all()
+    moved = moved.rename(tmp_path / "again")
+    result = Result(moved)
+    assert (result.predict_proba("bob", texts) == expected).all()
+    assert isinstance(result.local_expert("bob"), peft.PeftModel)
+    assert {p.name for p in result.export(tmp_path / "out", "bob")} >= {"local", "global"}
+    dave = result.adapt("dave", datasets["bob"], rounds=1, to=tmp_path / "dave")
+    expected = dave.predict_proba("dave", texts)
+    kept = (tmp_path / "dave").rename(tmp_path / "erin")
+    assert (Newcomer(kept).predict_proba("dave", texts) == expected).all()
+    model = next((moved / "foundation").glob("*.safetensors"))
+    model.write_bytes(model.read_bytes()[:-4] + b"\0\0\0\1")
+    (moved / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"whose weights .* are other ones now"):
+        FedMS.resume(moved, datasets, progress=False)
+
+
+@pytest.mark.parametrize("own", ["model.name", "data.path"])
+def test_a_run_is_not_replaced_by_one_that_is_made_of_it(make, datasets, tmp_path, own):
+    place = tmp_path / "run"
+    run = make(stage1={"rounds": 1}, stage2={"rounds": 0}).fit(datasets, out=place)
+    (place / "rows.csv").write_text("text,label\na,b\n")
+    words = {
+        "model.name": ["data.source=csv", f"data.path={tmp_path / 'rows.csv'}"],
+        "data.path": ["model.name=glyphclip", "data.source=csv", f"data.path={place / 'rows.csv'}"],
+    }[own]
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=rf"got {own} = .*, the run folder to replace"):
+        perform(load_config(place / "config.toml", words), place, force=True)
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+    if own == "model.name":  # one that is given again is not there
+        again = make(stage1={"rounds": 1}, stage2={"rounds": 0})
+        assert again.fit(datasets, out=place, force=True).summary["test"] == run.summary["test"]
 
 
 def test_an_adapted_model_has_the_foundation_model_with_it(make, datasets, tmp_path):

@@ -244,6 +244,17 @@ def test_any_words_are_a_configuration_or_one_error(settings, tables):
         assert isinstance(validate(tables), Config)
 
 
+@pytest.mark.parametrize("who", ["me:s3cret@", "s3cret@", ":s3cret@"])
+def test_a_password_is_not_kept_with_a_run(who):
+    said = message(f"tracking.mlflow_uri=https://{who}host:80/at@all")
+    assert "tracking.mlflow_uri" in said
+    assert "MLFLOW_TRACKING_PASSWORD" in said
+    assert "//host:80;" in said
+    assert "s3cret" not in said
+    for uri in ("https://host:80/at@all", "sqlite:////me@home/x.db", "databricks"):
+        assert load_config(None, [f"tracking.mlflow_uri={uri}"]).tracking.mlflow_uri == uri
+
+
 def test_settings_that_would_be_passed_over_are_refused():
     """Whoever names a table or a column means it."""
     said = message("data.path=tickets.csv", "data.label=topic")

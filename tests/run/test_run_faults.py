@@ -73,10 +73,33 @@ def test_a_round_is_the_average_of_those_who_stayed(parts):
     assert absent > 3
 
 
+def test_what_is_late_has_cost_what_it_did_and_what_its_stack_did(parts):
+    """The first of a stack answers with the costs of all, and may be the one that is late."""
+    flops = {}
+    for stack in (1, 6):
+        experiment, clients, rules = parts(*PLAIN, "faults.slow=0.5", f"runtime.stack={stack}")
+        state = experiment.algorithm.init(experiment.learner, 0)
+        rounds = run_rounds(experiment.algorithm, clients, state, rules)
+        records = [record for _, record in rounds]
+        assert any(record.rejected for record in records)
+        flops[stack] = [record.costs.flops for record in records]
+    assert flops[6] == pytest.approx(flops[1], rel=1e-3)
+    assert min(flops[6]) > 0
+
+
 @pytest.mark.parametrize("fault", ["drop", "data", "crash", "slow"])
-def test_a_run_without_answers_stops_and_can_go_on(small, tmp_path, fault):
+def test_a_run_without_answers_stops_and_can_go_on(small, done, tmp_path, monkeypatch, fault):
+    """It ends as one in which nobody ever failed, once nobody does."""
+    words = (*PLAIN, "stage1.rounds=2")
+    monkeypatch.setattr(FaultyClients, "_fate", lambda self, round, client: fault if round else "")
     with pytest.raises(UserError, match=f"as faults.{fault} says"):
-        run(small(*PLAIN, f"faults.{fault}=1"), tmp_path / "run")
+        run(small(*words, f"faults.{fault}=1"), tmp_path / "run")
+    with pytest.raises(UserError, match=f"in round 2.*as faults.{fault} says"):
+        resume(tmp_path / "run")
+    monkeypatch.setattr(FaultyClients, "_fate", lambda self, round, client: "")
+    resume(tmp_path / "run")
+    expected = done(*words)
+    assert type(expected)(tmp_path / "run", {}).bytes() == expected.bytes()
 
 
 def test_who_is_late_keeps_what_was_learned_and_who_crashes_does_not(small, tmp_path):

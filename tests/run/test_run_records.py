@@ -39,6 +39,7 @@ def test_folder_has_exactly_these_files(done):
     expected |= {"adapters/head.json", "adapters/prior.json", "partition.json"}
     expected |= {"classes.json", "labels.jsonl", "gates.jsonl", "report.html"}
     expected |= {f"checkpoints/server/{n:06}.safetensors" for n in (3, 4)}
+    expected |= {f"checkpoints/newest/{n:06}.json" for n in (3, 4)}
     expected |= {f"adapters/global/{n}" for n in expert} | {f"adapters/gate/{n}" for n in gate}
     for client in "012":
         expected |= {f"checkpoints/clients/{client}/{n:06}.safetensors" for n in (2, 3)}
@@ -82,7 +83,7 @@ def test_own_config_gives_the_same_run(done, tmp_path):
     again = type(first)(tmp_path / "again", {})
     for folder in ("adapters", "checkpoints"):
         assert again.bytes(folder) == first.bytes(folder)
-    assert len(first.bytes("checkpoints")) == 8  # two of the server and of every client
+    assert len(first.bytes("checkpoints")) == 10  # two of the server and of every client, and lists
     assert again.lines("clients") == first.lines("clients")
     without = [{**r.summary, "cost": _without_seconds(r.summary["cost"])} for r in (first, again)]
     assert without[0] == without[1]

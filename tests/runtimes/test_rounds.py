@@ -86,9 +86,11 @@ def test_a_second_answer_is_not_counted():
 
 
 def test_who_gives_no_answer_counts_for_nothing():
-    said = {"a": update("a", 4.0, rows=3), "b": Absent("b", "is gone"), "c": Late("c")}
+    gone = Absent("b", "is gone", Costs(flops=7))
+    said = {"a": update("a", 4.0, rows=3), "b": gone, "c": Late("c")}
     value, record = perform(Scripted(lambda attempt, client: said.get(client)))
     assert value == 4.0
+    assert record.costs.flops == 7  # but for what it cost
     assert record.validation == 0.5
     assert record.client_depths == (1,)
     assert record.rejected == {"b": "is gone", **dict.fromkeys("cdef", "gave no answer")}

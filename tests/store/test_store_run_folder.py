@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from fedms.core.errors import UserError
 from fedms.store import files as store_files
+from fedms.store import run_folder
+from fedms.store.files import locked
 from fedms.store.run_folder import RunFolder, environment
 
 
@@ -77,6 +80,27 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch, name, earl
     monkeypatch.undo()
     create(path, force=True, config="seed = 4\n")
     assert (path / "config.toml").read_text() == "seed = 4\n"
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["plain", "force"])
+def test_a_run_that_began_meanwhile_is_left_alone(tmp_path, monkeypatch, force):
+    """Another process makes the same folder, and is at work when this one has gathered its own."""
+    path = tmp_path / "run"
+    with ExitStack() as other:
+
+        def meanwhile(seed):
+            monkeypatch.undo()
+            begun = create(path, config="name = 'other'\n")
+            other.enter_context(locked(begun.config))
+            begun.add_round({"round": 0})
+            return environment(seed)
+
+        monkeypatch.setattr(run_folder, "environment", meanwhile)
+        with pytest.raises(UserError, match="at work" if force else "try fedms resume"):
+            create(path, force=force, config="name = 'mine'\n")
+    assert (path / "config.toml").read_text() == "name = 'other'\n"
+    assert [line["round"] for line in RunFolder.open(path).lines(1)] == [0]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 FOREIGN = {

@@ -152,7 +152,11 @@ class FedMS:
             table = load_table(config, parts)
         with _watching(config, callbacks, progress) as (watch, stop):
             given = Given(table=table, stop=stop)
-            return Result(path, resume(path, watch=watch, given=given))
+
+            def tell(text: str) -> None:
+                watch(Warned(text))
+
+            return Result(path, resume(path, watch=watch, tell=tell, given=given))
 
     def _configure(
         self, input: str | None, label: str | None, partition: Mapping[str, Any]

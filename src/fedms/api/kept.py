@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.data import Table
 from fedms.export import export
 from fedms.models import peft_model
+from fedms.reopened import run_config
 from fedms.store.files import safe_name
 from fedms.store.marks import CONFIG
 from fedms.use import NEW, Models, Said
@@ -83,7 +83,7 @@ class Kept:
         return self._peft(self._adapters / "clients" / safe_name(str(client)) / "local")
 
     def _peft(self, adapters: Path) -> Any:
-        return peft_model(load_config(self.folder / CONFIG).model.name, adapters)
+        return peft_model(run_config(self.folder / CONFIG).model.name, adapters)
 
     def export(self, to: str | Path, client: str = NEW, **options: Any) -> list[Path]:
         """A client's PEFT adapters with a model card, as `fedms export`; see `fedms.export`.

@@ -122,7 +122,8 @@ class FaultyClients:
         for client in cohort:
             answer = next(answers) if client in begin else None
             if fates[client] or answer is None:
-                yield Absent(client, _REASONS[fates[client]])
+                spent = answer.costs if isinstance(answer, Answer) else Costs()
+                yield Absent(client, _REASONS[fates[client]], spent)
             elif isinstance(answer, Answer) and client in self._bad:
                 yield self._attacked(answer, first)
             else:

@@ -52,10 +52,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Absent:
-    """A client of the cohort that gave no answer, and why."""
+    """A client of the cohort that gave no answer, why, and what it cost where that is known."""
 
     client: str
     reason: str
+    costs: Costs = field(default_factory=Costs)
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ class _Intake:
             case Absent():
                 self._forget(answer.client)
                 self._absent[answer.client] = answer.reason
+                self._costs += answer.costs
             case Answer() if self._counts(answer.update.client):
                 self._add(answer)
             case Answer():

@@ -79,8 +79,8 @@ class RunFolder:
             foundation: a folder with a foundation model that is moved into it.
 
         Raises:
-            UserError: if something is in the way, or (with `force`) is no run folder, or the
-                folder cannot be written.
+            UserError: if something is in the way, before or meanwhile, or (with `force`) is no run
+                folder, or the folder cannot be written.
         """
         cls.check(path, force=force)
         try:
@@ -91,6 +91,7 @@ class RunFolder:
                     write_text(folder / name, "")
                 if foundation is not None:
                     shutil.move(foundation, folder / FOUNDATION)
+                cls.check(path, force=force)  # again: another process may have begun meanwhile
         except OSError as error:
             raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
         return cls(path, every)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedms.core.tensors import Tensors, fingerprint, serialise
 from fedms.store.files import safe_name, write_bytes
 
 _STATE, _HASH, _SAID, _BESIDE = "fedms", "hash", "said", "beside"
+_END = ".safetensors"
 
 
 class DamagedError(ValueError):
@@ -111,13 +113,15 @@ class ServerStates:
         return _rounds(self._folder)
 
     def path(self, rounds: int) -> Path:
-        return self._folder / f"{rounds:06}.safetensors"
+        return self._folder / f"{rounds:06}{_END}"
 
 
 def _rounds(folder: Path) -> list[int]:
-    if not folder.is_dir():
+    try:
+        names = os.listdir(folder)  # not pathlib: there may be thousands of folders
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(path.stem) for path in folder.glob("[0-9]*.safetensors"))
+    return sorted(int(n.removesuffix(_END)) for n in names if n.endswith(_END) and n[0].isdigit())
 
 
 class ClientStates:
@@ -136,12 +140,21 @@ class ClientStates:
     def __init__(self, folder: Path, every: int = 1) -> None:
         self._folder, self._every = folder, every
 
-    def load(self, client: str, before: int | None = None) -> ClientState | None:
+    def load(
+        self, client: str, before: int | None = None, newest: int | None = None
+    ) -> ClientState | None:
         """The client's newest state, or its newest of rounds before one.
 
+        Args:
+            client: whose.
+            before: that round.
+            newest: of which round it is (`newest`), where that is known.
+
         Raises:
-            DamagedError: if it is not as it was written.
+            DamagedError: if it is not as it was written, or is lost.
         """
+        if newest is not None and not self._path(client, newest).exists():
+            raise DamagedError(f"got no {self._path(client, newest)}, which was there")
         rounds = [r for r in self._rounds(client) if before is None or r < before]
         return load_client_state(self._path(client, max(rounds))) if rounds else None
 
@@ -155,8 +168,14 @@ class ClientStates:
             if other < before or other > round:
                 self._path(client, other).unlink()
 
+    def newest(self, before: int) -> dict[str, int]:
+        """Rounds before one that clients' newest states are of, by `safe_name` of the client."""
+        names = sorted(os.listdir(self._folder)) if self._folder.is_dir() else []
+        rounds = {n: [r for r in _rounds(self._folder / n) if r < before] for n in names}
+        return {name: max(found) for name, found in rounds.items() if found}
+
     def _rounds(self, client: str) -> list[int]:
         return _rounds(self._folder / safe_name(client))
 
     def _path(self, client: str, round: int) -> Path:
-        return self._folder / safe_name(client) / f"{round:06}.safetensors"
+        return self._folder / safe_name(client) / f"{round:06}{_END}"

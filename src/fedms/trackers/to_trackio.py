@@ -13,6 +13,7 @@ class Trackio:
     """Metrics a round."""
 
     def __init__(self, run: Opened) -> None:
+        self._step = 0
         self._run = trackio.init(
             project=run.project,
             name=run.name,

@@ -19,7 +19,8 @@ class Wandb:
             save_code=False,
             disable_git=True,
             disable_job_creation=True,
-            x_disable_meta=True,  # command line, host, user
+            host="",  # which is part of a run's record, whatever becomes of the rest
+            x_disable_meta=True,  # command line, user
             x_disable_stats=True,
         )
         self._run = wandb.init(
