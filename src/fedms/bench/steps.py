@@ -151,6 +151,7 @@ def _backbone(case: Case) -> Backbone:
             return Backbone("", "sentence", plain.text_model(), tokens, "mean", 384, _LONGEST)
         shape, width = _TOWERS[case.tower]
         pixels = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255)
+        pixels.do_rescale = pixels.do_normalize = True
         return Backbone("", "clip", plain.clip_model(shape, width), pixels, "cls", width, 0)
 
 

@@ -59,5 +59,5 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         UserError: if it cannot be read.
     """
     path = folder / SUMMARY
-    found = read_facts(path) if path.exists() else {}
-    return None if not found or DIVERGED in found else found
+    found = read_facts(path) if path.exists() else None
+    return None if found is not None and DIVERGED in found else found
