@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -354,6 +355,18 @@ def test_looking_for_duplicates_holds_one_file_at_a_time(tmp_path):
         tracemalloc.stop()
     assert (len(table), table.dropped) == (15, 5)
     assert peak < 5e6
+
+
+def test_files_of_which_no_other_has_the_length_are_not_read_for_duplicates(tmp_path, monkeypatch):
+    for i, content in enumerate((b"1", b"22", b"333", b"444", b"333")):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"{i}.png").write_bytes(content)
+    read = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or whole(path))
+    table = load_table("folder", tmp_path, drop_duplicates=True)
+    assert sorted(path.name for path in table.inputs) == ["0.png", "1.png", "2.png", "3.png"]
+    assert sorted(read) == ["2.png", "3.png", "4.png"]
 
 
 def test_a_missing_image_is_named_when_it_is_decoded(tmp_path):

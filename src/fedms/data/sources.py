@@ -7,7 +7,7 @@ columns), then empty rows, damaged images and duplicates; split names are normal
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,9 +191,9 @@ def _is_whole(table: Table, row: int) -> bool:
 
 
 def _without_duplicates(table: Table) -> Table:
-    first: dict[bytes, int] = {}
-    for row in range(len(table)):
-        first.setdefault(table.same(row), row)
+    first: dict[Hashable, int] = {}
+    for row, key in enumerate(table.alike(range(len(table)))):
+        first.setdefault(key, row)
     return table.take(np.fromiter(first.values(), np.int64, len(first)))
 
 

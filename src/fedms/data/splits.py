@@ -174,15 +174,18 @@ def summary(federation: Federation, table: Table) -> str:
 def _trained_on(federation: Federation, table: Table) -> str:
     """How many test and validation rows have the input of somebody's training row, if any."""
     everyone = (*federation.clients, *federation.unseen)
-    train = {table.same(row) for client in everyone for row in client.train}
-    text = ""
-    for name, parts in (
-        ("test", [client.test for client in everyone]),
-        ("validation", [client.val for client in everyone]),
-    ):
-        seen = [table.same(row) in train for part in parts for row in part]
-        if any(seen):
-            text += f"; {sum(seen):,} of {len(seen):,} {name} rows are also training rows"
+    train, test, validation = (
+        [int(row) for client in everyone for row in getattr(client, part)]
+        for part in ("train", "test", "val")
+    )
+    keys = table.alike([*train, *test, *validation])
+    trained = set(keys[: len(train)])
+    text, start = "", len(train)
+    for name, rows in (("test", test), ("validation", validation)):
+        seen = sum(key in trained for key in keys[start : start + len(rows)])
+        start += len(rows)
+        if seen:
+            text += f"; {seen:,} of {len(rows):,} {name} rows are also training rows"
     return f"{text}; try data.drop_duplicates=true" if text else ""
 
 

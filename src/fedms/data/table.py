@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -93,14 +94,17 @@ class Table:
                 found.update(f"{type(value).__name__} {len(content)}\n".encode() + content)
         return found.hexdigest()
 
-    def same(self, row: int) -> bytes:
-        """Equal for rows with equal input: hash of text, encoded bytes, pixels, or a file."""
-        value = self.inputs[row]
-        try:
-            content = _content(value)
-        except OSError:
-            content = str(value).encode()
-        return hashlib.blake2b(content, digest_size=16).digest()
+    def alike(self, rows: Sequence[int]) -> list[Hashable]:
+        """A key for each of `rows`, equal where inputs (text, bytes, pixels, or files) are.
+
+        Of inputs whose length no other of `rows` has, that is all; the others are read and hashed.
+        """
+        lengths = [_length(self.inputs[row]) for row in rows]
+        often = Counter(lengths)
+        return [
+            length if often[length] == 1 else _hash(self.inputs[row])
+            for row, length in zip(rows, lengths, strict=True)
+        ]
 
     def take(self, index: NDArray[np.int64]) -> Table:
         """The rows at `index`, in that order."""
@@ -114,6 +118,26 @@ class Table:
             origins=_at(self.origins, index),
             numbers=_at(numbers, index),
         )
+
+
+def _length(value: Any) -> int:
+    """Of a text or of bytes, pixels or a file, in characters or bytes; a lost file's is −1."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Path):
+        try:
+            return value.stat().st_size
+        except OSError:
+            return -1
+    return len(value if isinstance(value, bytes) else str(value))
+
+
+def _hash(value: Any) -> bytes:
+    try:
+        content = _content(value)
+    except OSError:
+        content = str(value).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _content(value: Any) -> bytes:
