@@ -331,6 +331,7 @@ def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
         checkpoint=second.checkpoint,
         rate_schedule=config.training.learning_rate_schedule,
         pull=baselines.pull,
+        own_pull=baselines.own_pull,
         private_blocks=baselines.private_blocks,
         random_blocks=baselines.random_blocks,
         likeness=baselines.likeness,

@@ -326,7 +326,10 @@ class Baselines(Section):
     """What methods other than FedMS can be told."""
 
     pull: float = Field(
-        0.01, ge=0, description="fedprox, ditto: weight of the squared distance to the global model"
+        0.01, ge=0, description="fedprox: weight of the squared distance to the global model"
+    )
+    own_pull: float = Field(
+        1.0, ge=0, description="ditto: weight of its own model's squared distance to the global one"
     )
     private_blocks: int = Field(
         1, ge=1, description="fedper, fedrep: the last blocks, which stay with the client"

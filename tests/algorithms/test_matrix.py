@@ -64,7 +64,7 @@ METHODS = {
     "flexlora": (algorithms.METHODS["flexlora"], DEFAULT),
     "fedra": (algorithms.fedra, replace(DEFAULT, random_blocks=2)),
     "fedcgs": (algorithms.fedcgs, DEFAULT),
-    "ditto": (algorithms.ditto, replace(DEFAULT, pull=0.5)),
+    "ditto": (algorithms.ditto, replace(DEFAULT, own_pull=0.5)),
     "fedper": (algorithms.fedper, DEFAULT),
     "fedrep": (algorithms.fedrep, DEFAULT),
     "fedsa": (algorithms.fedsa, DEFAULT),

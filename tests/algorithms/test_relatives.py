@@ -116,7 +116,7 @@ def test_fine_tuning_starts_from_fedavg(ended):
 
 def test_ditto_shares_what_fedavg_shares(ended):
     """In half as many rounds, each with two passes."""
-    shared, _ = ended(ditto, replace(OPTIONS, pull=0.5))
+    shared, _ = ended(ditto, replace(OPTIONS, own_pull=0.5))
     assert same(shared, ended(fedavg, replace(OPTIONS, stage1=Stage(2), stage2=Stage(0)))[0])
 
 
@@ -160,7 +160,7 @@ def test_a_single_round_is_not_halved():
 
 def test_a_pull_keeps_dittos_experts_near_the_global_one(ended):
     def distance(pull):
-        shared, own = ended(ditto, replace(OPTIONS, pull=pull, checkpoint="last"))
+        shared, own = ended(ditto, replace(OPTIONS, own_pull=pull, checkpoint="last"))
         return sum(float((t - shared[n]).square().sum()) for mine in own for n, t in mine.items())
 
     assert distance(0.0) > distance(1.0)

@@ -26,7 +26,7 @@ def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Federated averaging, and beside it every client trains an expert of its own.
 
     The own expert starts from the first global one that the client receives, and pays
-    `options.pull / 2` times its squared distance from the global expert of the round. Two passes
+    `options.own_pull / 2` times its squared distance from the global expert of the round. Two passes
     over a client's rows a round, and so half as many rounds (`Options.halved`).
     """
     shared = fedavg(layout, options.halved())
@@ -39,7 +39,7 @@ def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
         start = {**fresh, **part("global", turn.broadcast)}
         own = {**start, **part("local", state.tensors if state else {})}
         fit = replace(turn, seed=derive_seed(turn.seed, "own")).fit(View(Expert(own, prior)), names)
-        view = yield replace(fit, pull=options.pull, anchor=start)
+        view = yield replace(fit, pull=options.own_pull, anchor=start)
         tensors = under("local", view.expert.tensors)
         score = learner.score(view, turn.data, "val") if all_finite(tensors) else DIVERGED
         before = state or ClientState({}, update.depth)

@@ -62,7 +62,9 @@ class Options:
         rate_schedule: of learning rates over the rounds of a stage (methods without stages: of
             all): constant, or down towards nothing along half a cosine (arXiv 1608.03983, without
             restarts).
-        pull: FedProx and Ditto: weight of the squared distance from the global model, at least 0.
+        pull: FedProx: weight of the squared distance from the global model, at least 0.
+        own_pull: Ditto: of its own model's, likewise (λ of its paper, which has 1 where clients have
+            too few rows to choose one).
         private_blocks: FedPer and FedRep: the last blocks that stay with the client, with the head.
         random_blocks: FedRA: how many blocks a client trains in a round.
         likeness: FedDPA: the local adapter's weight in a row that is just as the client's own ones,
@@ -84,6 +86,7 @@ class Options:
     checkpoint: Checkpoint = "best"
     rate_schedule: RateSchedule = "constant"
     pull: float = 0.0
+    own_pull: float = 0.0
     private_blocks: int = 1
     random_blocks: int = 1
     likeness: float = 0.5
