@@ -16,7 +16,17 @@ from fedms.runtimes.simulator import Simulator
 from fedms.store.states import ClientStates
 
 MOST = 1e15
-OPTIONS = Options(Stage(3), Stage(2), Sal("schedule", every=1), server=Server(momentum=0.9))
+OPTIONS = Options(
+    Stage(3), Stage(2), Sal("schedule", every=1), server=Server(momentum=0.9), calibrate=True
+)
+
+
+def far_apart(tensors):
+    """Sums for calibration by evidence as far apart as is accepted, and all pieces the same."""
+    if "calibration/rows" not in tensors:
+        return {}
+    form = torch.full((6, 6), 1e8 / 6) * tensors["calibration/rows"]
+    return {"calibration/spread": form, "calibration/curvature": form}
 
 
 class Extreme(Simulator):
@@ -29,7 +39,7 @@ class Extreme(Simulator):
             sent = {
                 n: t if n.startswith(SUMS) else torch.full_like(t, sign)
                 for n, t in update.tensors.items()
-            }
+            } | far_apart(update.tensors)
             liar = replace(answer, update=replace(update, tensors=sent))
             yield answer if update.client == "a" else liar
 
@@ -45,7 +55,8 @@ def test_no_server_diverges_by_what_is_accepted(toy, make_toy_client, tmp_path, 
     states = []
     rules = Rules(aggregation=Rule(rule))
     with suppress(UserError):
-        for state, _ in run_rounds(algorithm, simulator, algorithm.init(learner, 0), rules):
+        for state, result in run_rounds(algorithm, simulator, algorithm.init(learner, 0), rules):
             states.append(state)
+            assert not any("calibration" in reason for reason in result.rejected.values())
     assert states
     assert all(t.isfinite().all() for s in states for t in s.tensors.values())

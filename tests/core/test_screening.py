@@ -86,6 +86,7 @@ REJECTED = [
     (replace(GOOD, score=Score(float("nan"), 2)), "claims nan correct"),
     (replace(GOOD, score=Score(1, 2, float("nan"))), "validation loss of nan"),
     (replace(GOOD, score=Score(1, 2, 1e300)), "validation loss of 1e+300"),
+    (replace(GOOD, score=Score(1, 2, -1.0)), "validation loss of -1.0"),
     (replace(GOOD, score=Score(1, 2, 0.5, float("nan"))), "claims nan as weights"),
     (replace(GOOD, score=Score(1, 2, 0.5, 7.0)), "claims 7.0 as weights of 2 rows"),
 ]
@@ -187,6 +188,18 @@ def odd(tensors, name, change):
     return {**tensors, name: change(tensors[name].clone())}
 
 
+def alike(far):
+    """Sums of pieces of evidence that are one and the same, `far` apart."""
+    form, rows = torch.full((6, 6), far), torch.tensor([1.0])
+    return dict(zip(calibration.SHAPES, (torch.zeros(6), form, form, rows), strict=True))
+
+
+def steep(far):
+    """A gradient in one direction, and a large spread in another."""
+    sums = odd(alike(0.0), SPREAD, lambda t: entry(t, 0, 0, by=far))
+    return odd(sums, GRADIENT, lambda t: entry(t, 3, by=far**0.5 / 100))
+
+
 def entry(tensor, *where, by):
     tensor[where] += by
     return tensor
@@ -215,6 +228,8 @@ def entry(tensor, *where, by):
         (odd(fitted(), SPREAD, lambda t: -t), "more curvature for calibration than spread"),
         (odd(fitted(), SPREAD, lambda t: 0 * t), "more curvature for calibration than spread"),
         (odd(fitted(), CURVATURE, lambda t: 1e6 * t), "more curvature for calibration than"),
+        (alike(1e15), "a spread for calibration that no evidence has"),
+        *((steep(far), "a gradient for calibration that no rows") for far in (1e3, 1e7, 1e14)),
     ],
 )
 def test_sums_of_no_rows_are_rejected(tensors, says):

@@ -26,8 +26,8 @@ def ditto(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Federated averaging, and beside it every client trains an expert of its own.
 
     The own expert starts from the first global one that the client receives, and pays
-    `options.own_pull / 2` times its squared distance from the global expert of the round. Two passes
-    over a client's rows a round, and so half as many rounds (`Options.halved`).
+    `options.own_pull / 2` times its squared distance from the global expert of the round. Two
+    passes over a client's rows a round, and so half as many rounds (`Options.halved`).
     """
     shared = fedavg(layout, options.halved())
     prior = options.mix_prior == "both"

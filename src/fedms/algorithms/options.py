@@ -63,8 +63,8 @@ class Options:
             all): constant, or down towards nothing along half a cosine (arXiv 1608.03983, without
             restarts).
         pull: FedProx: weight of the squared distance from the global model, at least 0.
-        own_pull: Ditto: of its own model's, likewise (λ of its paper, which has 1 where clients have
-            too few rows to choose one).
+        own_pull: Ditto: of its own model's, likewise (λ of its paper, which has 1 where clients
+            have too few rows to choose one).
         private_blocks: FedPer and FedRep: the last blocks that stay with the client, with the head.
         random_blocks: FedRA: how many blocks a client trains in a round.
         likeness: FedDPA: the local adapter's weight in a row that is just as the client's own ones,

@@ -50,7 +50,13 @@ SHAPES = {
 }
 """What a client sends: sums over its validation rows, divided by its number of training rows, which
 is its weight in the average. (Averages of them, times all training rows, are sums over all.)"""
-_ROUNDING = 1e-3
+_ROUNDING = 1e-5
+"""How far a client's sums may be off, in units of their own spread: float32 has 6e-8."""
+_NOTHING = 1e-12
+"""Spread of a row, in squared nats, below which all is rounding."""
+_FAR = 1e8
+"""Spread of a row, over classes and pieces of evidence, beyond which it is left out: a thousand
+times the most there was (docs/research-log.md). Of larger sums float64 cannot tell small ones."""
 _MEMORY = 0.5
 """What is left of earlier rounds' evidence after one more."""
 FLOOR = 0.1
@@ -90,7 +96,7 @@ def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, 
     """Of the log loss by the weights, summed over rows: named and shaped as `SHAPES`, float64.
 
     `spread` is how far evidence is from its mean over a row's classes: outer products, summed over
-    classes and rows.
+    classes and rows. Rows that are further apart than any evidence is are left out.
 
     Args:
         evidence: `(rows, classes, 6)`.
@@ -98,12 +104,14 @@ def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, 
         weights: `(6,)`, where the derivatives are taken.
     """
     x = evidence.double()
+    x = x - x.mean(1, keepdim=True)
+    near = x.square().sum((1, 2)) <= _FAR
+    x, labels = x[near], labels[near]
     p = log_probabilities(x, weights).exp()
     mean = torch.einsum("nc,nci->ni", p, x)
     gradient = (mean - x[torch.arange(len(labels)), labels]).sum(0)
     curvature = torch.einsum("nc,nci,ncj->ij", p, x, x) - mean.T @ mean
-    apart = x - x.mean(1, keepdim=True)
-    spread = torch.einsum("nci,ncj->ij", apart, apart)
+    spread = torch.einsum("nci,ncj->ij", x, x)
     rows = torch.tensor([len(labels)]).double()
     return dict(zip(SHAPES, (gradient, curvature, spread, rows), strict=True))
 
@@ -115,7 +123,8 @@ def implausible(tensors: Tensors, most: float) -> str | None:
     a variance, at most `sum of d d'`, which is its spread; and its gradient is `sum of a d` with
     weights `a`, predicted less true, whose squares add up to 2 at most. So by Cauchy and Schwarz
     `gradient gradient'` is at most `2 rows spread`, in every direction: nobody moves the weights
-    further than rows could.
+    further than rows could. Each piece of evidence is measured by its own spread, so that a large
+    one of one piece is no leave for another.
 
     Args:
         tensors: as sent.
@@ -125,15 +134,18 @@ def implausible(tensors: Tensors, most: float) -> str | None:
     if not 0 <= float(rows) <= most * (1 + _ROUNDING):
         return f"has calibration of {rows.item():.3g} rows a training row, not 0 to {most:.3g}"
     steep = torch.outer(gradient, gradient)
+    unit = (spread.diagonal().clamp_min(0) + _NOTHING * (float(rows) + _NOTHING)).rsqrt()
     for larger, smaller, said in (
         (curvature, 0 * curvature, "a curvature for calibration with a negative direction"),
         (spread, curvature, "more curvature for calibration than spread"),
         (2 * rows * spread, steep, "a gradient for calibration that no rows have"),
     ):
-        form = larger - smaller
-        allowed = _ROUNDING * (larger.diagonal().abs().sum() + _ROUNDING)
-        if (form - form.T).abs().max() > allowed or torch.linalg.eigvalsh(form).min() < -allowed:
+        form = unit[:, None] * (larger - smaller) * unit
+        crooked = (form - form.T).abs().max() > _ROUNDING
+        if crooked or torch.linalg.eigvalsh(form).min() < -_ROUNDING:
             return f"has {said}"
+    if spread.trace() > _FAR * rows * (1 + _ROUNDING):
+        return "has a spread for calibration that no evidence has"
     return None
 
 
@@ -194,8 +206,14 @@ def move(state: Tensors, average: Tensors, rows: int, classes: int) -> dict[str,
         curvature = curvature + _MEMORY * state[_CURVATURE]
     first = initial().double()
     row = spread / (classes * fitted.clamp_min(1))
-    ridge = row + FLOOR * torch.eye(len(first)).double()
-    step = lowest(curvature + ridge, ridge @ first - linear) - now
+    ridge = _upwards(row) + FLOOR * torch.eye(len(first)).double()
+    step = lowest(_upwards(curvature) + ridge, ridge @ first - linear) - now
     weights = now + damped(step, row)
-    remembered = {_LINEAR: linear.float(), _CURVATURE: curvature.float()}
-    return {**state, WEIGHTS: weights.float(), **remembered}
+    return {**state, WEIGHTS: weights.float(), _LINEAR: linear, _CURVATURE: curvature}
+
+
+def _upwards(form: Tensor) -> Tensor:
+    """The nearest symmetric one without negative directions: rounding may have left some."""
+    values, directions = torch.linalg.eigh((form + form.T) / 2)
+    upwards: Tensor = (directions * values.clamp_min(0)) @ directions.T
+    return upwards

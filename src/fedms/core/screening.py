@@ -143,7 +143,7 @@ def wrong_score(score: Score, declared: int) -> str | None:
     if not whole or not 0 <= score.correct <= score.rows <= declared:
         claimed = f"{str(score.correct)[:20]} correct of {str(score.rows)[:20]}"
         return f"claims {claimed} validation rows; declared {declared}"
-    if not abs(score.loss) <= _MOST:  # NaN is not
+    if not -_ROUNDING <= score.loss <= _MOST:  # NaN is not
         return f"has a validation loss of {score.loss}: its {_DIVERGED}"
     if not -_ROUNDING <= score.gate_weight <= score.rows + _ROUNDING:
         return f"claims {score.gate_weight} as weights of {score.rows} rows"
