@@ -661,12 +661,13 @@ def test_every_seed_has_the_budget_of_its_own():
     assert lines[3].split(" | ")[1:] == ["–", "0.100", "0.250 |"]  # 0.3 and 0.2; 0.1 and 0.1
 
 
-@pytest.mark.parametrize(("every", "rounds"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, [5])])
+@pytest.mark.parametrize(("every", "rounds"), [(1, [1, 2, 3, 4, 5]), (2, [2, 5]), (0, [5])])
 def test_no_method_is_chosen_from_more_rounds_than_others(every, rounds):
-    """The ends of its stages, which others have not, are left out."""
+    """The ends of its stages, which others have not, are left out, and what is all but the last."""
     points = tuple(Point(i, 1, 1, 1.0, 0.5, 0.5) for i in range(1, 6))
     record = Record({"evaluate_every": every}, {}, {}, points)
     assert [p.round for p in record.regular] == rounds
+    assert Record({"evaluate_every": every}, {}, {}, ()).regular == ()
 
 
 @pytest.mark.parametrize("name", ["local+calibration", "fedavg+calibration", "fedms-no-stage1"])

@@ -80,10 +80,13 @@ class Record:
     def regular(self) -> tuple[Point, ...]:
         """Points of rounds after which a run of any method is scored, and the last.
 
-        A stage's end is scored too, which would give methods with stages more to be chosen from.
+        A stage's end is scored too, and a round that only gathers statistics counts as one: methods
+        with these would have more to be chosen from. So nothing nearer to the end than that counts.
         """
         every, last = self.config["evaluate_every"], self.points[-1:]
-        return tuple(p for p in self.points if (every and p.round % every == 0) or p in last)
+        most = last[0].round - every if last and every else 0
+        early = (p for p in self.points if p.round <= most and p.round % every == 0)
+        return (*early, *last)
 
     def is_of(self, config: Config) -> bool:
         """Whether it is of this configuration in all that its method reads, wherever it is tracked.
