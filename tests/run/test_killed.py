@@ -23,7 +23,6 @@ from fedms.runtimes.simulator import Simulator
 from fedms.store.run_folder import RunFolder
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="processes are forks"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
@@ -33,6 +32,8 @@ TINY = (
 )
 STAGES = ("fedms", "finetune")
 """Have a second round of a stage too."""
+KINDS = (*STAGES, "fedavg", "flora", "ditto", "fedalt", "local", "probe")
+"""Of each sort of state one; the others, whose code is that of one of these, are for `make e2e`."""
 NEEDS = {"probe": ("model.head=linear",), "flexlora": ("lora.ranks.*=4",)}
 BOUNDARIES = {
     "trained": (Simulator, "_answer"),  # a client kept its state, its answer is not there yet
@@ -90,7 +91,13 @@ def child(config, path, known):
         run(config, path, watch=kill.watch)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=pytest.mark.slow if m in KINDS else pytest.mark.e2e)
+        for m in get_args(Method)
+    ],
+)
 def test_killed_at_every_boundary(tmp_path, method, ending, record_property):
     more = ("stage1.rounds=2",) if method in STAGES else NEEDS.get(method, ())
     config = load_config(None, [*TINY, f"method={method}", *more])
