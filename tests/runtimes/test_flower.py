@@ -801,6 +801,19 @@ def test_what_flower_cannot_read_costs_its_sender_alone_a_round(tables, tmp_path
     assert said[-1] == {"south": "sent what cannot be read: UnicodeDecodeError"}
 
 
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+def test_records_that_flower_gives_up_on_do_not_end_the_server(error):
+    """As over a site's JSON of a hundred thousand brackets, which Flower reads itself."""
+
+    def pull(names):
+        raise error
+
+    there = nodes.Nodes(SimpleNamespace(pull_messages=pull))
+    assert there.pull(["one", "two"]) == []  # each is read by itself from now on
+    failure = nodes.Failure(f"sent what cannot be read: {error.__name__}")
+    assert there.pull(["one", "two"]) == [("one", failure), ("two", failure)]
+
+
 def test_slow_sites_are_waited_for_when_the_run_ends(tables, tmp_path):
     """South's last update is late, and it is scored and keeps its models all the same."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()

@@ -19,7 +19,10 @@ from fedms.runtimes.flower.records import RecordError, join, part
 from fedms.runtimes.messages import Message, MessageError, of_words, words
 
 _MOST = 10**24
-_UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError)
+_UNREADABLE = (
+    *(DecodeError, ValueError, TypeError, LookupError, AttributeError),
+    *(RecursionError, MemoryError),  # over what is nested too deeply, or says that it is huge
+)
 """What Flower comes to over objects that are none. An outage of the SuperLink is something else."""
 
 
