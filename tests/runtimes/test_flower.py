@@ -732,6 +732,33 @@ def test_a_site_is_who_its_key_is_of(tables, tmp_path):
     assert sites._met["south"].node == 2
 
 
+def test_a_site_that_goes_while_it_says_who_it_is_is_asked_again(tables, tmp_path):
+    """While it is gone nobody knows whose key it has: north may be south for as long as that."""
+    told, held = [], []
+
+    class Late(LocalGrid):
+        """Answers to the first questions come when it is let go."""
+
+        def pull_messages(self, message_ids):
+            return [] if held else super().pull_messages(message_ids)
+
+    odd = node(started(tables, tmp_path / "odd", "south").answer)
+    apps = {1: odd}
+    grid = Late(apps)
+    grid.names = {1: "north", 2: "south"}
+    sites = server.Sites(grid, "one", TERMS, tell=told.append)
+    held.append("first")
+    sites._greet()
+    del apps[1]
+    held.clear()
+    sites._greet()
+    assert sites.sizes == []
+    apps |= {1: odd, 2: node(started(tables, tmp_path, "south").answer)}
+    sites.meet(1)
+    assert sites._met["south"].node == 2
+    assert told == ["site 'north' (node 1) was left out: it says that it is 'south'"]
+
+
 @pytest.mark.slow
 def test_a_node_that_was_started_anew_is_not_waited_for_and_met_again(tables, tmp_path):
     """What it was asked is lost; without a deadline, too."""

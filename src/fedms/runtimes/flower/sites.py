@@ -174,7 +174,12 @@ class Sites:
         return anew
 
     def _hear(self, node: int, said: Message | Failure) -> None:
-        """What a node says when it is asked what it is."""
+        """What a node says when it is asked what it is; it is asked again if it has gone since.
+
+        Whose key a node has that is gone is not known, and so not whether it is who it says.
+        """
+        if node not in self._there:
+            return
         if isinstance(said, Failure):
             if said.final:
                 self._known.add(node)
@@ -188,7 +193,7 @@ class Sites:
         except MessageError as error:
             self._tell(f"a site (node {node}) was left out: {brief(error)}")
             return
-        name = self._there[node].name if node in self._there else ""
+        name = self._there[node].name
         if name and name != info.id:
             self._tell(f"site {name!r} (node {node}) was left out: it says that it is {info.id!r}")
             return
