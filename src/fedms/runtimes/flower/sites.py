@@ -208,11 +208,11 @@ class Sites:
     def train(
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
     ) -> Iterator[Answer | Absent | Late]:
-        """What every site of the cohort answers, in cohort order, as soon as it can be told."""
+        """What every site that is asked answers, in order of names, as soon as it can be told."""
         if plan.round == self._round:  # once more: who is late may be there in a moment
             self._settle(cohort)
         self._round = plan.round
-        waiting = [*cohort, *self._spares(plan, cohort)]  # of those that the round knows of
+        waiting = sorted([*cohort, *self._spares(plan, cohort)])  # of those that the round knows of
         self._greet()
         whole = send(plan, tensors)
         arrived: dict[str, Answer | Absent] = {}
