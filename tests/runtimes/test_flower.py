@@ -35,6 +35,7 @@ from fedms.run import run, serve
 from fedms.runtimes import messages, service
 from fedms.runtimes.flower import nodes, relay, waiting
 from fedms.runtimes.flower import sites as server
+from fedms.runtimes.simulator import send
 from fedms.runtimes.site import (
     Site,
     answer_all,
@@ -43,6 +44,7 @@ from fedms.runtimes.site import (
     read_hello,
     read_refusal,
 )
+from fedms.store.states import load_client_state
 
 SITES = ("north", "south", "west")
 WORDS = (
@@ -553,8 +555,60 @@ def test_a_question_that_fails_does_not_end_the_site(tables, tmp_path, capsys):
         "one", service.ask_evaluate(dataclasses.replace(state, tensors={"global/x": torch.ones(1)}))
     )
     said = site.answer(asked)
+    assert said.kind == "failed"
     assert said.facts["reason"].startswith("site 'south' failed: ")
     assert "Traceback" in capsys.readouterr().err
+    assert site.answer(asked).facts == said.facts
+    assert not capsys.readouterr().err  # nothing new
+
+
+def test_a_site_whose_disk_is_full_at_the_first_question_is_asked_again(tables, tmp_path):
+    """That passes; what a site refuses does not."""
+    told, site = [], started(tables, tmp_path, "south")
+    blocked = tmp_path / "south"
+    blocked.write_text("in the way of its folder")
+    grid = LocalGrid({1: node(site.answer)})
+    sites = server.Sites(grid, "one", TERMS, tell=told.append)
+    with pytest.raises(UserError, match=r"got 0 of 1 sites after 0\.1 s"):
+        sites.meet(1, patience=0.1)
+    assert told == ["a site (node 1) was left out: site 'south' failed: NotADirectoryError"]
+    blocked.unlink()
+    sites.meet(1)
+    assert list(sites.declared) == ["south"]
+
+
+def test_a_damaged_private_state_is_passed_over(tables, tmp_path):
+    """Whoever runs the site is told which; it goes on from the one before, or anew without any."""
+    told = []
+    made = build_site(configured(tables, "south", "method=local"), "south")
+    what = (made.algorithm, made.learner, made.client, made.sizes)
+    site = Site(*what, TERMS, tmp_path, tell=told.append)
+    start = made.algorithm.init(made.learner, 0)
+
+    def train(round):
+        plan = made.algorithm.plan(dataclasses.replace(start, round=round))
+        asked = of_run("one", service.ask_train(send(plan, start.tensors), ["south"]))
+        assert site.answer(asked).kind == "update"
+        return load_client_state(kept / f"{round:06}.safetensors").rounds
+
+    def damage(round):
+        path = kept / f"{round:06}.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        return path
+
+    kept = tmp_path / "one" / "clients" / "south"
+    assert [train(0), train(1), train(2)] == [1, 2, 3]
+    newest = damage(2)
+    assert train(3) == 3
+    (line,) = told
+    assert line.startswith(f"got {newest}, which is damaged: ")
+    assert line.endswith("; going back to an earlier state")
+    assert not newest.exists()
+    left = [damage(int(path.stem)) for path in sorted(kept.glob("*.safetensors"))]
+    scored = site.answer(of_run("one", service.ask_evaluate(dataclasses.replace(start, round=4))))
+    assert scored.kind == "scores"
+    assert len(told) == 1 + len(left)
+    assert train(3) == 1
 
 
 def test_caps_are_those_of_all_sites(tables):

@@ -122,6 +122,8 @@ def _read(envelope: Any) -> Message | Failure:
         message = unpack(envelope.content)
         if message.kind == "refused":
             return Failure(site.read_refusal(message), final=True)
+        if message.kind == site.FAILED:
+            return Failure(site.read_refusal(message))
         return message
     except MessageError as error:
         return Failure(brief(error))
