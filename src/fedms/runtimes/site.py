@@ -229,7 +229,7 @@ def listening(address: Path) -> Iterator[Listener]:
     except OSError as error:
         raise UserError(
             f"got socket {address}, which cannot be made ({error}); expected a short path in a "
-            "folder of one's own; try --state OTHER"
+            "folder of one's own; try TMPDIR=/tmp"
         ) from None
     with line:
         address.chmod(0o600)
