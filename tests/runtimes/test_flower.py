@@ -732,7 +732,7 @@ def test_the_relay_hands_on_what_arrives(tmp_path):
     ):
         pass
     long = tmp_path / ("x" * 110) / "socket"
-    with pytest.raises(UserError, match="a short path .*; try TMPDIR=/tmp"), listening(long):
+    with pytest.raises(UserError, match=r"a short path .*; try TMPDIR=/tmp"), listening(long):
         pass
     with listening(tmp_path / "own" / "socket") as line:
         assert oct((tmp_path / "own").stat().st_mode)[-3:] == "700"
