@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedms.card import card
 from fedms.core.errors import UserError
-from fedms.models import needs_fedms, save_beside, save_merged
+from fedms.models import FILES, needs_fedms, save_beside, save_merged
 from fedms.newcomers import Shared
 from fedms.store.files import own_folder, safe_name, write_text
 from fedms.store.marks import FEDERATION
@@ -86,6 +86,8 @@ def _copy(models: Models, who: str, new: Path) -> None:
     own = models.adapters / "clients" / safe_name(who)
     for source in [models.adapters, own] if own.is_dir() else [models.adapters]:
         for path in sorted(source.iterdir()):
+            if path.name == FILES:
+                continue  # of the client's folder, not of this one
             if path.is_file():
                 shutil.copyfile(path, new / path.name)
             elif path.name != "clients":  # a client's own gate is put over what all have of it

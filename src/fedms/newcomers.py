@@ -28,7 +28,7 @@ from fedms.models import spoken
 from fedms.reopened import run_config
 from fedms.runtimes.simulator import SCORED, adapting
 from fedms.runtimes.workers import on_threads
-from fedms.store.files import own_folder, write_json, write_text
+from fedms.store.files import lies_in, own_folder, write_json, write_text
 from fedms.store.marks import (
     ADAPTED,
     CONFIG,
@@ -209,8 +209,7 @@ def adapt(
     _check(words, rounds, given=bool(parts))
     shared = Shared.find(source)
     config = _configure(shared, words)
-    if to.resolve() in Path(config.data.path or "").parents:
-        raise UserError(f"got data.path={config.data.path} in --to {to}; expected them apart")
+    _expect_apart(config, source, to)
     with (
         on_threads(config.runtime.threads),
         own_folder(to, ADAPTED, "fedms adapt", force=force) as folder,
@@ -256,6 +255,17 @@ def expect_name(client: str) -> str:
             f"for {NEW!r}; try --client NAME"
         )
     return client
+
+
+def _expect_apart(config: Config, source: Path, to: Path) -> None:
+    """That what is adapted, and of what, is not in the folder that it replaces."""
+    named = {"data.path=": config.data.path, "model.name=": config.model.name, "": str(source)}
+    for key, value in named.items():
+        if value and lies_in(value, to):
+            raise UserError(
+                f"got {key}{value} in --to {to}, which is replaced; expected them apart; try "
+                "another --to"
+            )
 
 
 _LONGEST = 100

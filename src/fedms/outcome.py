@@ -18,6 +18,7 @@ from fedms.models import (
     prior_file,
     save_expert,
     save_gate,
+    save_list,
     statistics_file,
 )
 from fedms.store.files import keep_name, whole_folder, write_bytes, write_json
@@ -84,3 +85,4 @@ class Outcome:
             _write(folder / "means.safetensors", means_file(self.learner, view, client))
             if view.gate is not None:
                 save_gate(folder / "gate", self.learner, view.gate)
+            save_list(folder)

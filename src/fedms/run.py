@@ -29,7 +29,7 @@ from fedms.given import NOTHING, Given
 from fedms.identity import expect_same, identity
 from fedms.reopened import run_config
 from fedms.runtimes.workers import on_threads
-from fedms.store.files import UNWRITABLE, locked, sweep
+from fedms.store.files import UNWRITABLE, lies_in, locked, sweep
 from fedms.store.run_folder import FOUNDATION, RunFolder
 from fedms.store.states import DamagedError
 from fedms.tracking import check as check_trackers
@@ -144,8 +144,7 @@ def resume(
 def _expect_apart(config: Config, path: Path) -> None:
     """That what a run is made of is not in the folder that it replaces."""
     for key, value in (("model.name", config.model.name), ("data.path", config.data.path)):
-        place = Path(value or "").expanduser().resolve()
-        if value and place.exists() and place.is_relative_to(path.resolve()):
+        if value and lies_in(value, path):
             raise UserError(
                 f"got {key} = {value!r}, which is in {path}, the run folder to replace; expected "
                 "it elsewhere; try another folder (--out; in Python out=), or a copy of it"

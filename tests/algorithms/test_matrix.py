@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from fedms import algorithms
-from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, local
+from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, gathering, local
 from fedms.core import calibration
 from fedms.core.algorithm import ClientInfo, Expert, Turn, View, beginnings, perform
+from fedms.core.errors import UserError
 from fedms.core.robust import change
 from fedms.core.tensors import fingerprint, part
 from fedms.runtimes.rounds import run_rounds
@@ -319,6 +320,22 @@ def test_what_is_sent_is_the_clients_own_choice(trace, method, model):
     turn = Turn(run.learner, replace(plan, upload=plan.upload | more), broadcast, state, data, seed)
     (again,) = perform([run.algorithm.client_update(turn)], run.learner, 0)
     assert again.tensors.keys() == update.tensors.keys()
+
+
+@pytest.mark.parametrize(("method", "model"), [p for p in PAIRS if p[1] == "toy"])
+def test_class_statistics_are_sent_where_the_configuration_gathers_them(trace, method, model):
+    """A server that asks for them all the same, in a round of their own, is not sent them."""
+    run = trace(method, model)
+    plan, (broadcast, *_), _, data, state, seed, _ = run.calls[-1]
+    asked = replace(plan, stage=0, upload=gathering.plan(plan.round, plan.seed).upload)
+    turn = Turn(run.learner, asked, broadcast, state, data, seed)
+    if method.startswith(("fedms", "finetune")) and method != "fedms-statistics":
+        with pytest.raises(UserError, match="got a round of stage 0; expected one of the client's"):
+            perform([run.algorithm.client_update(turn)], run.learner, 0)
+        return
+    (update,) = perform([run.algorithm.client_update(turn)], run.learner, 0)
+    sent = any(name.startswith("statistics/") for name in update.tensors)
+    assert sent == (method in ("fedms-statistics", "fedcgs"))
 
 
 ORDERS = [(method, model) for method, model in PAIRS if "toy" in model or method == "fedms"]

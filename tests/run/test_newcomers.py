@@ -258,12 +258,23 @@ def test_what_comes_to_the_folder_meanwhile_stays(finished, given, tmp_path):
     assert [p.name for p in to.iterdir()] == ["thesis.txt"]
 
 
-def test_its_own_rows_are_not_replaced(finished, hospitals, given, tmp_path):
-    adapt(finished, tmp_path / "e", given, rounds=0)
-    shutil.copyfile(hospitals.own, tmp_path / "e" / "rows.parquet")
-    with pytest.raises(UserError, match="expected them apart"):
-        adapt(finished, tmp_path / "e", (f"data.path={tmp_path}/e/rows.parquet",), force=True)
-    assert (tmp_path / "e" / "rows.parquet").is_file()
+def test_what_it_is_made_of_is_not_replaced(finished, hospitals, given, tmp_path):
+    """Neither its rows, nor the foundation model, nor what is adapted."""
+    to = tmp_path / "e"
+    adapt(finished, to, given, rounds=0)
+    shutil.copyfile(hospitals.own, to / "rows.parquet")
+    (to / "model").mkdir()
+    export(finished, to / "shared", NEW)
+    before = sorted(to.rglob("*"))
+    for source, words in (
+        (finished, (f"data.path={to}/rows.parquet",)),
+        (finished, (*given, f"model.name={to}/model")),
+        (finished, (*given, f"model.name={to}")),
+        (to / "shared", given),
+    ):
+        with pytest.raises(UserError, match="which is replaced; expected them apart"):
+            adapt(source, to, words, force=True)
+    assert sorted(to.rglob("*")) == before
 
 
 def test_not_the_folder_one_is_in(finished, given, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def test_folder_has_exactly_these_files(done):
     expected |= {f"adapters/global/{n}" for n in expert} | {f"adapters/gate/{n}" for n in gate}
     for client in "012":
         expected |= {f"checkpoints/clients/{client}/{n:06}.safetensors" for n in (2, 3)}
-        expected.add(f"adapters/clients/{client}/prior.json")
+        expected |= {f"adapters/clients/{client}/{n}" for n in ("prior.json", "files.json")}
         expected |= {f"adapters/clients/{client}/local/{n}" for n in expert}
         expected |= {f"adapters/clients/{client}/gate/{n}" for n in gate}
     assert found == expected

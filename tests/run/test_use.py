@@ -6,16 +6,20 @@ import gzip
 import json
 import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 
 from fedms import data
 from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.export import export
+from fedms.models import SavedModel
 from fedms.scoring import evaluate
 from fedms.use import NEW, Models, read_inputs
 
@@ -173,8 +177,68 @@ def test_what_is_no_model_is_said(ours, tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
         Models(copy).model(who)
+    shutil.copyfile(ours.path / weights.relative_to(copy), weights)
     (own / "prior.json").write_text(json.dumps({"log_prior": [0.0], "unseen": [0.0]}))
-    weights.unlink()
     with pytest.raises(UserError, match="not of a model with 10 classes"):
         Models(copy).model(who)
     assert load_config(copy / "config.toml").runtime.cache_bytes != "0B"
+
+
+@pytest.fixture(scope="module")
+def client(ours, tmp_path_factory):
+    """What all have of a copy of a run, and the folder of one of its clients."""
+    copy = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(ours.path, copy)
+    return Models(copy).common, copy / "adapters" / "clients" / "1"
+
+
+@contextmanager
+def changed(path):
+    """A file that may be changed, and is as it was afterwards."""
+    content = path.read_bytes()
+    yield content
+    path.write_bytes(content)
+
+
+def test_a_lost_file_is_missed(client):
+    """None is passed over as if the client's model had never had it; but by earlier versions."""
+    common, own = client
+    files = [path for path in own.rglob("*") if path.is_file() and path.name != "files.json"]
+    assert {"prior.json", "gate.safetensors", "adapter_model.safetensors"} <= {
+        path.name for path in files
+    }
+    for path in files:
+        with changed(path):
+            path.unlink()
+            with pytest.raises(UserError, match=re.escape(f"got no {path}, which is part of")):
+                SavedModel.load(common, own)
+    with changed(own / "files.json"):
+        (own / "files.json").unlink()
+        SavedModel.load(common, own)
+
+
+def test_tensors_that_fit_no_such_model_are_said(client):
+    """Wherever they are: nothing is left to be found out when a batch of several clients' fails."""
+    common, own = client
+    for path in own.rglob("*.safetensors"):
+        with changed(path) as content:
+            tensors = load(content)
+            first = min(tensors)
+            rest = {name: t for name, t in tensors.items() if name != first}
+            for wrong in (
+                {name: torch.zeros(2, 2) for name in tensors},
+                {name: t.to(torch.int64) for name, t in tensors.items()},
+                {**tensors, first: tensors[first][..., :-1].contiguous()},
+                {"other": torch.zeros(1)},
+                *([rest] if "means" not in tensors and "vectors" not in tensors else []),
+            ):
+                path.write_bytes(save(wrong))
+                with pytest.raises(UserError, match=r"^got "):
+                    SavedModel.load(common, own)
+    with changed(own / "prior.json") as content:
+        for name in ("log_prior", "unseen", "added_to", "calibration"):
+            facts = json.loads(content) | {name: "x" * 10}
+            (own / "prior.json").write_text(json.dumps(facts))
+            with pytest.raises(UserError, match="not of a model with 10 classes"):
+                SavedModel.load(common, own)
+    SavedModel.load(common, own)

@@ -35,6 +35,7 @@ from fedms.run import run, serve
 from fedms.runtimes import messages, service
 from fedms.runtimes.flower import nodes, relay, waiting
 from fedms.runtimes.flower import sites as server
+from fedms.runtimes.simulator import send
 from fedms.runtimes.site import (
     Site,
     answer_all,
@@ -43,6 +44,7 @@ from fedms.runtimes.site import (
     read_hello,
     read_refusal,
 )
+from fedms.store.states import load_client_state
 
 SITES = ("north", "south", "west")
 WORDS = (
@@ -553,8 +555,60 @@ def test_a_question_that_fails_does_not_end_the_site(tables, tmp_path, capsys):
         "one", service.ask_evaluate(dataclasses.replace(state, tensors={"global/x": torch.ones(1)}))
     )
     said = site.answer(asked)
+    assert said.kind == "failed"
     assert said.facts["reason"].startswith("site 'south' failed: ")
     assert "Traceback" in capsys.readouterr().err
+    assert site.answer(asked).facts == said.facts
+    assert not capsys.readouterr().err  # nothing new
+
+
+def test_a_site_whose_disk_is_full_at_the_first_question_is_asked_again(tables, tmp_path):
+    """That passes; what a site refuses does not."""
+    told, site = [], started(tables, tmp_path, "south")
+    blocked = tmp_path / "south"
+    blocked.write_text("in the way of its folder")
+    grid = LocalGrid({1: node(site.answer)})
+    sites = server.Sites(grid, "one", TERMS, tell=told.append)
+    with pytest.raises(UserError, match=r"got 0 of 1 sites after 0\.1 s"):
+        sites.meet(1, patience=0.1)
+    assert told == ["a site (node 1) was left out: site 'south' failed: NotADirectoryError"]
+    blocked.unlink()
+    sites.meet(1)
+    assert list(sites.declared) == ["south"]
+
+
+def test_a_damaged_private_state_is_passed_over(tables, tmp_path):
+    """Whoever runs the site is told which; it goes on from the one before, or anew without any."""
+    told = []
+    made = build_site(configured(tables, "south", "method=local"), "south")
+    what = (made.algorithm, made.learner, made.client, made.sizes)
+    site = Site(*what, TERMS, tmp_path, tell=told.append)
+    start = made.algorithm.init(made.learner, 0)
+
+    def train(round):
+        plan = made.algorithm.plan(dataclasses.replace(start, round=round))
+        asked = of_run("one", service.ask_train(send(plan, start.tensors), ["south"]))
+        assert site.answer(asked).kind == "update"
+        return load_client_state(kept / f"{round:06}.safetensors").rounds
+
+    def damage(round):
+        path = kept / f"{round:06}.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        return path
+
+    kept = tmp_path / "one" / "clients" / "south"
+    assert [train(0), train(1), train(2)] == [1, 2, 3]
+    newest = damage(2)
+    assert train(3) == 3
+    (line,) = told
+    assert line.startswith(f"got {newest}, which is damaged: ")
+    assert line.endswith("; going back to an earlier state")
+    assert not newest.exists()
+    left = [damage(int(path.stem)) for path in sorted(kept.glob("*.safetensors"))]
+    scored = site.answer(of_run("one", service.ask_evaluate(dataclasses.replace(start, round=4))))
+    assert scored.kind == "scores"
+    assert len(told) == 1 + len(left)
+    assert train(3) == 1
 
 
 def test_caps_are_those_of_all_sites(tables):
@@ -677,6 +731,9 @@ def test_the_relay_hands_on_what_arrives(tmp_path):
         listening(tmp_path / "open" / "socket"),
     ):
         pass
+    long = tmp_path / ("x" * 110) / "socket"
+    with pytest.raises(UserError, match=r"a short path .*; try TMPDIR=/tmp"), listening(long):
+        pass
     with listening(tmp_path / "own" / "socket") as line:
         assert oct((tmp_path / "own").stat().st_mode)[-3:] == "700"
         threading.Thread(target=lambda: list(answer_all(Echo(), line)), daemon=True).start()
@@ -730,6 +787,33 @@ def test_a_site_is_who_its_key_is_of(tables, tmp_path):
     sites.meet(1)
     assert told == ["site 'north' (node 1) was left out: it says that it is 'south'"]
     assert sites._met["south"].node == 2
+
+
+def test_a_site_that_goes_while_it_says_who_it_is_is_asked_again(tables, tmp_path):
+    """While it is gone nobody knows whose key it has: north may be south for as long as that."""
+    told, held = [], []
+
+    class Late(LocalGrid):
+        """Answers to the first questions come when it is let go."""
+
+        def pull_messages(self, message_ids):
+            return [] if held else super().pull_messages(message_ids)
+
+    odd = node(started(tables, tmp_path / "odd", "south").answer)
+    apps = {1: odd}
+    grid = Late(apps)
+    grid.names = {1: "north", 2: "south"}
+    sites = server.Sites(grid, "one", TERMS, tell=told.append)
+    held.append("first")
+    sites._greet()
+    del apps[1]
+    held.clear()
+    sites._greet()
+    assert sites.sizes == []
+    apps |= {1: odd, 2: node(started(tables, tmp_path, "south").answer)}
+    sites.meet(1)
+    assert sites._met["south"].node == 2
+    assert told == ["site 'north' (node 1) was left out: it says that it is 'south'"]
 
 
 @pytest.mark.slow
@@ -799,6 +883,19 @@ def test_what_flower_cannot_read_costs_its_sender_alone_a_round(tables, tmp_path
     serve(config, build_server(config, sites.sizes), sites, tmp_path / "run")
     said = rejected(tmp_path / "run")
     assert said[-1] == {"south": "sent what cannot be read: UnicodeDecodeError"}
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+def test_records_that_flower_gives_up_on_do_not_end_the_server(error):
+    """As over a site's JSON of a hundred thousand brackets, which Flower reads itself."""
+
+    def pull(names):
+        raise error
+
+    there = nodes.Nodes(SimpleNamespace(pull_messages=pull))
+    assert there.pull(["one", "two"]) == []  # each is read by itself from now on
+    failure = nodes.Failure(f"sent what cannot be read: {error.__name__}")
+    assert there.pull(["one", "two"]) == [("one", failure), ("two", failure)]
 
 
 def test_slow_sites_are_waited_for_when_the_run_ends(tables, tmp_path):

@@ -36,6 +36,7 @@ from fedms.core.algorithm import (
     View,
 )
 from fedms.core.discriminant import Discriminant
+from fedms.core.errors import UserError
 from fedms.core.layout import Layout, Shapes
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, all_finite, part, pick, under
@@ -79,6 +80,12 @@ class _FedMS:
     def gathering(self) -> int:
         """Rounds before stage 1: that in which class statistics are gathered, if they are."""
         return int(self.options.gathers)
+
+    @property
+    def stages(self) -> list[int]:
+        """Those that it has rounds of; 0: that in which class statistics are gathered."""
+        rounds = (self.gathering, self.options.stage1.rounds, self.options.stage2.rounds)
+        return [stage for stage, count in enumerate(rounds) if count]
 
     @property
     def shared_gate(self) -> frozenset[str]:
@@ -203,6 +210,15 @@ def _expects(method: _FedMS, plan: RoundPlan, client: ClientInfo) -> Shapes:
 
 
 def _client_update(method: _FedMS, turn: Turn) -> ClientWork:
+    """A client's round, of a stage that its own configuration has: whoever asks for another is sent
+    nothing.
+    """
+    if turn.plan.stage not in method.stages:
+        expected = ", ".join(map(str, method.stages))
+        raise UserError(
+            f"got a round of stage {turn.plan.stage}; expected one of the client's configuration "
+            f"({expected})"
+        )
     if turn.plan.stage == 0:
         return gathering.client_update(turn, method.next(turn.data))
     update = _train_global if turn.plan.stage == 1 else _train_local

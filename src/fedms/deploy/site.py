@@ -23,7 +23,7 @@ from fedms.deploy.parts import build_site
 from fedms.deploy.terms import terms
 from fedms.runtimes.flower.relay import SOCKET
 from fedms.runtimes.messages import Message
-from fedms.runtimes.site import Site, answer_all, listening, read_refusal
+from fedms.runtimes.site import FAILED, Site, answer_all, listening, read_refusal
 from fedms.runtimes.workers import on_threads
 from fedms.store.files import locked
 
@@ -52,7 +52,7 @@ def attend(
         )
         what = (parts.algorithm, parts.learner, parts.client, sizes)
         every = config.checkpoint_every
-        site = Site(*what, terms(config), state, parts.keep, every=every)
+        site = Site(*what, terms(config), state, parts.keep, every=every, tell=say)
         with (
             tempfile.TemporaryDirectory(prefix="fedms-") as place,
             listening(Path(place) / "socket") as line,
@@ -106,8 +106,8 @@ def _answer(site: Site, line: Listener, say: Callable[[str], None]) -> None:
 
 def tell(asked: Message, said: Message) -> str | None:
     """A line about a question and its answer; None for what is of no interest."""
-    if said.kind == "refused":
-        return f"refused: {read_refusal(said)}"
+    if said.kind in ("refused", FAILED):
+        return f"{said.kind}: {read_refusal(said)}"
     if said.kind == "hello":
         return f"run {asked.facts['run']}: taking part"
     if said.kind == "finished":

@@ -3,6 +3,7 @@
 from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
+    FILES,
     means_file,
     needs_fedms,
     peft_model,
@@ -10,6 +11,7 @@ from fedms.models.export import (
     save_beside,
     save_expert,
     save_gate,
+    save_list,
     save_merged,
     statistics_file,
 )
@@ -27,6 +29,7 @@ from fedms.models.tariff import Tariff
 from fedms.models.together import predict_together
 
 __all__ = [
+    "FILES",
     "AdapterSlots",
     "AttentionHead",
     "Backbone",
@@ -58,6 +61,7 @@ __all__ = [
     "save_beside",
     "save_expert",
     "save_gate",
+    "save_list",
     "save_merged",
     "spoken",
     "statistics_file",

@@ -24,6 +24,9 @@ from fedms.models.learner import ModelLearner
 from fedms.models.mixture import class_evidence
 from fedms.models.names import spoken
 
+FILES = "files.json"
+"""In a client's folder: all others that its model has."""
+
 
 def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) -> None:
     """Write an expert into a folder (made if needed), as PEFT writes an adapter.
@@ -196,6 +199,12 @@ def save_merged(base: str, exported: Path, role: str) -> None:
     if said in counted.get("added_to", ()):
         added = {"log_prior": torch.tensor(counted["log_prior"])}
         (folder / "prior.safetensors").write_bytes(serialise(added))
+
+
+def save_list(folder: Path) -> None:
+    """Write which files a client's model has, so that one which is lost is missed."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    (folder / FILES).write_text(f"{json.dumps(names, indent=2)}\n", encoding="utf-8")
 
 
 def needs_fedms(expert: Path) -> bool:

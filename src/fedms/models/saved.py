@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from fedms.core import calibration
 from fedms.core.algorithm import Expert
 from fedms.core.errors import UserError
+from fedms.core.layout import Shapes
 from fedms.core.rows import Rows
 from fedms.core.tensors import Tensors, deserialise
+from fedms.models.export import FILES
 from fedms.models.gate import gate_weights
 from fedms.models.heads import VECTORS
 from fedms.models.learner import ModelLearner
@@ -86,7 +88,7 @@ class Common:
             UserError: if files are damaged, or of another model.
         """
         expert = _expert(learner, folder / "global")
-        return cls(learner, folder, expert, _tensors(folder / "statistics.safetensors"))
+        return cls(learner, folder, expert, _statistics(learner, folder / "statistics.safetensors"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +124,10 @@ class SavedModel:
             UserError: if files are missing, damaged, or of another model.
         """
         learner, shared = common.learner, common.expert
+        if own:
+            _expect_all(own)
         local = _expert(learner, own / "local") if own else None
-        gate = _tensors(own / "gate" / "gate.safetensors") if own else {}
+        gate = _gate(learner, own / "gate" / "gate.safetensors") if own else {}
         mixture = bool(local and shared and gate)
         expert = local or shared
         if expert is None:
@@ -131,7 +135,7 @@ class SavedModel:
                 f"got {common.folder}, which has no expert; expected the adapters of a run"
             )
         place = own or common.folder
-        means = _tensors(place / "means.safetensors")
+        means = _statistics(learner, place / "means.safetensors")
         facts = _facts(place / "prior.json", learner.head.classes)
         held = [means, gate, *((local.tensors, local.beneath) if local else ())]
         return cls(
@@ -223,6 +227,50 @@ class SavedModel:
         return whitened @ means.T - means.square().sum(-1) / 2 + said["bias"]
 
 
+def _expect_all(own: Path) -> None:
+    """That no file of a client's model is lost, where they are listed: not by earlier versions."""
+    path = own / FILES
+    if not path.exists():
+        return
+    try:
+        listed = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"got {path}, which cannot be read: {error}") from None
+    if lost := [name for name in listed if not (own / name).is_file()]:
+        raise UserError(
+            f"got no {own / lost[0]}, which is part of the model in {own}; expected all that "
+            f"{FILES} lists; try a copy of the folder"
+        )
+
+
+def _gate(learner: ModelLearner, path: Path) -> dict[str, Tensor]:
+    layout = learner.layout
+    tensors, names = _tensors(path), {*layout.gate_adapter, *layout.gate_head}
+    if tensors:
+        _expect_shapes(path, tensors, {name: layout.shapes[name] for name in names}, every=True)
+    return tensors
+
+
+def _statistics(learner: ModelLearner, path: Path) -> dict[str, Tensor]:
+    classes, width = learner.layout.classes, learner.layout.width
+    each = {"means": (classes, width), "vectors": (classes, width)}
+    tensors = _tensors(path)
+    _expect_shapes(path, tensors, {**each, "whitening": (width, width), "bias": (classes,)})
+    return tensors
+
+
+def _expect_shapes(path: Path, tensors: Tensors, shapes: Shapes, *, every: bool = False) -> None:
+    """That tensors are floats of these shapes; `every`: all of them."""
+    if every and tensors.keys() != shapes.keys():
+        raise UserError(f"got {path} with {sorted(tensors)}; expected {sorted(shapes)}")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes.get(name) or not tensor.is_floating_point():
+            raise UserError(
+                f"got {path} with {name!r} of {tensor.dtype}, {tuple(tensor.shape)}; expected "
+                f"floats, {shapes.get(name)}: what this foundation model and these classes need"
+            )
+
+
 def _expert(learner: ModelLearner, folder: Path) -> Expert | None:
     """The inverse of `save_expert`; None where nothing was written."""
     if not folder.is_dir():
@@ -230,13 +278,35 @@ def _expert(learner: ModelLearner, folder: Path) -> Expert | None:
     names = ("adapter_model", "head", "mixers", "likeness", "beneath")
     found = {name: _tensors(folder / f"{name}.safetensors") for name in names}
     tensors = {**found["adapter_model"], **found["head"], **found["mixers"]}
-    known = {**learner.layout.shapes}
-    if unknown := sorted((tensors.keys() | found["beneath"].keys()) - known.keys()):
+    layout = learner.layout
+    if unknown := sorted((tensors.keys() | found["beneath"].keys()) - layout.shapes.keys()):
         raise UserError(
             f"got {folder} with a tensor {unknown[0]!r} for which the foundation model has no "
             "place; expected adapters of the same model and lora.targets"
         )
+    for name in ("adapter_model", "beneath"):
+        _expect_pairs(learner, folder / f"{name}.safetensors", found[name])
+    if found["head"]:
+        _expect_shapes(folder / "head.safetensors", found["head"], learner.head.shapes, every=True)
+    _expect_shapes(folder / "mixers.safetensors", found["mixers"], layout.shapes)
+    _expect_shapes(
+        folder / "likeness.safetensors", found["likeness"], {"likeness": (layout.width,)}
+    )
     return Expert(tensors, beneath=found["beneath"], likeness=found["likeness"].get("likeness"))
+
+
+def _expect_pairs(learner: ModelLearner, path: Path, tensors: Tensors) -> None:
+    """That adapters are whole pairs (A, B), each of a rank of its own."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for a, b in learner.layout.pairs:
+        if a not in tensors and b not in tensors:
+            continue
+        if a not in tensors or b not in tensors:
+            raise UserError(f"got {path} without {(b if a in tensors else a)!r}; expected both")
+        (_, width), (height, _) = learner.layout.shapes[a], learner.layout.shapes[b]
+        rank = tensors[a].shape[0] if tensors[a].ndim else 0
+        shapes |= {a: (rank, width), b: (height, rank)}
+    _expect_shapes(path, tensors, shapes)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -263,8 +333,25 @@ def _facts(path: Path, classes: int) -> dict[str, Any]:
     weights = found.get("calibration") if isinstance(found, dict) else None
     if (
         not isinstance(found, dict)
-        or any(len(found.get(name) or ()) != classes for name in ("log_prior", "unseen"))
-        or (weights is not None and {*weights} != {*calibration.EVIDENCE})
+        or any(not _numbers(found.get(name), classes) for name in ("log_prior", "unseen"))
+        or not isinstance(found.get("added_to", []), list)
+        or (
+            weights is not None
+            and not (
+                isinstance(weights, dict)
+                and {*weights} == {*calibration.EVIDENCE}
+                and _numbers([*weights.values()], len(weights))
+            )
+        )
     ):
         raise UserError(f"got {path}, which is not of a model with {classes} classes")
     return {**none, **found}
+
+
+def _numbers(found: Any, count: int) -> bool:
+    """Whether JSON has a list of so many."""
+    return (
+        isinstance(found, list)
+        and len(found) == count
+        and all(isinstance(number, int | float) for number in found)
+    )

@@ -31,10 +31,12 @@ from fedms.runtimes import service
 from fedms.runtimes.messages import Message, MessageError, decode, encode, write
 from fedms.runtimes.simulator import Simulator, declare
 from fedms.store.files import append_json, safe_name, write_bytes
-from fedms.store.states import ClientStates
+from fedms.store.states import ClientStates, DamagedError
 
 _LONGEST_RUN = _LONGEST_NAME = 200
 _MOST_ROWS = 10**9
+FAILED = "failed"
+"""Kind of a message that says what went wrong with a question; it may go well another time."""
 _ANSWERED = ("hello", "train", "evaluate", "score_all", "finish")
 """Not where its gate sends rows: that tells their labels."""
 Keep = Callable[[Path, ServerState, ClientState | None], None]
@@ -51,6 +53,7 @@ class Site:
         folder: where its states and scores are kept, one folder a run.
         keep: writes its models into a folder, of the server's last state and its own.
         every: rounds between the server's checkpoints.
+        tell: is told of private states that are damaged, which nobody else learns.
     """
 
     def __init__(
@@ -64,21 +67,36 @@ class Site:
         keep: Keep = lambda folder, state, own: None,
         *,
         every: int = 1,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._algorithm, self._learner, self._data = algorithm, learner, data
         self._sizes, self._terms, self._folder, self._keep = sizes, terms, folder, keep
-        self._every = every
-        self._run = ""
+        self._every, self._tell = every, tell
+        self._run = self._fault = ""
 
     def answer(self, asked: Message) -> Message:
-        """The answer to any question; `refused` with a reason where there is none."""
+        """The answer to any question; where there is none, why: `refused` what it does not do, or
+        `failed`, which it may do when it is asked again.
+        """
         try:
-            return self._answer(asked)
+            return self._from_whole_states(asked)
         except (UserError, MessageError) as error:
             return refusal(str(error))
         except Exception as error:  # noqa: BLE001 - a question must not end the site
-            traceback.print_exc()  # for who runs it; the server is told no more than what it was
-            return refusal(f"site {self._data.id!r} failed: {type(error).__name__}")
+            if repr(error) != self._fault:  # for who runs it; the server is told no more than what
+                traceback.print_exc()
+            self._fault = repr(error)
+            reason = f"site {self._data.id!r} failed: {type(error).__name__}"
+            return Message(FAILED, {"reason": reason})
+
+    def _from_whole_states(self, asked: Message) -> Message:
+        """The answer from the newest private state that is whole; damaged ones are put aside."""
+        while True:
+            try:
+                return self._answer(asked)
+            except DamagedError as error:
+                self._states.put_aside(self._data.id, _round(asked))
+                self._tell(f"{error}; going back to an earlier state")
 
     def _answer(self, asked: Message) -> Message:
         if asked.kind not in _ANSWERED:
@@ -145,6 +163,13 @@ class Site:
         return {**pick(self._constants, plan.constant & self._constants.keys()), **sent}
 
 
+def _round(asked: Message) -> int:
+    """Before which private states are that a question is about."""
+    if asked.kind == "train":
+        return int(asked.fact("plan", RoundPlan).round)
+    return int(asked.fact("round", int))
+
+
 def refusal(reason: str) -> Message:
     """Why there is no answer."""
     return Message("refused", {"reason": reason})
@@ -204,7 +229,7 @@ def listening(address: Path) -> Iterator[Listener]:
     except OSError as error:
         raise UserError(
             f"got socket {address}, which cannot be made ({error}); expected a short path in a "
-            "folder of one's own; try --state OTHER"
+            "folder of one's own; try TMPDIR=/tmp"
         ) from None
     with line:
         address.chmod(0o600)

@@ -181,6 +181,12 @@ def _expect_free(path: Path, mark: str, made_by: str, *, force: bool) -> None:
         )
 
 
+def lies_in(place: str | Path, folder: Path) -> bool:
+    """Whether something that is there is this folder or in it, so that it would go with it."""
+    found = Path(place).expanduser().resolve()
+    return found.exists() and found.is_relative_to(folder.resolve())
+
+
 def _put_in_place(new: Path, path: Path) -> None:
     """Replace a folder by another; if that fails the old one is put back."""
     if not path.exists():

@@ -168,6 +168,11 @@ class ClientStates:
             if other < before or other > round:
                 self._path(client, other).unlink()
 
+    def put_aside(self, client: str, before: int) -> None:
+        """Go back to the state before the newest of rounds before one, whose file is kept aside."""
+        path = self._path(client, max(r for r in self._rounds(client) if r < before))
+        path.replace(path.with_name(f"{path.name}.damaged"))
+
     def newest(self, before: int) -> dict[str, int]:
         """Rounds before one that clients' newest states are of, by `safe_name` of the client."""
         names = sorted(os.listdir(self._folder)) if self._folder.is_dir() else []

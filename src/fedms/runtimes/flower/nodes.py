@@ -19,7 +19,10 @@ from fedms.runtimes.flower.records import RecordError, join, part
 from fedms.runtimes.messages import Message, MessageError, of_words, words
 
 _MOST = 10**24
-_UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError)
+_UNREADABLE = (
+    *(DecodeError, ValueError, TypeError, LookupError, AttributeError),
+    *(RecursionError, MemoryError),  # over what is nested too deeply, or says that it is huge
+)
 """What Flower comes to over objects that are none. An outage of the SuperLink is something else."""
 
 
@@ -119,6 +122,8 @@ def _read(envelope: Any) -> Message | Failure:
         message = unpack(envelope.content)
         if message.kind == "refused":
             return Failure(site.read_refusal(message), final=True)
+        if message.kind == site.FAILED:
+            return Failure(site.read_refusal(message))
         return message
     except MessageError as error:
         return Failure(brief(error))

@@ -174,7 +174,12 @@ class Sites:
         return anew
 
     def _hear(self, node: int, said: Message | Failure) -> None:
-        """What a node says when it is asked what it is."""
+        """What a node says when it is asked what it is; it is asked again if it has gone since.
+
+        Whose key a node has that is gone is not known, and so not whether it is who it says.
+        """
+        if node not in self._there:
+            return
         if isinstance(said, Failure):
             if said.final:
                 self._known.add(node)
@@ -188,7 +193,7 @@ class Sites:
         except MessageError as error:
             self._tell(f"a site (node {node}) was left out: {brief(error)}")
             return
-        name = self._there[node].name if node in self._there else ""
+        name = self._there[node].name
         if name and name != info.id:
             self._tell(f"site {name!r} (node {node}) was left out: it says that it is {info.id!r}")
             return
@@ -203,11 +208,11 @@ class Sites:
     def train(
         self, plan: RoundPlan, tensors: Tensors, cohort: Sequence[str]
     ) -> Iterator[Answer | Absent | Late]:
-        """What every site of the cohort answers, in cohort order, as soon as it can be told."""
+        """What every site that is asked answers, in order of names, as soon as it can be told."""
         if plan.round == self._round:  # once more: who is late may be there in a moment
             self._settle(cohort)
         self._round = plan.round
-        waiting = [*cohort, *self._spares(plan, cohort)]  # of those that the round knows of
+        waiting = sorted([*cohort, *self._spares(plan, cohort)])  # of those that the round knows of
         self._greet()
         whole = send(plan, tensors)
         arrived: dict[str, Answer | Absent] = {}
