@@ -146,7 +146,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Of labelled data that are used in place of test rows, as data.path=FILE.",
+            help="Of labelled data that are used in place of test rows, as data.path=FILE; of the "
+            "run's own data only test rows are used.",
         ),
     ] = None,
     client: CLIENT = None,
@@ -162,7 +163,7 @@ def evaluate(
     """
     from fedms.scoring import evaluate as perform
 
-    found = perform(folder, words or [], client, device=device)
+    found = perform(folder, words or [], client, device=device, tell=say_aside)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
