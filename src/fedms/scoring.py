@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedms import build
+from fedms.config import Config
 from fedms.core.errors import UserError
 from fedms.core.rows import Index, Rows
 from fedms.data import Table
@@ -19,7 +20,12 @@ from fedms.use import NEW, Models, with_rows
 
 
 def evaluate(
-    folder: Path, words: Sequence[str] = (), client: str | None = None, *, device: str | None = None
+    folder: Path,
+    words: Sequence[str] = (),
+    client: str | None = None,
+    *,
+    device: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Accuracy, mean log loss in nats, mean weight of a gate, and rows, by client and role.
 
@@ -28,9 +34,11 @@ def evaluate(
 
     Args:
         folder: of a run, or of a site's run.
-        words: settings of `[data]`: all rows of these are used, in place of test rows.
+        words: settings of `[data]`: all rows of these are used, in place of test rows; but of the
+            data that the run was made of test rows are, as without settings.
         client: whose model; None for all who have test rows here, or for other rows the only one.
         device: as `runtime.device`.
+        tell: is told where rows are those that the run was made of.
 
     Raises:
         UserError: if there are no models, no rows, or they do not fit.
@@ -40,7 +48,8 @@ def evaluate(
         raise UserError(f"got {others[0]!r}; expected settings of data, as data.path=FILE")
     if client is not None:
         models.model(client)  # there is one, and it can be read
-    found = _given(models, words, client) if words else _own(models, client)
+    own = _its_own(models, words, tell) if words else models.config
+    found = _given(models, words, client) if own is None else _own(models, own, client)
     scored: dict[str, dict[str, dict[str, Any]]] = {}
     for who, rows in found:
         scores = models.score(rows, who)
@@ -59,6 +68,24 @@ def evaluate(
     return scored
 
 
+def _its_own(models: Models, words: Sequence[str], tell: Callable[[str], None]) -> Config | None:
+    """The run's configuration where settings name the data that it was made of, wherever these are.
+
+    If they are to be read otherwise they are other rows, of which a word is said.
+    """
+    path = models.folder / "config.toml"
+    given = with_rows(path, [*words, *_ALL])
+    if data_now(given) != _facts(models).get("identity", {}).get("data"):
+        return None
+    place = {"path": given.data.path, "source": given.data.source}
+    own = models.config.data.model_copy(update=place)
+    if with_rows(path, words).data != own:
+        tell("these are the data that the run was made of: rows that it trained on are among them")
+        return None
+    tell("these are the data that the run was made of: what is scored is clients' test rows")
+    return models.config.model_copy(update={"data": own})
+
+
 def _given(models: Models, words: Sequence[str], client: str | None) -> Iterator[tuple[str, Rows]]:
     config = with_rows(models.folder / "config.toml", [*words, *_ALL])
     if not config.data.classes:  # of any number of the federation's classes may be rows
@@ -70,20 +97,21 @@ def _given(models: Models, words: Sequence[str], client: str | None) -> Iterator
 _ALL = ("data.split=", "data.max_rows=", "partition.by=iid", "partition.column=")
 
 
-def _own(models: Models, client: str | None) -> Iterator[tuple[str, Rows]]:
+def _own(models: Models, config: Config, client: str | None) -> Iterator[tuple[str, Rows]]:
     """Test rows of clients, as they were dealt; of `new`, of all who took no part."""
-    table, dealt = _dealt(models, newcomers=client == NEW and NEW not in models.clients)
+    table, dealt = _dealt(models, config, newcomers=client == NEW and NEW not in models.clients)
     for who, test in dealt:
         if len(test) and client in (None, who):
             yield who, models.labelled(table.take(test))
 
 
-def _dealt(models: Models, *, newcomers: bool) -> tuple[Table, list[tuple[str, Index]]]:
-    config, site = models.config, models.folder / SITE
-    facts = read_facts(site if site.is_file() else models.folder / ENVIRONMENT)
+def _dealt(
+    models: Models, config: Config, *, newcomers: bool
+) -> tuple[Table, list[tuple[str, Index]]]:
+    facts = _facts(models)
     if config.data.source != "memory":
         expect_same(config, facts, models.folder, {"data": data_now(config)})
-    if site.is_file():
+    if (models.folder / SITE).is_file():
         who = str(facts["client"])
         table, rows = own_rows(config, who)
         return table, [(who, rows.test)]
@@ -93,3 +121,9 @@ def _dealt(models: Models, *, newcomers: bool) -> tuple[Table, list[tuple[str, I
         tests = [each.test for each in federation.unseen]
         return table, [(NEW, np.concatenate(tests))] if tests else []
     return table, [(each.id, each.test) for each in federation.clients]
+
+
+def _facts(models: Models) -> dict[str, Any]:
+    """Of the run, or of the site's."""
+    site = models.folder / SITE
+    return read_facts(site if site.is_file() else models.folder / ENVIRONMENT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedms.core.algorithm import Score
 from fedms.core.errors import UserError, did_you_mean
 from fedms.core.rows import Rows
 from fedms.core.shelf import Shelf
+from fedms.data.request import existing
 from fedms.models import Common, Opinions, SavedModel, predict_together
 from fedms.reopened import run_config
 from fedms.store.files import names_in, safe_name
@@ -241,15 +243,18 @@ def _source(path: str) -> str | None:
     return next((source for end, source in ends.items() if path.endswith(end)), None)
 
 
-def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: str) -> data.Table:
+def read_inputs(
+    words: Sequence[str], lines: Iterable[str], kind: str, column: str, *, tables: bool = False
+) -> data.Table:
     """Examples as they are given on a command line.
 
     Args:
         words: a csv or Parquet file; `-` for `lines`; for images files and folders of images; for
-            texts anything else is the text itself.
+            texts anything else is the text itself, but what is or looks like another file.
         lines: of standard input.
         kind: `text` or `image`.
         column: of files, as `data.input`.
+        tables: whether words are such files alone.
 
     Returns:
         What there is, in order. Empty lines are passed over, and empty rows of files, which
@@ -265,7 +270,7 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
         if word == "-":
             for number, line in enumerate(_decoded(lines), start=1):
                 if text := line.rstrip("\n").strip():
-                    inputs.append(Path(text) if kind == "image" else line.rstrip("\n"))
+                    inputs.append(existing(text, _IMAGE) if kind == "image" else line.rstrip("\n"))
                     origins.append(f"line {number} of standard input")
         elif word.endswith(FILES):
             table = data.load_inputs(Path(word), column, kind)
@@ -273,13 +278,14 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
             inputs += [table.inputs[i] for i in there]
             origins += [table.where(i) for i in there]
             empty += len(table) - len(there)
+        elif tables:
+            raise UserError(f"got --column with {word!r}; expected {_TABLE} that has it")
         elif kind == "image":
-            if not word:
-                raise UserError("got '' in place of an image; expected a file or a folder")
-            files = _files(Path(word))
+            files = _files(word)
             inputs += files
             origins += map(str, files)
         else:
+            _expect_text(word)
             inputs.append(word)
             origins.append(repr(word))
     if not inputs:
@@ -292,6 +298,58 @@ def read_inputs(words: Sequence[str], lines: Iterable[str], kind: str, column: s
     labels, numbers = [""] * len(inputs), [0] * len(inputs)
     of_kind: data.Kind = "image" if kind == "image" else "text"
     return data.Table(of_kind, inputs, labels, dropped=empty, origins=origins, numbers=numbers)
+
+
+_TABLE, _IMAGE = "a .csv, .csv.gz or .parquet file", "an image file"
+_ENDINGS = (
+    *(
+        "csv",
+        "parquet",
+        "tsv",
+        "txt",
+        "text",
+        "json",
+        "jsonl",
+        "xls",
+        "xlsx",
+        "pdf",
+        "docx",
+        "html",
+    ),
+    *("zip", "png", "jpg", "jpeg", "gif", "bmp", "tif", "tiff", "webp"),
+)
+"""Of names of files, which texts of one word rarely have."""
+
+
+def _expect_text(word: str) -> None:
+    """Make sure that a word of a command line is not meant as a file of which it is the name.
+
+    Raises:
+        UserError: if there is a file of this name, or its end is one of a file's or nearly so.
+    """
+    path = Path(word)
+    if word and _exists(path):
+        raise UserError(
+            f"got {word!r}, which is a {'folder' if path.is_dir() else 'file of another kind'}; "
+            f"expected a text, or {_TABLE}; try - for lines of standard input"
+        )
+    end = path.suffix[1:].lower()
+    if len(word.split()) == 1 and len(end) > 2 and get_close_matches(end, _ENDINGS, 1, _ALIKE):
+        try:
+            existing(word, _TABLE)
+        except UserError as error:
+            raise UserError(f"{error}; if it is a text, try it on standard input (-)") from None
+
+
+_ALIKE = 0.66
+"""One of three letters is another one, or in another place."""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than a name can be
+        return False
 
 
 def _is_there(given: Any) -> bool:
@@ -317,8 +375,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _files(path: Path) -> list[Path]:
+def _files(word: str) -> list[Path]:
     """A file, or those of a folder."""
+    if not word:
+        raise UserError("got '' in place of an image; expected a file or a folder")
+    path = existing(word, f"{_IMAGE}, or a folder of them")
     if not path.is_dir():
         return [path]
     return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))

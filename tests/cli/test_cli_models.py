@@ -99,6 +99,21 @@ def test_other_rows_than_the_runs_are_not_its_test_rows(fedms, texts):
         assert "data were read from rows.csv, which is not there from here" in ended.err
 
 
+def test_the_runs_own_data_are_scored_on_its_test_rows(fedms, texts):
+    """Under whatever name, and never on what it trained on without a word."""
+    Path("copy.csv").write_bytes(Path("rows.csv").read_bytes())
+    plain = {words: fedms("evaluate", texts, *words) for words in ((), ("--client", "0"))}
+    Path("rows.csv").unlink()
+    for words in plain:
+        given = fedms("evaluate", texts, *words, "data.path=copy.csv")
+        assert given.out == plain[words].out, given.err
+        assert "what is scored is clients' test rows" in given.err
+    ended = fedms("evaluate", texts, "--client", "0", "data.path=copy.csv", "data.input=label")
+    assert "60 rows" in ended.out
+    assert "rows that it trained on are among them" in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_what_a_file_is_for_a_run_of_digits(fedms, folder):
     """Its end says it, where it has one."""
     Path("some.csv").write_text("text,label\na,0\nb,1\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedms.core.errors import UserError
 from fedms.data import Partitioning, Table, assign, describe, summary
+from fedms.data.splits import alone
 from fedms.data.table import coded
 
 
@@ -162,6 +163,15 @@ def test_given_validation_rows_are_dealt_and_absent_ones_split_off():
     federation = assign(only_train, Partitioning("iid", 2), test_fraction=0.2, val_fraction=0.1)
     assert [astuple(s)[1:4] for s in describe(federation, labels)] == [(35, 5, 10)] * 2
     assert federation.own_test == 0
+
+
+def test_nobody_is_called_new():
+    """Its models would stand for those of somebody who took no part."""
+    table = table_of("abab", groups=["new", "new", "old", "old"])
+    with pytest.raises(UserError, match=r"client called 'new'.*expected another name"):
+        assign(table, Partitioning(by="column", clients=0), seed=0)
+    with pytest.raises(UserError, match="client called 'new'"):
+        alone(table, "new", seed=0)
 
 
 def test_natural_clients_keep_their_own_rows_and_those_without_test_rows_are_counted():

@@ -161,6 +161,42 @@ def test_inputs_are_words_files_and_lines(tmp_path):
         read_inputs([str(tmp_path / "a.csv")], [], "text", "other")
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("notes.cvs", "'notes.cvs', which does not exist.* try 'notes.csv'; if it is a text"),
+        ("NOTE.CSV", "try 'notes.csv'"),
+        ("old/report.txt", "which does not exist"),
+        ("scan.jpg", "which does not exist"),
+        ("notes.txt", r"a file of another kind; expected a text, or a \.csv, \.csv\.gz or \.par"),
+        ("more", "'more', which is a folder"),
+    ],
+)
+def test_what_looks_like_a_file_is_no_text(tmp_path, monkeypatch, word, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.csv").write_text("text\none\n")
+    (tmp_path / "notes.txt").write_text("one\n")
+    (tmp_path / "more").mkdir()
+    with pytest.raises(UserError, match=said):
+        read_inputs([word], [], "text", "text")
+    assert read_inputs(["-"], [word], "text", "text").inputs == [word]
+
+
+def test_texts_with_dots_are_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["e.g.", "U.S.A", "12.50", "example.com", "node.js", "...", "see notes.cvs", "a" * 300]
+    assert read_inputs(words, [], "text", "text").inputs == words
+    with pytest.raises(UserError, match=r"got --column with 'e\.g\.'; expected a \.csv"):
+        read_inputs(["e.g."], [], "text", "text", tables=True)
+
+
+def test_images_that_are_not_there_are_said_to_be_so(tmp_path):
+    (tmp_path / "note.png").touch()
+    for words, lines in (([str(tmp_path / "nope.png")], []), (["-"], [f"{tmp_path}/nope.png\n"])):
+        with pytest.raises(UserError, match=r"nope\.png', which does not exist; .* 'note\.png'"):
+            read_inputs(words, lines, "image", "text")
+
+
 def test_what_is_no_model_is_said(ours, tmp_path):
     with pytest.raises(UserError, match="no models of a run"):
         Models(tmp_path)

@@ -58,10 +58,11 @@ def predict(
     from fedms.use import Models, read_inputs
 
     models = Models(folder, device=device)
-    table = read_inputs(inputs or [], sys.stdin, models.takes, column or models.config.data.input)
+    who = client or models.only()
+    name, tables = column or models.config.data.input, column is not None
+    table = read_inputs(inputs or [], sys.stdin, models.takes, name, tables=tables)
     if table.dropped:
         say_aside(f"left out {table.dropped:,} of {table.dropped + len(table):,} rows: empty")
-    who = client or models.only()
     for i, said in enumerate(models.predict(table, who)):
         if as_json:
             given, where = table.inputs[i], table.where(i)  # which is a text's own, in quotes
@@ -146,7 +147,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Of labelled data that are used in place of test rows, as data.path=FILE.",
+            help="Of labelled data that are used in place of test rows, as data.path=FILE; of the "
+            "run's own data only test rows are used.",
         ),
     ] = None,
     client: CLIENT = None,
@@ -162,7 +164,7 @@ def evaluate(
     """
     from fedms.scoring import evaluate as perform
 
-    found = perform(folder, words or [], client, device=device)
+    found = perform(folder, words or [], client, device=device, tell=say_aside)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

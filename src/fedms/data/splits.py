@@ -88,7 +88,8 @@ def assign(
 
     Raises:
         UserError: if a fraction or count is out of range, the rows cannot be dealt as `how` says, a
-            client has no training rows, or a class is found in test or validation rows alone.
+            client has no training rows or the name `new`, or a class is found in test or validation
+            rows alone.
     """
     _check_fractions(test_fraction, val_fraction)
     labels = coded(table.labels)[1]
@@ -101,6 +102,8 @@ def assign(
         else _proportional(labels, marked[name], dealt, name, seed)
         for name in ("test", "val")
     )
+    for client in dealt:
+        _expect_name(client)
     keep = _one_per_class(labels, np.concatenate(list(dealt.values())), seed)
     clients, own_test = [], 0
     for client, rows in dealt.items():
@@ -129,14 +132,24 @@ def alone(
         seed: likewise.
 
     Raises:
-        UserError: if a fraction is out of range, or no row is for training.
+        UserError: if a fraction is out of range, no row is for training, or its name is `new`.
     """
+    _expect_name(client)
     _check_fractions(test_fraction, val_fraction)
     labels = coded(table.labels)[1]
     marked = _marked(table)
     there = ClientIndex(client, *(marked[name] for name in ("train", "val", "test")))
     fractions = (test_fraction * (not len(there.test)), val_fraction * (not len(there.val)))
     return _completed(there, labels, _NONE, fractions, seed)
+
+
+def _expect_name(client: str) -> None:
+    """Its models would stand for those of somebody who took no part (`fedms.use.NEW`)."""
+    if client == "new":
+        raise UserError(
+            "got a client called 'new', which is what --client calls somebody who took no part; "
+            "expected another name; try writing it otherwise in the rows, as 'New'"
+        )
 
 
 def _completed(
