@@ -65,6 +65,8 @@ def evaluate(
         }
     if not scored:
         raise UserError(f"got no test rows of {client or 'any client'} in {folder}")
+    if own is not None and client is None and (untested := set(models.clients) - scored.keys()):
+        tell(f"without test rows here: {', '.join(sorted(untested))}")
     return scored
 
 

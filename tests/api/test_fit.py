@@ -152,7 +152,7 @@ WRONG = {
     "no clients": ({}, {}, "expected at least one"),
     "one data set": ("whole", {}, "partition=dict"),
     "no data set": ({"a": [1, 2]}, {}, "expected a datasets.Dataset"),
-    "no column": ("clients", {"input": "txt"}, "try 'text'"),
+    "no column": ("clients", {"input": "txt"}, "did you mean text"),
     "both": ("clients", {"partition": IidPartitioner(2)}, "expected one of both"),
     "dealt twice": ("clients", {"partition": {"by": "iid"}}, "expected one of both"),
     "no partitioner": ("whole", {"partition": 3}, "expected settings, or a partitioner"),

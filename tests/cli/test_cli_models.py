@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from fedms import scoring
 from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.run import run
@@ -69,6 +70,24 @@ def test_evaluate_says_what_the_run_said(fedms, folder):
     found = json.loads(ended.out)
     assert {who: roles["personal"]["accuracy"] for who, roles in found.items()} == expected
     assert fedms("evaluate", folder, "--client", "1").out.startswith("1\tpersonal\taccuracy ")
+    mean = sum(expected.values()) / len(expected)
+    lines = fedms("evaluate", folder).out.splitlines()
+    assert lines[-1] == f"mean of {len(expected)} clients\tpersonal\taccuracy {mean:.3f}"
+    roles = [line.split("\t")[1] for line in lines[:-1]]
+    assert set(roles) == {"personal", "global, bare", "local, bare"}
+
+
+def test_evaluate_tells_who_has_no_test_rows(fedms, folder, monkeypatch):
+    dealt = scoring._dealt
+
+    def without(*args, **kwargs):
+        table, parts = dealt(*args, **kwargs)
+        return table, [(who, test[:0] if who == "1" else test) for who, test in parts]
+
+    monkeypatch.setattr(scoring, "_dealt", without)
+    ended = fedms("evaluate", folder)
+    assert ended.code == 0
+    assert ended.err == "without test rows here: 1\n"
 
 
 TABLE = ("data.source=csv", "data.path=rows.csv", "partition.clients=2", "stage2.rounds=1")

@@ -227,6 +227,19 @@ def test_what_was_probably_meant(fedms, tmp_path, words, said):
     assert said in fedms(*words).err
 
 
+def test_a_newcomers_folder_is_called_that_and_no_run_is_guessed_that_is_none(fedms, tmp_path):
+    for file in (
+        "hosp7/config.toml",
+        "hosp7/adapted.json",
+        "hosp8/config.toml",
+        "other/config.toml",
+    ):
+        write_text(tmp_path / file, "{}" if file.endswith("json") else "")
+    said = fedms("report", "hosp7").err
+    assert said.startswith("fedms: got hosp7, which is no run folder, but fedms adapt's; expected")
+    assert "did you mean" not in said
+
+
 def completed(folder: Path, *words: str) -> list[str]:
     """What bash is told that the last word may become."""
     asked = {"COMP_WORDS": " ".join(["fedms", *words]), "COMP_CWORD": str(len(words))}

@@ -52,7 +52,9 @@ def test_clinc150_by_domain_needs_oos_dropped():
 
 def test_newsgroups20_by_author():
     options = {"path": FOLDER / "newsgroups20", "group": "author"}
-    with pytest.raises(UserError, match=r"no text at row \d+ of data\.csv\.gz \(and 70 more"):
+    with pytest.raises(
+        UserError, match=r"no text \(data\.input\) at row \d+ of data\.csv\.gz \(and 70 more"
+    ):
         load_table("csv", **options)
     assert load_table("csv", **options, drop_empty=True).dropped == 71
     table = load_table("csv", **options, input="subject+text")

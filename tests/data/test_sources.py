@@ -156,7 +156,7 @@ def test_columns_are_joined_and_empty_ones_left_out(tmp_path):
 
 
 def test_empty_text_is_refused_by_row_number(csv):
-    refused(r"no text at row 4 of data\.csv \(and 0 more rows\).*drop_empty", "csv", csv)
+    refused(r"no text \(data\.input\) at row 4 of data\.csv; expected some.*drop_empty", "csv", csv)
 
 
 def test_labels_are_dropped_before_anything_else_is_checked(tmp_path):
@@ -225,7 +225,7 @@ def test_parquet_numbers_that_are_none_are_missing(tmp_path):
     """NaN is what NumPy writes for a missing number, and no class."""
     columns = {"text": ["a", "b", "c"], "label": [0.0, float("nan"), 1.0]}
     pq.write_table(pa.table(columns), tmp_path / "d.parquet")
-    refused("got no label at row 2", "parquet", tmp_path / "d.parquet")
+    refused(r"got no label \(data\.label\) at row 2", "parquet", tmp_path / "d.parquet")
 
 
 def test_blanks_around_labels_splits_and_clients_are_no_part_of_them(tmp_path):
@@ -237,9 +237,9 @@ def test_blanks_around_labels_splits_and_clients_are_no_part_of_them(tmp_path):
     assert (table.labels, table.groups) == (["x", "x", "x", "y"], ["me", "me", "me", "u"])
     assert table.inputs[0] == " a "
     path.write_text("text,label,split,who\na,x, , \nb,y,,me\nc, ,,me\n")
-    refused(r"no label at row 3 of d\.csv", "csv", path)
+    refused(r"no label \(data\.label\) at row 3 of d\.csv", "csv", path)
     path.write_text("text,label,split,who\na,x, , \nb,y,,me\n")
-    refused(r"no group at row 1 of d\.csv", "csv", path, group="who")
+    refused(r"no client \(partition\.column\) at row 1 of d\.csv", "csv", path, group="who")
     assert load_table("csv", path, split="split").split is None
     place(tmp_path / "rows", "x/1.txt", "x /2.txt", "y/3.txt")
     assert load_table("folder", tmp_path / "rows").labels == ["x", "x", "y"]
@@ -390,7 +390,7 @@ def test_folder_of_texts_and_its_splits(tmp_path):
     plain = load_table("folder", tmp_path / "train")
     assert (plain.labels, plain.split) == (["a", "b"], None)
     (tmp_path / "train/a/1.txt").write_text(" \n")
-    refused(r"no text at .*1\.txt \(and", "folder", tmp_path)
+    refused(r"no text \(data\.input\) at .*1\.txt; expected", "folder", tmp_path)
 
 
 def test_folders_of_which_only_some_name_a_split(tmp_path):
@@ -527,9 +527,9 @@ def test_a_path_that_no_system_takes(tmp_path):
 def test_unknown_source_kind_and_columns(csv):
     refused("source='cvs'.*try 'csv'", "cvs", csv)
     refused("kind='picture'", "csv", csv, kind="picture")
-    refused(r"column 'txt', which data\.csv.*'who'; try 'text'", "csv", csv, input="txt")
-    refused("column 'labels'.*try 'label'", "csv", csv, label="labels")
-    refused("column 'spilt'.*try 'split'", "csv", csv, split="spilt")
+    refused(r"column 'txt', which data\.csv.*'who'; did you mean text", "csv", csv, input="txt")
+    refused("column 'labels'.*did you mean label", "csv", csv, label="labels")
+    refused("column 'spilt'.*did you mean split", "csv", csv, split="spilt")
     refused("column 'subject'", "csv", csv, input="subject+text")
     refused("expected one column", "csv", csv, input="text+who", kind="image")
 
@@ -543,7 +543,10 @@ def test_unknown_source_kind_and_columns(csv):
         (b"text,label\na,b,c\nd,e,f\n", "more fields than the header's 2"),
         (b"text,label\n\xff\xfe,b\n", "cannot be read.*UTF-8"),
         (b"text,label\nx,a\ny,a\n", "2 rows with 1 class 'a'"),
-        (b"text,label\nx,a\ny,\nz,\n", r"no label at row 2 of d\.csv \(and 1 more rows\)"),
+        (
+            b"text,label\nx,a\ny,\nz,\n",
+            r"no label \(data\.label\) at row 2 of d\.csv \(and 1 more row\)",
+        ),
     ],
 )
 def test_bad_csv_files(tmp_path, content, message):
@@ -560,7 +563,12 @@ def test_other_bad_files(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
     refused("a Parquet file", "parquet", tmp_path / "d.parquet")
     (tmp_path / "who.csv").write_text("text,label,who\nx,a,me\ny,b,\n")
-    refused(r"no group at row 2 of who\.csv", "csv", tmp_path / "who.csv", group="who")
+    refused(
+        r"no client \(partition\.column\) at row 2 of who\.csv",
+        "csv",
+        tmp_path / "who.csv",
+        group="who",
+    )
 
 
 def test_table_columns_have_one_length_and_take_keeps_places():

@@ -245,6 +245,17 @@ def test_describe_and_summary():
     )
 
 
+def test_the_summary_asks_about_names_that_differ_in_case_or_spaces_alone():
+    """Letters may be classes, of both cases."""
+    groups = ["North", "north", "South", "NORTH", "a", "A"] * 4
+    table = Table("text", [str(i) for i in range(24)], ["x y", "X  Y", "b", "B"] * 6, None, groups)
+    said = summary(assign(table, Partitioning("column")), table)
+    assert "; client 'North' beside 'NORTH' (and 1 more): one and the same?" in said
+    assert "; class 'x y' beside 'X  Y': one and the same?" in said
+    assert "'b'" not in said
+    assert "'a'" not in said
+
+
 @pytest.mark.parametrize("form", ["text", "bytes", "files", "pixels"])
 def test_the_summary_counts_rows_that_were_trained_on(tmp_path, form):
     """Inputs are compared as `data.drop_duplicates` does; a client's copy may be another's row."""
@@ -279,7 +290,7 @@ def test_a_file_that_cannot_be_read_is_not_the_summarys_to_name(tmp_path):
 def test_the_summary_counts_clients_that_have_no_test_rows():
     table = table_of(["a"] * 10 + ["b"] * 3, groups=["x"] * 10 + ["y", "z", "z"])
     said = summary(assign(table, Partitioning("column", 0)), table)
-    assert said.endswith("; 2 clients have no test rows, and are in no average")
+    assert said.endswith("; 2 clients have no test rows, and count in no average")
 
 
 @pytest.mark.parametrize(

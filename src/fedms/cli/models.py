@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -170,10 +171,14 @@ def evaluate(
         return
     for who, roles in found.items():
         for role, score in roles.items():
+            bare = "" if role == "personal" else ", bare"
             say(
-                f"{who}\t{role}\taccuracy {score['accuracy']:.3f}\tlog loss {score['loss']:.3f}\t"
-                f"{score['rows']:,} rows"
+                f"{who}\t{role}{bare}\taccuracy {score['accuracy']:.3f}\t"
+                f"log loss {score['loss']:.3f}\t{score['rows']:,} rows"
             )
+    if len(found) > 1:
+        mean = fmean(roles["personal"]["accuracy"] for roles in found.values())
+        say(f"mean of {len(found)} clients\tpersonal\taccuracy {mean:.3f}")
 
 
 @app.command()

@@ -19,8 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fedms.core.errors import UserError
-from fedms.data.messages import listing, nearest, reason
+from fedms.core.errors import UserError, did_you_mean
+from fedms.data.messages import listing, reason
 from fedms.data.request import SPLITS, Request, existing, unreadable
 from fedms.data.table import Kind, Table
 
@@ -234,7 +234,7 @@ def from_frame(frame: _Frame, want: Request, split: str | None) -> Table:
         if name not in frame.names:
             raise UserError(
                 f"got column {name!r}, which {frame.origin} does not have; expected one of "
-                f"{listing(frame.names)}; try {nearest(name, frame.names)}"
+                f"{listing(frame.names)}{did_you_mean(name, frame.names)}"
             )
         if frame.names.count(name) > 1:
             raise UserError(

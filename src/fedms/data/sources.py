@@ -163,11 +163,14 @@ def _without_labels(table: Table, unwanted: Collection[str], *, expected: bool) 
 
 def _without_empty(table: Table, drop: bool) -> Table:
     """Refuses rows without a label, a client or an input; rows without text may be dropped."""
-    for name, column in (("label", table.labels), ("group", table.groups)):
+    for name, column in (
+        ("label (data.label)", table.labels),
+        ("client (partition.column)", table.groups),
+    ):
         empty = _where([not value for value in column or ()])
         if len(empty):
             raise UserError(
-                f"got no {name} at {table.where(empty[0])} (and {len(empty) - 1} more rows); "
+                f"got no {name} at {table.where(empty[0])}{_others(len(empty) - 1)}; "
                 f"expected one for every row; try filling it in or removing the row"
             )
     if table.kind == "image":
@@ -177,9 +180,14 @@ def _without_empty(table: Table, drop: bool) -> Table:
         return table.take(filled)
     first = int(np.setdiff1d(np.arange(len(table)), filled)[0])
     raise UserError(
-        f"got no text at {table.where(first)} (and {len(table) - len(filled) - 1} more rows); "
+        f"got no text (data.input) at {table.where(first)}"
+        f"{_others(len(table) - len(filled) - 1)}; "
         f"expected some; try data.drop_empty=true, or joining columns as in data.input=subject+text"
     )
+
+
+def _others(count: int) -> str:
+    return f" (and {count:,} more row{'s' if count > 1 else ''})" if count else ""
 
 
 def _is_whole(table: Table, row: int) -> bool:

@@ -179,9 +179,23 @@ def summary(federation: Federation, table: Table) -> str:
         text += (
             f"; {federation.dropped_clients} clients of {federation.dropped_rows:,} rows left out"
         )
+    for what, names in (("client", [c.id for c in sizes]), ("class", federation.classes)):
+        text += _alike(what, names)
     if federation.own_test:
         text += f"; {federation.own_test} clients tested on rows split off their training rows"
     return text + _trained_on(federation, table)
+
+
+def _alike(what: str, names: Sequence[str]) -> str:
+    """Which names differ in case or spaces alone, if any: probably one meant twice."""
+    met: dict[str, str] = {}
+    pairs = []
+    for name in (name for name in names if len(name) > 1):  # letters may be classes, of both cases
+        first = met.setdefault("".join(name.casefold().split()), name)
+        if first != name:
+            pairs.append(f"{what} {name!r} beside {first!r}")
+    more = f" (and {len(pairs) - 1:,} more)" if len(pairs) > 1 else ""
+    return f"; {pairs[0]}{more}: one and the same?" if pairs else ""
 
 
 def _trained_on(federation: Federation, table: Table) -> str:
@@ -212,7 +226,8 @@ def spread(sizes: Sequence[ClientSizes], classes: int, *, unseen: int = 0) -> st
         f"{classes} classes per client (min/median/max)"
     )
     if untested := int((test == 0).sum()):
-        text += f"; {untested} clients have no test rows, and are in no average"
+        have, count = ("clients have", "count") if untested > 1 else ("client has", "counts")
+        text += f"; {untested} {have} no test rows, and {count} in no average"
     return text
 
 

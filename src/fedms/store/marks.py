@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fedms.core.errors import UserError, did_you_mean
+from fedms.core.errors import UserError
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
 DIVERGED = "diverged"
@@ -28,16 +29,20 @@ def expect_run(path: Path) -> None:
         UserError: if it was not.
     """
     if not is_run(path):
+        made = ", but fedms adapt's" if (path / ADAPTED).is_file() else ""
         raise UserError(
-            f"got {path}, which is no run folder; expected one that fedms run made{like_runs(path)}"
+            f"got {path}, which is no run folder{made}; expected one that fedms run made"
+            f"{like_runs(path)}"
         )
 
 
 def like_runs(path: Path) -> str:
     """Which run folder was probably meant, for the end of a message: beside it, or in `runs`."""
     places = dict.fromkeys((path.parent, Path("runs")))
-    runs = [mark.parent for place in places for mark in place.glob(f"*/{CONFIG}")]
-    return did_you_mean(str(path), (str(run) for run in runs if run != path))
+    found = (mark.parent for place in places for mark in place.glob(f"*/{ENVIRONMENT}"))
+    runs = {run.name: str(run) for run in found if run != path and is_run(run)}
+    near = get_close_matches(path.name, runs, n=1, cutoff=0.7)
+    return f"; did you mean {runs[near[0]]}?" if near else ""
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -93,7 +93,8 @@ class RunFolder:
                     shutil.move(foundation, folder / FOUNDATION)
                 cls.check(path, force=force)  # again: another process may have begun meanwhile
         except OSError as error:
-            raise UserError(f"got run folder {path}, which cannot be written: {error}") from error
+            why = error.strerror or error  # not the name of the folder aside
+            raise UserError(f"got run folder {path}, which cannot be written: {why}") from error
         return cls(path, every)
 
     @classmethod
