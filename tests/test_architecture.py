@@ -104,6 +104,7 @@ ALLOWED = {
     },
     "compare": {"config", "core", "events", "identity", "run", "store"},
     "progress": {"bench", "config", "core", "events", "report"},
+    "inputs": {"core", "data"},
     "use": {"build", "config", "core", "data", "models", "reopened", "store"},
     "hub": {"core"},
     "card": {"hub", "models", "store", "use"},
@@ -120,13 +121,14 @@ ALLOWED = {
     "watching": {"store"},
     "live": {"curves", "progress", "tables", "watching"},
     "tables": {"holdings", "progress"},
-    "serve": {"core", "data", "use"},
+    "serve": {"core", "data", "inputs", "use"},
     "cli": {
         *("bench", "build", "compare", "config", "core", "deploy", "doctor", "estimate", "events"),
         *(
             "export",
             "holdings",
             "hub",
+            "inputs",
             "live",
             "machine",
             "newcomers",

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from fedms import scoring
 from fedms.config import load_config
 from fedms.core.errors import UserError
+from fedms.inputs import read_inputs
 from fedms.run import run
-from fedms.use import read_inputs
 
 WORDS = ("stage1.rounds=1", "stage2.rounds=1", "partition.clients=2", "data.max_rows=150")
 

@@ -17,13 +17,14 @@ from fedms.build import build, load_table
 from fedms.config import load_config
 from fedms.core.errors import DivergenceError, UserError
 from fedms.export import export
+from fedms.inputs import read_inputs
 from fedms.newcomers import adapt
 from fedms.run import run
 from fedms.scoring import evaluate
 from fedms.store.marks import FEDERATION
 from fedms.store.run_folder import RunFolder
 from fedms.store.states import load_server_state
-from fedms.use import NEW, Models, read_inputs
+from fedms.use import NEW, Models
 
 WAYS = {
     "all that is ours": ("gate.statistics=personal",),

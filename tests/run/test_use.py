@@ -19,9 +19,10 @@ from fedms import data
 from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.export import export
+from fedms.inputs import read_inputs
 from fedms.models import SavedModel
 from fedms.scoring import evaluate
-from fedms.use import NEW, Models, read_inputs
+from fedms.use import NEW, Models
 
 COMMON = ("runtime.threads=1", "partition.unseen_clients=1")
 WAYS = {

@@ -56,7 +56,8 @@ def predict(
 
     Example: fedms predict runs/banking77-fedms-seed0 --client 3 "where is my card?"
     """
-    from fedms.use import Models, read_inputs
+    from fedms.inputs import read_inputs
+    from fedms.use import Models
 
     models = Models(folder, device=device)
     who = client or models.only()

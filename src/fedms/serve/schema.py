@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
 
-from fedms.use import is_unicode
+from fedms.inputs import is_unicode
 
 
 def _whole(text: str) -> str:
