@@ -7,13 +7,14 @@ is said of runs is said from their records.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedms.compare.records import Record, Records
+from fedms.compare.search import Found, search
 from fedms.compare.variants import VARIANTS, Variant
 from fedms.config import Config, load_config
 from fedms.core.errors import DivergenceError, UserError, did_you_mean
@@ -25,13 +26,6 @@ from fedms.store.marks import DIVERGED
 
 Watch = Callable[[str, Event], None]
 """Is told the name of the run and its event."""
-
-_LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-"""Learning rates to go on with where the best of a grid is at its edge."""
-_WORTH = 0.99
-"""The loss at the edge, as a share of its neighbour's, up to which it is worth to go on."""
-_CLOSE = 1.05
-"""The loss on the first seed, as a multiple of the lowest, up to which a rate runs on all seeds."""
 
 
 class MissingRunError(UserError):
@@ -50,7 +44,7 @@ class Plan:
         rates: learning rates, at least one; of two or more, every method gets the one with the
             lowest validation loss on the first seed. While that is the lowest or highest tried,
             and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).
-            Of those within 5 % of the lowest, the mean over all seeds decides.
+            See `search`.
         out: folder of the comparison; runs are in `runs/` below it, their records in `runs.jsonl`.
         perform: whether runs that are missing are performed. Otherwise records of the same
             configuration are read, whatever data, weights and device are here.
@@ -66,8 +60,8 @@ class Plan:
     perform: bool = True
     force: bool = False
 
-    def configure(self, variant: Variant, rate: float, seed: int) -> Config:
-        """The configuration of one run.
+    def configure(self, variant: Variant, rate: float, seed: int, choice: str = "") -> Config:
+        """The configuration of one run, with one of the variant's choices on top if there is one.
 
         Raises:
             UserError: if the variant could not take the steps that others do.
@@ -84,11 +78,21 @@ class Plan:
         own = [f"training.learning_rate={rate}", f"seed={seed}"]
         if "method=flexlora" not in settings:
             own.append("lora.ranks={}")  # nobody else can have them
+        own += [choice] if choice else []
         return load_config(self.config, [*self.overrides, *settings, *own])
 
-    def folder(self, name: str, rate: float, seed: int) -> Path:
+    def choices(self, variant: Variant) -> Iterator[str]:
+        """The configuration as it is (an empty string), then what else is tried."""
+        yield ""
+        if len(self.rates) > 1:
+            first = (variant, self.rates[0], self.seeds[0])
+            same = self.configure(*first)
+            yield from (word for word in variant.choices if self.configure(*first, word) != same)
+
+    def folder(self, name: str, rate: float, seed: int, choice: str = "") -> Path:
         """Where one run is kept; the folder's name is the run's."""
-        return self.out / "runs" / f"{name}-rate{rate:g}-seed{seed}"
+        tag = f"-{choice.split('.', 1)[1].replace('=', '')}" if choice else ""  # -own_pull0.01
+        return self.out / "runs" / f"{name}-rate{rate:g}{tag}-seed{seed}"
 
     def records(self) -> Records:
         """Of all runs that were made or used so far."""
@@ -110,6 +114,7 @@ class Result:
             validation is None without validation rows.
         unseen, unseen_adapted: scores of unseen clients before and after they adapt, or None.
         cost: as in `summary.json`.
+        choice: which of the variant's choices was taken; empty: none, it is as configured.
     """
 
     method: str
@@ -123,6 +128,7 @@ class Result:
     unseen: Mapping[str, Any] | None
     unseen_adapted: Mapping[str, Any] | None
     cost: Mapping[str, Any]
+    choice: str = ""
 
 
 def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]:
@@ -177,15 +183,16 @@ def _runner(name: str) -> tuple[str, Variant]:
 def _results(plan: Plan, records: Records, name: str, watch: Watch) -> list[Result]:
     runner, variant = _runner(name)
 
-    def record(rate: float, seed: int) -> Record:
-        config, folder = plan.configure(variant, rate, seed), plan.folder(runner, rate, seed)
+    def record(choice: str, rate: float, seed: int) -> Record:
+        config = plan.configure(variant, rate, seed, choice)
+        folder = plan.folder(runner, rate, seed, choice)
         return _record(plan, records, config, folder, watch)
 
-    rate, place = _search(plan, lambda rate, seed: record(rate, seed).summary)
+    choice, best = _choose(plan, variant, lambda *which: record(*which).summary)
     role, results = VARIANTS[name].role, []
     personal = role == "personal"
     for seed in plan.seeds:
-        its = record(rate, seed)
+        its = record(choice, best.rate, seed)
         found = its.summary
         if found["test"][role] is None:
             continue  # e.g. zero-shot of a model that cannot score classes
@@ -193,83 +200,35 @@ def _results(plan: Plan, records: Records, name: str, watch: Watch) -> list[Resu
             Result(
                 method=name,
                 seed=seed,
-                rate=None if place == "any" else rate,
-                edge=place == "edge",
-                folder=plan.folder(runner, rate, seed),
+                rate=None if best.place == "any" else best.rate,
+                edge=best.place == "edge",
+                folder=plan.folder(runner, best.rate, seed, choice),
                 record=its,
                 test=found["test"][role],
                 validation=found["validation"][role],
                 unseen=found["test"]["unseen"] if personal else None,
                 unseen_adapted=found["test"]["unseen_adapted"] if personal else None,
                 cost=found["cost"],
+                choice=choice,
             )
         )
     return results
 
 
-def _search(
-    plan: Plan, summary: Callable[[float, int], Mapping[str, Any]]
-) -> tuple[float, Literal["inside", "edge", "any"]]:
-    """The learning rate with the lowest validation loss, and where it lies."""
-    if len(plan.rates) == 1:
-        return plan.rates[0], "inside"
-    losses: dict[float, float] = {}
-    errors: dict[float, DivergenceError] = {}
-
-    untrained = math.inf
-
-    def loss(rate: float, seed: int) -> float:
-        nonlocal untrained
+def _choose(
+    plan: Plan, variant: Variant, summary: Callable[[str, float, int], Mapping[str, Any]]
+) -> tuple[str, Found]:
+    """The choice and the learning rate with the lowest validation loss."""
+    found: dict[str, Found] = {}
+    for choice in plan.choices(variant):
         try:
-            validation = summary(rate, seed)["validation"]
-            if seed == first and (zero_shot := validation.get("zero_shot")):
-                untrained = float(zero_shot["loss"])
-            return float(validation["personal"]["loss"])
+            found[choice] = search(plan.rates, plan.seeds, partial(summary, choice))
         except DivergenceError as error:
-            errors[rate] = error
-            return math.inf
-
-    first, *others = plan.seeds
-    for rate in sorted(plan.rates):
-        losses[rate] = loss(rate, first)
-    if not errors and len(set(losses.values())) == 1:
-        return rate, "any"
-    while (below := _below(losses)) and min(losses.values()) >= untrained:
-        losses[below] = loss(below, first)  # all were so high that they spoiled the model
-    while True:
-        while _at_edge(losses) and (beyond := _beyond(losses)):
-            losses[beyond] = loss(beyond, first)
-        place: Literal["inside", "edge"] = "edge" if _at_edge(losses) else "inside"
-        close = [rate for rate, value in losses.items() if value <= _CLOSE * min(losses.values())]
-        sums = {rate: sum((loss(rate, s) for s in others), losses[rate]) for rate in close}
-        best = min(close, key=sums.__getitem__)
-        if sums[best] < math.inf:
-            return best, place
-        if min(losses.values()) == math.inf:
-            raise errors[best]
-        losses |= dict.fromkeys(close, math.inf)  # each diverges on some seed
-
-
-def _at_edge(losses: Mapping[float, float]) -> bool:
-    """Whether the best rate is the last on its side, and clearly better than the one before."""
-    best, *others = sorted(losses, key=losses.__getitem__)
-    if min(losses) < best < max(losses):
-        return False
-    neighbour = min(others, key=lambda rate: abs(rate - best))
-    return losses[best] == math.inf or losses[best] < _WORTH * losses[neighbour]
-
-
-def _beyond(losses: Mapping[float, float]) -> float | None:
-    """The rate next to the best one on the side where nothing was tried, if there is one."""
-    best = min(losses, key=losses.__getitem__)
-    if best == min(losses):
-        return _below(losses)
-    return min((rate for rate in _LADDER if rate > best), default=None)
-
-
-def _below(losses: Mapping[float, float]) -> float | None:
-    """The rate next to the lowest that was tried, if there is one."""
-    return max((rate for rate in _LADDER if rate < min(losses)), default=None)
+            failure = error
+    if not found:
+        raise failure
+    best = min(found, key=lambda choice: found[choice].loss)
+    return best, found[best]
 
 
 def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: Watch) -> Record:

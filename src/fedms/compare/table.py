@@ -49,6 +49,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "seed": result.seed,
             "learning_rate": result.rate,
             "learning_rate_at_edge": result.edge,
+            "choice": result.choice or None,
             "folder": str(result.folder),
             "test": {
                 "personal": result.test,
@@ -68,12 +69,13 @@ def as_csv(results: Sequence[Result]) -> str:
     names = ("mean", "weighted", "worst_decile", "std", "loss")
     writer = csv.writer(text, lineterminator="\n")
     costs = [name.replace(" ", "_") for name in _COSTS]
-    writer.writerow(["method", "group", "seed", "learning_rate", *names, *costs])
+    writer.writerow(["method", "group", "seed", "learning_rate", "choice", *names, *costs])
     for result in results:
         scores = [result.test[name] for name in names]
         spent = [cost(result.cost) for cost in _COSTS.values()]
         group = VARIANTS[result.method].group
-        writer.writerow([result.method, group, result.seed, result.rate, *scores, *spent])
+        what = (result.method, group, result.seed, result.rate, result.choice)
+        writer.writerow([*what, *scores, *spent])
     return text.getvalue()
 
 
@@ -161,7 +163,8 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
         derived = bool(VARIANTS[name].run)
         edge = " (edge)" if found[0].edge else ""
         rate = "any" if found[0].rate is None else f"{found[0].rate:g}{edge}"
-        cells.append("" if derived else rate)
+        chosen = ", ".join(filter(None, (rate, found[0].choice)))
+        cells.append("" if derived else chosen)
         for cost in _COSTS.values():
             mean = statistics.fmean(cost(r.cost) for r in found)
             cells.append("" if derived else f"{mean:,.1f}")

@@ -32,6 +32,8 @@ class Variant:
         role: of the run's models, the one that is scored.
         run: name of the variant whose runs it reads; empty: its own.
         bound: in what way it is a bound and no method; empty for methods.
+        choices: settings of which each is tried beside the configuration as it is, where learning
+            rates are, and decided in the same way.
     """
 
     title: str
@@ -40,10 +42,19 @@ class Variant:
     role: Literal["zero_shot", "global", "local", "personal", "oracle"] = "personal"
     run: str = ""
     bound: str = ""
+    choices: tuple[str, ...] = ()
 
 
-def _plain(method: str, title: str, group: Group, *settings: str, bound: str = "") -> Variant:
-    return Variant(title, group, (f"method={method}", *_PLAIN, *_STANDARD, *settings), bound=bound)
+def _plain(
+    method: str,
+    title: str,
+    group: Group,
+    *settings: str,
+    bound: str = "",
+    choices: tuple[str, ...] = (),
+) -> Variant:
+    whole = (f"method={method}", *_PLAIN, *_STANDARD, *settings)
+    return Variant(title, group, whole, bound=bound, choices=choices)
 
 
 def _as_ours(title: str, group: Group, *settings: str, statistics: bool = False) -> Variant:
@@ -99,7 +110,7 @@ VARIANTS: Mapping[str, Variant] = {
     "finetune+statistics": _as_ours(
         "FedAvg-LoRA, then local fine-tuning", "personal", "method=finetune", statistics=True
     ),
-    "ditto": _plain("ditto", "Ditto", "personal"),
+    "ditto": _plain("ditto", "Ditto", "personal", choices=("baselines.own_pull=0.01",)),
     "fedper": _plain("fedper", "FedPer", "personal"),
     "fedrep": _plain("fedrep", "FedRep", "personal"),
     "fedsa": _plain("fedsa", "FedSA-LoRA", "personal"),
