@@ -87,7 +87,7 @@ def _copy(models: Models, who: str, new: Path) -> None:
     for source in [models.adapters, own] if own.is_dir() else [models.adapters]:
         for path in sorted(source.iterdir()):
             if path.name == FILES:
-                continue  # of the client's folder, not of this one
+                continue  # of those folders, not of this one
             if path.is_file():
                 shutil.copyfile(path, new / path.name)
             elif path.name != "clients":  # a client's own gate is put over what all have of it

@@ -13,12 +13,13 @@ from fedms.core.algorithm import ClientState, FederatedAlgorithm, ServerState
 from fedms.core.rows import ClientData, Rows
 from fedms.core.tensors import part
 from fedms.models import (
+    FILES,
     ModelLearner,
+    list_of,
     means_file,
     prior_file,
     save_expert,
     save_gate,
-    save_list,
     statistics_file,
 )
 from fedms.store.files import keep_name, whole_folder, write_bytes, write_json
@@ -67,6 +68,7 @@ class Outcome:
         if gate:
             with whole_folder(adapters / "gate") as folder:
                 save_gate(folder, self.learner, gate)
+        write_bytes(adapters / FILES, list_of(adapters, but="clients"))
 
     def save_own(
         self, path: Path, state: ServerState, own: ClientState | None, client: ClientData
@@ -85,4 +87,4 @@ class Outcome:
             _write(folder / "means.safetensors", means_file(self.learner, view, client))
             if view.gate is not None:
                 save_gate(folder / "gate", self.learner, view.gate)
-            save_list(folder)
+            write_bytes(folder / FILES, list_of(folder))

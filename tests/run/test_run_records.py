@@ -36,7 +36,7 @@ def test_folder_has_exactly_these_files(done):
     expert = ("adapter_config.json", "adapter_model.safetensors")
     gate = ("gate.json", "gate.safetensors")
     expected = {"config.toml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"}
-    expected |= {"adapters/head.json", "adapters/prior.json", "partition.json"}
+    expected |= {f"adapters/{n}.json" for n in ("head", "prior", "files")} | {"partition.json"}
     expected |= {"classes.json", "labels.jsonl", "gates.jsonl", "report.html"}
     expected |= {f"checkpoints/server/{n:06}.safetensors" for n in (3, 4)}
     expected |= {f"checkpoints/newest/{n:06}.json" for n in (3, 4)}

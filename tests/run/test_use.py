@@ -20,7 +20,7 @@ from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.export import export
 from fedms.inputs import read_inputs
-from fedms.models import SavedModel
+from fedms.models import Common, SavedModel
 from fedms.scoring import evaluate
 from fedms.use import NEW, Models
 
@@ -237,21 +237,27 @@ def changed(path):
     path.write_bytes(content)
 
 
-def test_a_lost_file_is_missed(client):
-    """None is passed over as if the client's model had never had it; but by earlier versions."""
+@pytest.mark.parametrize("whose", ["client", "all"])
+def test_a_lost_file_is_missed(client, whose):
+    """None is passed over as if the model had never had it; but by earlier versions."""
     common, own = client
-    files = [path for path in own.rglob("*") if path.is_file() and path.name != "files.json"]
+    folder = own if whose == "client" else common.folder
+    files = [folder / name for name in json.loads((folder / "files.json").read_text())]
     assert {"prior.json", "gate.safetensors", "adapter_model.safetensors"} <= {
         path.name for path in files
     }
+
+    def load():
+        SavedModel.load(Common.load(common.learner, common.folder), own)
+
     for path in files:
         with changed(path):
             path.unlink()
             with pytest.raises(UserError, match=re.escape(f"got no {path}, which is part of")):
-                SavedModel.load(common, own)
-    with changed(own / "files.json"):
-        (own / "files.json").unlink()
-        SavedModel.load(common, own)
+                load()
+    with changed(folder / "files.json"):
+        (folder / "files.json").unlink()
+        load()
 
 
 def test_tensors_that_fit_no_such_model_are_said(client):

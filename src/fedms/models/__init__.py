@@ -4,6 +4,7 @@ from fedms.models.adapters import AdapterSlots
 from fedms.models.backbone import Backbone, load_backbone, look_up
 from fedms.models.export import (
     FILES,
+    list_of,
     means_file,
     needs_fedms,
     peft_model,
@@ -11,7 +12,6 @@ from fedms.models.export import (
     save_beside,
     save_expert,
     save_gate,
-    save_list,
     save_merged,
     statistics_file,
 )
@@ -51,6 +51,7 @@ __all__ = [
     "class_prompts",
     "hub_id",
     "keep",
+    "list_of",
     "load_backbone",
     "look_up",
     "means_file",
@@ -61,7 +62,6 @@ __all__ = [
     "save_beside",
     "save_expert",
     "save_gate",
-    "save_list",
     "save_merged",
     "spoken",
     "statistics_file",

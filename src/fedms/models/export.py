@@ -25,7 +25,7 @@ from fedms.models.mixture import class_evidence
 from fedms.models.names import spoken
 
 FILES = "files.json"
-"""In a client's folder: all others that its model has."""
+"""In a folder of what a client, or what all clients have: all other files of that."""
 
 
 def save_expert(folder: Path, learner: ModelLearner, expert: Expert, base: str) -> None:
@@ -201,10 +201,17 @@ def save_merged(base: str, exported: Path, role: str) -> None:
         (folder / "prior.safetensors").write_bytes(serialise(added))
 
 
-def save_list(folder: Path) -> None:
-    """Write which files a client's model has, so that one which is lost is missed."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    (folder / FILES).write_text(f"{json.dumps(names, indent=2)}\n", encoding="utf-8")
+def list_of(folder: Path, but: str | None = None) -> bytes:
+    """Which files a model has, as JSON, so that one which is lost is missed.
+
+    Args:
+        folder: of the model.
+        but: a folder in it that is none of the model's.
+    """
+    files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.name != FILES)
+    # what is being written elsewhere, or was left by who was killed, begins with a dot
+    names = sorted(f.as_posix() for f in files if f.parts[0] != but and f.parts[0][0] != ".")
+    return f"{json.dumps(names, indent=2)}\n".encode()
 
 
 def needs_fedms(expert: Path) -> bool:

@@ -85,8 +85,9 @@ class Common:
             folder: of what all clients have.
 
         Raises:
-            UserError: if files are damaged, or of another model.
+            UserError: if files are missing, damaged, or of another model.
         """
+        _expect_all(folder)
         expert = _expert(learner, folder / "global")
         return cls(learner, folder, expert, _statistics(learner, folder / "statistics.safetensors"))
 
@@ -227,18 +228,18 @@ class SavedModel:
         return whitened @ means.T - means.square().sum(-1) / 2 + said["bias"]
 
 
-def _expect_all(own: Path) -> None:
-    """That no file of a client's model is lost, where they are listed: not by earlier versions."""
-    path = own / FILES
+def _expect_all(folder: Path) -> None:
+    """That no file of a model is lost, where they are listed: not by earlier versions."""
+    path = folder / FILES
     if not path.exists():
         return
     try:
         listed = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"got {path}, which cannot be read: {error}") from None
-    if lost := [name for name in listed if not (own / name).is_file()]:
+    if lost := [name for name in listed if not (folder / name).is_file()]:
         raise UserError(
-            f"got no {own / lost[0]}, which is part of the model in {own}; expected all that "
+            f"got no {folder / lost[0]}, which is part of the model in {folder}; expected all that "
             f"{FILES} lists; try a copy of the folder"
         )
 
