@@ -163,7 +163,12 @@ ONE_IMPORTER = {
     "huggingface_hub": {"fedms.hub"},
     "flwr_datasets": {"fedms.data.partition"},
     "pydantic": {  # what people, sites and other programs write
-        *("fedms.config", "fedms.runtimes.messages", "fedms.serve.schema"),
+        f"fedms.{m}"
+        for m in (
+            *("config.errors", "config.method", "config.reading", "config.rounds"),
+            *("config.runtime", "config.schema", "config.section", "config.task"),
+            *("runtimes.messages", "serve.schema"),
+        )
     },
     "typer": {
         f"fedms.cli.{m}"
