@@ -87,27 +87,41 @@ def test_the_rate_is_that_of_the_lowest_validation_loss(plan, tmp_path):
         assert set(found) == ({0, 1} if rate in close else {0})
 
 
-def test_choices_of_a_method_are_decided_as_rates_are(plan, tmp_path):
+@pytest.mark.parametrize("better", [0.01, 1.0])
+def test_choices_of_a_method_are_decided_as_rates_are(plan, results, tmp_path, monkeypatch, better):
     """Ditto with its own pull and a weak one, each at its best rate; the better is in the table."""
-    searched = replace(plan, methods=("ditto",), rates=(1e-3, 1e-2), seeds=(0,), out=tmp_path)
-    (result,) = compare(searched)
-    losses = {}
-    for folder in (tmp_path / "runs").glob("ditto-rate*-seed0"):
-        pull = load_config(folder / "config.toml").baselines.own_pull
-        assert ("-own_pull0.01-" in folder.name) == (pull == 0.01)
-        summary = json.loads((folder / "summary.json").read_text())
-        losses.setdefault(pull, []).append(summary["validation"]["personal"]["loss"])
-    assert set(losses) == {0.01, 1.0}
-    best = min(losses, key=lambda pull: min(losses[pull]))
-    assert result.choice == ("baselines.own_pull=0.01" if best == 0.01 else "")
-    assert result.validation["loss"] == min(losses[best])
-    assert f"{result.rate:g}{result.choice and ', '}{result.choice}" in table.markdown([result])
+    pulls = {}
 
-    as_it_is = ["", "baselines.own_pull=0.01"]
-    assert list(searched.choices(VARIANTS["ditto"])) == as_it_is
+    def invented(plan, config, folder, watch):
+        pull = config.baselines.own_pull
+        pulls.setdefault(pull, []).append(folder.name)
+        done = by_name(results, "local")[0].record
+        loss = 1 + abs(math.log(config.training.learning_rate / 2e-3)) + (pull != better)
+        scores = {**done.summary["validation"]["personal"], "loss": loss}
+        summary = {**done.summary, "validation": {"personal": scores}}
+        return replace(done, config=config.model_dump(mode="json"), summary=summary)
+
+    monkeypatch.setattr(runs, "_perform", invented)
+    searched = replace(plan, methods=("ditto",), rates=(1e-3, 1e-2), out=tmp_path)
+    chosen = compare(searched)
+    assert {r.choice for r in chosen} == {"baselines.own_pull=0.01" if better == 0.01 else ""}
+    assert {r.rate for r in chosen} == {1e-3}
+    said = "0.001, baselines.own_pull=0.01" if better == 0.01 else "0.001"
+    assert f"| {said} |" in table.markdown(chosen)
+    assert set(pulls) == {0.01, 1.0}
+    assert all("-own_pull0.01-seed" in name for name in pulls[0.01])
+    assert not any("own_pull" in name for name in pulls[1.0])
+    assert [len(names) for names in pulls.values()] == [len(set(names)) for names in pulls.values()]
+
+
+def test_what_is_chosen_from(plan):
+    """The configuration as it is, and what differs from it; nothing without rates to choose."""
+    ditto, searched = VARIANTS["ditto"], replace(plan, rates=(1e-3, 1e-2))
+    assert list(searched.choices(ditto)) == ["", "baselines.own_pull=0.01"]
     same = replace(searched, overrides=(*SETTINGS, "baselines.own_pull=0.01"))
-    assert list(same.choices(VARIANTS["ditto"])) == [""]
-    assert list(replace(searched, rates=(1e-3,)).choices(VARIANTS["ditto"])) == [""]
+    assert list(same.choices(ditto)) == [""]
+    assert list(plan.choices(ditto)) == [""]
+    assert list(searched.choices(VARIANTS["fedms"])) == [""]
 
 
 def test_a_choice_that_diverges_everywhere_is_given_up(plan):
