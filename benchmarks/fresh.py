@@ -32,6 +32,7 @@ from results import Cell
 
 from fedms.build import load_table
 from fedms.config import load_config
+from fedms.core.rows import Index
 from fedms.data import Table
 from fedms.run import run
 
@@ -77,6 +78,8 @@ def federations(cell: Cell, folder: Path, numbers: Sequence[int]) -> Iterator[Pa
     column = config.partition.column or "group"
     for number in (n for n in numbers if (n + 1) * size <= len(table)):
         rows = table.take(order[number * size : (number + 1) * size])
+        if {*rows.labels} > {*rows.labels[: sizes["train"]]}:
+            rows = rows.take(_every_class_first(rows.labels))
         path = folder / f"{number}.csv"
         groups = rows.groups or [""] * len(rows)
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -84,6 +87,12 @@ def federations(cell: Cell, folder: Path, numbers: Sequence[int]) -> Iterator[Pa
             lines.writerow([config.data.input, config.data.label, column, "split"])
             lines.writerows(zip(rows.inputs, rows.labels, groups, split, strict=True))
         yield path
+
+
+def _every_class_first(labels: Sequence[str]) -> Index:
+    """The order with one row of every class before all others."""
+    _, first = np.unique(labels, return_index=True)
+    return np.concatenate([np.sort(first), np.setdiff1d(np.arange(len(labels)), first)])
 
 
 def score(

@@ -126,6 +126,7 @@ def test_peers_do_without_fedms(path: Path) -> None:
     assert ("fedms" in {name.split(".")[0] for name in names}) == ours
 
 
+@pytest.mark.slow
 def test_plain_peft_learns(plain: dict[str, Any]) -> None:
     points = [(point["stage"], point["round"]) for point in plain["curve"]]
     assert points == [*(("global", n) for n in range(7)), ("local", 1), ("local", 2)]
@@ -136,6 +137,7 @@ def test_plain_peft_learns(plain: dict[str, Any]) -> None:
     assert plain["versions"].keys() >= {"torch", "transformers", "peft"}
 
 
+@pytest.mark.slow
 def test_plain_peft_begins_where_fedms_begins(plain: dict[str, Any], config: Config) -> None:
     experiment = build(config)
     zero = [experiment.learner.score(View(FROZEN), c, "val") for c in experiment.clients]
@@ -143,6 +145,7 @@ def test_plain_peft_begins_where_fedms_begins(plain: dict[str, Any], config: Con
     assert plain["curve"][0]["validation"] == pytest.approx(sum(accuracies) / len(accuracies))
 
 
+@pytest.mark.slow
 def test_plain_peft_counts_what_is_sent(plain: dict[str, Any]) -> None:
     sent = [point["bytes"] for point in plain["curve"]]
     adapters = 3 * 2 * 2 * 4 * 16 * 4  # blocks, projections, A and B, rank, width, float32

@@ -125,6 +125,7 @@ def sequence(learner, make_rows):
     return [(tensors, rows) for tensors in experts for rows in (first, second)]
 
 
+@pytest.mark.quick("1-clip", "2-sentence")
 @pytest.mark.parametrize("kind", ["clip", "sentence"])
 @pytest.mark.parametrize("boundary", [1, 2])
 def test_stale_states_are_never_used(make_learner, make_rows, kind, boundary):

@@ -93,7 +93,7 @@ def close(found, expected):
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
 
 
-@pytest.mark.quick("all that is ours", "a linear head", "learned prompts", "no local expert")
+@pytest.mark.quick("all that is ours", "learned prompts")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_an_export_says_what_fedms_says(done, tmp_path, way):
     path = done(*COMMON, *way).path
@@ -229,6 +229,7 @@ def test_what_only_fedms_can_use_is_said(done, tmp_path):
     assert "only fedms can use" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.quick("dual")
 @pytest.mark.parametrize("method", ["dual", "feddpa"])
 def test_an_expert_that_only_fedms_can_use_is_not_merged(done, tmp_path, method):
     path = done(*COMMON, f"method={method}").path

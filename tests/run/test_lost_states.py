@@ -100,6 +100,7 @@ def test_a_damaged_list_of_states_is_told_of(copied):
     assert f"got {lists[1]}, which is damaged" in said
 
 
+@pytest.mark.quick("4")
 @pytest.mark.parametrize("rounds", [3, 4, 5])
 def test_nothing_is_missed_that_was_not_lost(small, tmp_path, rounds):
     """With rare checkpoints, between which clients' older states go."""

@@ -45,6 +45,7 @@ EVENTS = 7
 """Started, then of four rounds each that it is done, and at its end or the stage's its scores."""
 
 
+@pytest.mark.quick("0", "4", "7")
 @pytest.mark.parametrize("after", [0, 2, 4, 5, EVENTS])
 def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after, ending):
     config = small("partition.unseen_clients=1")
@@ -73,6 +74,7 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, done):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.quick("None")
 @pytest.mark.parametrize("before", [1000.0, None])
 def test_time_is_of_all_processes_and_time_left_of_rounds_done_here(tmp_path, small, done, before):
     """None: by a version that did not write it down."""
@@ -126,7 +128,7 @@ def alter(path):
     path.write_bytes(data)
 
 
-@pytest.mark.quick("server-cut", "client-alter")
+@pytest.mark.quick("client-alter")
 @pytest.mark.parametrize("damage", [cut, alter])
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_what_is_damaged_is_named_and_the_checkpoint_before_it_used(
@@ -233,7 +235,7 @@ METHODS = ("fedadam", "flora", "fedcgs", "ditto", "dual")
 """Of every kind one; `make soak` does it with all."""
 
 
-@pytest.mark.quick("fedadam", "dual")
+@pytest.mark.quick("fedadam")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_go_on_as_if_nothing_had_happened(tmp_path, small, done, method, ending):
     """From a moment that differs between methods."""
@@ -280,7 +282,7 @@ def writes(config, path, at):
     return counted.count
 
 
-@pytest.mark.quick("0.5", "1.0")
+@pytest.mark.quick("0.5")
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.75, 1.0])
 def test_a_run_may_end_at_any_write(tmp_path, small, done, share, ending):
     """`make soak` kills whole processes, at any moment."""

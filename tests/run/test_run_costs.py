@@ -137,7 +137,7 @@ CAPS = [
 ]
 
 
-@pytest.mark.quick("caps0", "caps4")
+@pytest.mark.quick("caps4")
 @pytest.mark.parametrize(("caps", "depths"), CAPS)
 def test_caps(done, caps, depths):
     finished = done(*ALL, *caps)

@@ -87,6 +87,7 @@ def test_what_is_late_has_cost_what_it_did_and_what_its_stack_did(parts):
     assert min(flops[6]) > 0
 
 
+@pytest.mark.quick("drop")
 @pytest.mark.parametrize("fault", ["drop", "data", "crash", "slow"])
 def test_a_run_without_answers_stops_and_can_go_on(small, done, tmp_path, monkeypatch, fault):
     """It ends as one in which nobody ever failed, once nobody does."""

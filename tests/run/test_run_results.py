@@ -49,7 +49,7 @@ METHODS = {
 }
 
 
-@pytest.mark.quick("fedms", "fedavg", "flora", "promptfl", "ditto", "fedrep", "dual", "local")
+@pytest.mark.quick("fedms", "fedavg", "flora", "promptfl", "fedrep", "local")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(done, method):
     roles, sends, shared, private = METHODS[method]
