@@ -104,6 +104,21 @@ def test_what_is_beyond_the_winner_of_a_race_joins_it():
     assert len(set(asked)) == len(asked)
 
 
+def test_who_won_an_earlier_race_is_not_put_out_by_luck_on_the_first_seed():
+    """1e-2 wins, 3e-2 is tried beyond it, and is ahead on the first seed alone."""
+    table = {
+        1e-3: (1.3, 1.3, 1.3),
+        3e-3: (1.0, 1.3, 1.3),
+        1e-2: (1.05, 1.0, 1.0),
+        3e-2: (0.5, 2.0, 2.0),
+        1e-1: (3.0, 3.0, 3.0),
+    }
+    summary = told(lambda rate, seed: table[rate][seed])
+    chosen = search((1e-3, 3e-3, 1e-2), (0, 1, 2), summary)
+    assert (chosen.rate, chosen.place) == (1e-2, "inside")
+    assert chosen.loss == pytest.approx(3.05 / 3)
+
+
 def test_a_rate_that_diverges_on_a_later_seed_is_given_up():
     """Though it is far ahead on the first seed: then the next best is compared on all."""
     losses = {1e-3: 0.6, 3e-3: 0.5, 1e-2: 0.1, 3e-2: 0.2, 1e-1: 0.15, 3e-1: 0.05, 1.0: 0.3}

@@ -109,7 +109,10 @@ def search(
 
 
 def _race(tried: Losses, seeds: Sequence[int], loss: Callable[[float, int], float]) -> float:
-    """The best of the rates over all seeds; `tried` learns what they have there."""
+    """The best over all seeds of the rates that ran on all; `tried` learns what they have there.
+
+    In this race or in an earlier one: whoever leads now may have had luck on the first seeds.
+    """
     running = list(tried)
     for count, seed in enumerate(seeds, 1):
         for rate in running:
@@ -117,7 +120,8 @@ def _race(tried: Losses, seeds: Sequence[int], loss: Callable[[float, int], floa
         sums = {rate: sum(tried[rate][:count]) for rate in running}
         limit = min(sums.values()) * (1 + _BEHIND / math.sqrt(count))
         running = [rate for rate in running if sums[rate] <= limit]
-    return min(running, key=sums.__getitem__)
+    finished = [rate for rate, losses in tried.items() if len(losses) == len(seeds)]
+    return min(finished, key=lambda rate: sum(tried[rate]))
 
 
 def _at_edge(tried: Losses, best: float) -> bool:
