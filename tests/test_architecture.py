@@ -72,7 +72,8 @@ ALLOWED = {
     "algorithms": {"core"},
     "runtimes": {"core", "store"},
     "machine": {"config", "core"},
-    "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
+    "checks": {"config", "core", "models"},
+    "build": {"checks", "config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "data", "machine", "models", "store"},
     "reopened": {"config", "store"},
     "outcome": {"core", "models", "store"},
@@ -90,8 +91,8 @@ ALLOWED = {
         *("report", "runtimes", "store"),
     },
     "run": {
-        *("build", "checkpoints", "clients", "config", "core", "course", "data", "events"),
-        *("given", "identity", "reopened", "report", "runtimes", "store", "tracking"),
+        *("build", "checkpoints", "checks", "clients", "config", "core", "course", "data"),
+        *("events", "given", "identity", "reopened", "report", "runtimes", "store", "tracking"),
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
