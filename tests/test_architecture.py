@@ -159,7 +159,9 @@ def test_core_needs_torch_numpy_and_safetensors_alone(module):
 
 ONE_IMPORTER = {
     # bench.plain is a peer; models.standalone is not of the library: it is put beside exports
-    "transformers": {f"fedms.{m}" for m in ("models.backbone", "bench.plain", "models.standalone")},
+    "transformers": {
+        f"fedms.{m}" for m in ("models.pretrained", "bench.plain", "models.standalone")
+    },
     "peft": {f"fedms.{m}" for m in ("models.adapters", "bench.plain", "models.standalone")},
     "huggingface_hub": {"fedms.hub"},
     "flwr_datasets": {"fedms.data.partition"},
