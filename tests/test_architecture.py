@@ -72,7 +72,8 @@ ALLOWED = {
     "algorithms": {"core"},
     "runtimes": {"core", "store"},
     "machine": {"config", "core"},
-    "build": {"config", "core", "data", "machine", "models", "algorithms", "runtimes"},
+    "checks": {"config", "core", "models"},
+    "build": {"checks", "config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "data", "machine", "models", "store"},
     "reopened": {"config", "store"},
     "outcome": {"core", "models", "store"},
@@ -90,8 +91,8 @@ ALLOWED = {
         *("report", "runtimes", "store"),
     },
     "run": {
-        *("build", "checkpoints", "clients", "config", "core", "course", "data", "events"),
-        *("given", "identity", "reopened", "report", "runtimes", "store", "tracking"),
+        *("build", "checkpoints", "checks", "clients", "config", "core", "course", "data"),
+        *("events", "given", "identity", "reopened", "report", "runtimes", "store", "tracking"),
     },
     "api": {
         *("build", "config", "core", "data", "events", "export", "given", "measures", "models"),
@@ -158,7 +159,9 @@ def test_core_needs_torch_numpy_and_safetensors_alone(module):
 
 ONE_IMPORTER = {
     # bench.plain is a peer; models.standalone is not of the library: it is put beside exports
-    "transformers": {f"fedms.{m}" for m in ("models.backbone", "bench.plain", "models.standalone")},
+    "transformers": {
+        f"fedms.{m}" for m in ("models.pretrained", "bench.plain", "models.standalone")
+    },
     "peft": {f"fedms.{m}" for m in ("models.adapters", "bench.plain", "models.standalone")},
     "huggingface_hub": {"fedms.hub"},
     "flwr_datasets": {"fedms.data.partition"},

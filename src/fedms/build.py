@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from fedms import algorithms, data, models
+from fedms.checks import check, check_named, expect_known, prompted
 from fedms.config import Config
 from fedms.core.algorithm import FederatedAlgorithm
-from fedms.core.errors import UserError, did_you_mean
+from fedms.core.errors import UserError
 from fedms.core.layout import Layout
 from fedms.core.robust import Rule
 from fedms.core.rows import ClientData, ClientSizes, Column, Rows, Split, join
@@ -81,8 +82,8 @@ def build(
     rows = table.take(held)
     columns, labels = encode(learner.backbone, rows), class_indices(rows, federation.classes)
     ids = [c.id for c in everyone]
-    _check_named("sal.caps", config.sal.caps, ids)
-    _check_named("lora.ranks", config.lora.ranks, ids)
+    check_named("sal.caps", config.sal.caps, ids)
+    check_named("lora.ranks", config.lora.ranks, ids)
 
     def client(who: data.ClientIndex) -> ClientData:
         parts = (np.searchsorted(held, part) for part in (who.train, who.val, who.test))
@@ -206,23 +207,14 @@ def make_learner(
     return models.ModelLearner(backbone, slots, head, training, mixing, room), description
 
 
-def _expect_known(names: Iterable[str], classes: Collection[str]) -> None:
-    for name in names:
-        if name not in classes:
-            raise UserError(
-                f"got model.label_names of {name!r}, which is no class; expected some of the "
-                f"{len(classes)} there are{did_you_mean(name, classes)}"
-            )
-
-
 def _head(
     config: Config, backbone: models.Backbone, classes: tuple[str, ...]
 ) -> tuple[models.Head, dict[str, Any]]:
     wanted = config.model
     described: dict[str, Any] = {"model": wanted.name, "classes": list(classes)}
-    if not _prompted(config, backbone.scores_prompts):
+    if not prompted(config, backbone.scores_prompts):
         return models.LinearHead(backbone.width, len(classes)), {**described, "kind": "linear"}
-    _expect_known(wanted.label_names, {*classes, *config.data.drop_labels})
+    expect_known(wanted.label_names, {*classes, *config.data.drop_labels})
     texts = models.class_prompts(wanted.prompt, classes, wanted.label_names)
     head = models.PromptHead.encode(backbone, texts, wanted.temperature)
     described |= {"prompts": texts, "temperature": head.temperature}
@@ -237,79 +229,6 @@ def _head(
         shape, spread = (words, table.shape[1]), float(table.std())
         return models.ContextHead(encode, shape, spread, head), {**described, "kind": "context"}
     return head, {**described, "kind": "prompt"}
-
-
-def check(config: Config) -> None:
-    """Make sure that method and model fit, as far as is known without data and weights.
-
-    Raises:
-        UserError: if they do not.
-    """
-    _prompted(config, models.look_up(config.model.name).scores_prompts)
-    wanted, most = config.lora.ranks, config.lora.rank
-    if wanted and config.method != "flexlora":
-        raise UserError(
-            f'got lora.ranks with method = "{config.method}", whose clients have one rank; '
-            'expected method = "flexlora"'
-        )
-    _ruled(config.aggregation.rule, config.method)
-    if config.runtime.name == "ray" and config.data.source == "memory":
-        raise UserError(
-            'got runtime.name = "ray" for rows in memory, which processes cannot read; expected '
-            "rows in files; try runtime.workers"
-        )
-    if config.runtime.name == "ray" and config.runtime.stack > 1:
-        raise UserError(
-            f'got runtime.stack = {config.runtime.stack} with runtime.name = "ray", whose clients '
-            "are trained one by one; expected 1"
-        )
-    if any(rank > most for rank in wanted.values()):
-        raise UserError(
-            f"got lora.ranks of {max(wanted.values())}; expected at most lora.rank = {most}"
-        )
-
-
-def _ruled(rule: str, method: str) -> None:
-    """Whether a method can do with what a rule makes of updates."""
-    got = f'got aggregation.rule = "{rule}" with method = "{method}", '
-    if rule == "clip" and method in ("flora", "fedex", "flexlora"):
-        raise UserError(
-            f"{got}which averages products, of which no change is known; "
-            'try aggregation.rule = "geometric"'
-        )
-    if rule in ("median", "trimmed") and method in ("flora", "fedex"):
-        raise UserError(
-            f"{got}which sends an average of products as pairs of no more rank than clients' own "
-            'have together; a median has more; try aggregation.rule = "geometric"'
-        )
-    if rule != "mean" and method == "fedalt":
-        raise UserError(f'{got}whose clients take their share out of a mean; expected "mean"')
-
-
-def _prompted(config: Config, scores_prompts: bool) -> bool:
-    """Whether classes are scored by their prompts, rather than by a linear head.
-
-    Raises:
-        UserError: if model or method cannot do with that.
-    """
-    wanted, method = config.model, config.method
-    if wanted.head == "prompt" and not scores_prompts:
-        raise UserError(
-            f'got model.head = "prompt" for model.name = {wanted.name!r}, which cannot score class '
-            'prompts; expected CLIP or a sentence encoder; try model.head = "linear"'
-        )
-    prompted = scores_prompts and wanted.head != "linear"
-    if method == "probe" and prompted:
-        raise UserError(
-            'got method = "probe" with class prompts, of which nothing trains; '
-            'expected a linear head; try model.head = "linear"'
-        )
-    if method in ("promptfl", "fedclip") and not prompted:
-        raise UserError(
-            f'got method = "{method}" with a linear head; expected class prompts, as CLIP '
-            "or a sentence encoder can score them"
-        )
-    return prompted
 
 
 def make_algorithm(config: Config, layout: Layout) -> FederatedAlgorithm:
@@ -410,16 +329,6 @@ def limits(config: Config, layout: Layout, client: str) -> tuple[int | None, int
     caps, ranks = config.sal.caps, config.lora.ranks
     cap, rank = caps.get(client, caps.get("*")), ranks.get(client, ranks.get("*"))
     return _blocks(cap, layout) if isinstance(cap, str) else cap, rank
-
-
-def _check_named(key: str, wanted: Iterable[str], clients: list[str]) -> None:
-    unknown = {*wanted} - {*clients, "*"}
-    if unknown:
-        known = ", ".join(clients[:5])
-        raise UserError(
-            f"got {key} for client {min(unknown)!r}, which is not there; expected one of "
-            f'{known}{", …" if len(clients) > 5 else ""}, or "*"'
-        )
 
 
 def _blocks(size: str, layout: Layout) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fedms.build import Experiment, WorkerParts, build
 from fedms.config import Config, dump_config, validate
-from fedms.core.algorithm import beginnings
 from fedms.core.errors import UserError
+from fedms.core.work import beginnings
 from fedms.runtimes.faults import Faults, FaultyClients, attackers, mislabelled
 from fedms.runtimes.flower.quiet import quiet
 from fedms.runtimes.rounds import ScoredClients

@@ -11,8 +11,8 @@ from typing import Any
 
 from fedms import checkpoints, report
 from fedms.build import Experiment, build
-from fedms.build import check as check_build
 from fedms.checkpoints import Checkpoint
+from fedms.checks import check as check_config
 from fedms.clients import simulated
 from fedms.config import Config, Faults, dump_config
 from fedms.core.errors import UserError
@@ -49,7 +49,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: if method and model do not fit.
     """
-    check_build(config)
+    check_config(config)
 
 
 def run(

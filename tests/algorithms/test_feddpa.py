@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedms.algorithms import Options, Sal, Stage, feddpa, finetune
-from fedms.core.algorithm import Expert, Fit, Turn, View, perform
+from fedms.core.algorithm import Expert, Fit, Turn, View
 from fedms.core.tensors import fingerprint, part, pick, under
+from fedms.core.work import perform
 from fedms.models import Training, save_expert
 from fedms.models.adapters import Factor
 from fedms.runtimes.rounds import run_rounds

@@ -19,10 +19,11 @@ import torch
 from fedms import algorithms
 from fedms.algorithms import Options, Sal, Server, Stage, fedavg, fedms, gathering, local
 from fedms.core import calibration
-from fedms.core.algorithm import ClientInfo, Expert, Turn, View, beginnings, perform
+from fedms.core.algorithm import ClientInfo, Expert, Turn, View
 from fedms.core.errors import UserError
 from fedms.core.robust import change
 from fedms.core.tensors import fingerprint, part
+from fedms.core.work import beginnings, perform
 from fedms.runtimes.rounds import run_rounds
 from fedms.runtimes.simulator import Simulator
 from fedms.store.states import ClientStates

@@ -29,8 +29,9 @@ from fedms.algorithms import (
     local,
 )
 from fedms.core.aggregation import average
-from fedms.core.algorithm import Aggregate, ClientInfo, Expert, Fit, Score, Turn, View, perform
+from fedms.core.algorithm import Aggregate, ClientInfo, Expert, Fit, Score, Turn, View
 from fedms.core.tensors import fingerprint, part, pick, wire_bytes
+from fedms.core.work import perform
 from fedms.models import Training, save_expert
 from fedms.models.adapters import Factor
 from fedms.runtimes.faults import Faults, FaultyClients

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fedms.core.algorithm import Expert, Fit, View
 from fedms.models import AttentionHead, ContextHead, PromptHead, Training, load_backbone
-from fedms.models.backbone import load_tokenizer
 from fedms.models.names import EMBEDDED
+from fedms.models.pretrained import load_tokenizer
 from fedms.models.resident import FROZEN
 
 LABELS = ["red cat", "green dog", "blue bird"]

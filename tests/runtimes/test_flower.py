@@ -551,7 +551,7 @@ def test_costs_that_are_none_do_not_count(tables, tmp_path, costs):
 def test_a_question_that_fails_does_not_end_the_site(tables, tmp_path, capsys):
     site = started(tables, tmp_path, "south")
     state = ServerState(0, 1, 1, 1, {})
-    asked = server.site.of_run(
+    asked = of_run(
         "one", service.ask_evaluate(dataclasses.replace(state, tensors={"global/x": torch.ones(1)}))
     )
     said = site.answer(asked)
@@ -786,7 +786,7 @@ def test_a_site_is_who_its_key_is_of(tables, tmp_path):
     sites = server.Sites(grid, "one", TERMS, tell=told.append)
     sites.meet(1)
     assert told == ["site 'north' (node 1) was left out: it says that it is 'south'"]
-    assert sites._met["south"].node == 2
+    assert sites._meeting.met["south"].node == 2
 
 
 def test_a_site_that_goes_while_it_says_who_it_is_is_asked_again(tables, tmp_path):
@@ -805,14 +805,14 @@ def test_a_site_that_goes_while_it_says_who_it_is_is_asked_again(tables, tmp_pat
     grid.names = {1: "north", 2: "south"}
     sites = server.Sites(grid, "one", TERMS, tell=told.append)
     held.append("first")
-    sites._greet()
+    sites._meeting.greet()
     del apps[1]
     held.clear()
-    sites._greet()
+    sites._meeting.greet()
     assert sites.sizes == []
     apps |= {1: odd, 2: node(started(tables, tmp_path, "south").answer)}
     sites.meet(1)
-    assert sites._met["south"].node == 2
+    assert sites._meeting.met["south"].node == 2
     assert told == ["site 'north' (node 1) was left out: it says that it is 'south'"]
 
 
@@ -958,7 +958,7 @@ def test_who_was_started_anew_is_not_waited_for_when_the_run_ends(tables, tmp_pa
     grid = LocalGrid({7: node(south)})
     sites = server.Sites(grid, "one", TERMS, tell=told.append)
     sites.meet(1)
-    sites._open["lost"] = "south", time.monotonic()
+    sites._meeting._open["lost"] = "south", time.monotonic()
     threading.Timer(0.5, grid.since.update, [{7: "later"}]).start()
     assert sites.finish(ServerState(0, 1, 1, 1, {})) == ["south"]
     assert asked == ["hello", "hello", "finish"]

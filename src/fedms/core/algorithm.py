@@ -5,7 +5,7 @@ compute; it does not know whether clients are looped over in one process or sit 
 Stages, depth and key groups are data in the `RoundPlan`, so that a runtime never asks which
 algorithm or stage it serves.
 
-One round, as every runtime performs it::
+One round, as every runtime performs it (`perform` is in `core.work`)::
 
     plan = algorithm.plan(state)
     for each client of the cohort:
@@ -32,7 +32,7 @@ from fedms.core.discriminant import Discriminant
 from fedms.core.layout import Layout, Shapes
 from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Rows, Split
-from fedms.core.tensors import Tensors, fingerprint, under
+from fedms.core.tensors import Tensors, fingerprint
 
 Role = Literal["global", "local", "personal"]
 
@@ -332,27 +332,6 @@ ClientWork = Generator[Fit, View, ClientUpdate]
 """A client's round: yields what it wants trained, is sent what came of it, returns its update."""
 
 
-def perform(works: Sequence[ClientWork], learner: Learner, pace: int) -> list[ClientUpdate]:
-    """Do several clients' work in step: what they ask for at the same time is trained together.
-
-    `pace` is a seed that all clients of a round share, see `core.rows.shuffled_batches`.
-    """
-    updates: dict[int, ClientUpdate] = {}
-    fitted: dict[int, View] = {}
-    waiting = list(range(len(works)))
-    while waiting:
-        asked: dict[int, Fit] = {}
-        for i in waiting:
-            try:
-                asked[i] = works[i].send(fitted[i]) if i in fitted else next(works[i])
-            except StopIteration as end:
-                updates[i] = end.value
-        waiting = list(asked)
-        if asked:
-            fitted = dict(zip(waiting, learner.fit(list(asked.values()), pace), strict=True))
-    return [updates[i] for i in range(len(works))]
-
-
 @dataclass(frozen=True, eq=False)
 class Aggregate:
     """The average of a round's accepted updates; a key that nobody sent is missing.
@@ -396,16 +375,3 @@ class FederatedAlgorithm:
     view: Callable[[ServerState, ClientState | None, Role], View | None]
     lift: Callable[[Tensors], Tensors] = lambda tensors: tensors
     fresh: Callable[[RoundPlan], int] = lambda plan: plan.seed
-
-
-def beginnings(
-    algorithm: FederatedAlgorithm, learner: Learner, plan: RoundPlan, tensors: Tensors
-) -> dict[str, torch.Tensor]:
-    """The server's tensors, and beside them those that clients send back but are not sent.
-
-    So what a client changed can be told in its first round with a block, too.
-    """
-    unsent = (name for name in plan.upload - tensors.keys() if name.startswith("global/"))
-    names = frozenset(name.removeprefix("global/") for name in unsent)
-    fresh = learner.initial_expert(names, algorithm.fresh(plan))
-    return {**under("global", fresh), **tensors}

@@ -1,7 +1,7 @@
 """Foundation models, experts, gate and mixture: everything that knows torch modules."""
 
 from fedms.models.adapters import AdapterSlots
-from fedms.models.backbone import Backbone, load_backbone, look_up
+from fedms.models.backbone import Backbone, load_backbone
 from fedms.models.export import (
     FILES,
     list_of,
@@ -20,6 +20,7 @@ from fedms.models.heads import AttentionHead, ContextHead, Head, LinearHead, Pro
 from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.names import hub_id, spoken
 from fedms.models.prefix import Room
+from fedms.models.pretrained import look_up
 from fedms.models.prompts import class_prompts
 from fedms.models.rehearsal import Rehearsal
 from fedms.models.saved import Common, Opinions, SavedModel

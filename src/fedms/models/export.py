@@ -18,11 +18,12 @@ from fedms.core.errors import UserError
 from fedms.core.rows import ClientData
 from fedms.core.tensors import Tensors, deserialise, serialise
 from fedms.models.adapters import adapted, merge
-from fedms.models.backbone import load_backbone, quiet
+from fedms.models.backbone import load_backbone
 from fedms.models.heads import ContextHead
 from fedms.models.learner import ModelLearner
 from fedms.models.mixture import class_evidence
 from fedms.models.names import spoken
+from fedms.models.pretrained import quiet
 
 FILES = "files.json"
 """In a folder of what a client, or what all clients have: all other files of that."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.errors import UserError
-from fedms.models.backbone import quiet
+from fedms.models.pretrained import quiet
 
 _PARTS = ("tokenizer", "image_processor")
 """Of a processor for texts and images."""

@@ -92,7 +92,7 @@ class FaultyClients:
         faults: what happens.
         seed: of the run.
         begin: what clients begin a round with, of what they send back, by its plan and the server's
-            tensors (`core.algorithm.beginnings`); attackers change by it.
+            tensors (`core.work.beginnings`); attackers change by it.
     """
 
     def __init__(

@@ -17,7 +17,6 @@ from fedms.core.algorithm import (
     Score,
     ServerState,
     View,
-    beginnings,
 )
 from fedms.core.costs import Costs
 from fedms.core.errors import DivergenceError, UserError
@@ -34,6 +33,7 @@ from fedms.core.screening import (
 )
 from fedms.core.seeds import draw_cohort
 from fedms.core.tensors import Tensors, all_finite, pick, wire_bytes
+from fedms.core.work import beginnings
 
 Held = dict[str, frozenset[str]]
 """Names of what stands still, by client that has it."""

@@ -20,13 +20,13 @@ from fedms.core.algorithm import (
     ServerState,
     Turn,
     View,
-    perform,
 )
 from fedms.core.costs import Costs
 from fedms.core.routing import Routing
 from fedms.core.rows import ClientData, Split
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors, pick
+from fedms.core.work import perform
 from fedms.runtimes.rounds import Answer
 from fedms.store.states import ClientStates
 
