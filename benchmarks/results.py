@@ -26,7 +26,7 @@ from typing import Any
 import pages
 
 from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
-from fedms.compare.scores import by_method, versus
+from fedms.compare.scores import by_method
 from fedms.store.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -39,13 +39,6 @@ METHODS = tuple(name for name in VARIANTS if name not in FOR_CLIP)
 SEEDS = (0, 1, 2)
 MANY = (*SEEDS, 3, 4, 5, 6, 7, 8)
 """Where three seeds did not tell FedMS from the best, in the mean or in the worst tenth."""
-AGAIN = {
-    "newsgroups20": [
-        *("local", "fedper", "probe", "finetune+statistics", "fedalt"),
-        *("fedsa", "fedrep", "dual", "finetune", "ditto"),
-    ],
-}
-"""Cells of which only those near FedMS were run on many seeds yet."""
 RATES = (3e-3, 1e-2)
 COMMON = ("runtime.threads=1",)
 
@@ -104,7 +97,7 @@ CELLS = (
     Cell("clinc150", "clinc150", (*_CLINC, "partition.unseen_clients=2"), seeds=MANY),
     Cell("clinc150-skewed", "clinc150", (*_CLINC, *_SPREAD, "partition.alpha=0.1")),
     Cell("clinc150-even", "clinc150", (*_CLINC, *_SPREAD, "partition.alpha=1.0")),
-    Cell("newsgroups20", "newsgroups20", (*_TEXT, *_AUTHORS)),
+    Cell("newsgroups20", "newsgroups20", (*_TEXT, *_AUTHORS), seeds=MANY),
     Cell("newsgroups20-skewed", "newsgroups20", (*_NEWS, *_SPREAD, "partition.alpha=0.1")),
     Cell("amazon5", "amazon5", (*_TEXT, "data.max_rows=800"), seeds=MANY),
     Cell("amazon5-more", "amazon5", (*_MANY_ROWS, "data.max_rows=4000"), seeds=MANY),
@@ -212,33 +205,6 @@ def parts(found: Found) -> str:
     return pages.table(["", *cells], rows)
 
 
-def again(cells: Sequence[Cell]) -> str:
-    """FedMS beside methods that are level with it in a cell's table, on many seeds."""
-    head = ["", "against", "its mean", "FedMS", "ahead by", "clients", "p"]
-    head += ["its worst decile", "FedMS"]
-    rows = []
-    for cell in cells:
-        for name in AGAIN.get(cell.name, ()):
-            plan = cell.plan(["fedms", name], MANY)
-            try:
-                methods = by_method(compare(replace(plan, perform=False)))
-            except MissingRunError:
-                continue
-            rows.append([cell.name, *_beside(methods["fedms"], methods[name], _title(name))])
-    return pages.table(head, rows)
-
-
-def _beside(ours: Sequence[Result], theirs: Sequence[Result], title: str) -> list[str]:
-    means = [f"{mean(one):.3f}" for one in (theirs, ours)]
-    worst = [f"{mean(one, 'worst_decile'):.3f}" for one in (theirs, ours)]
-    found = versus(ours, theirs)
-    if found is None:
-        return [title, *means, "–", "–", "–", *worst]
-    p = "–" if found.p is None else f"{found.p:.3f}"
-    clients = f"{found.better} : {found.worse}"
-    return [title, *means, table.signed(found.spread), clients, p, *worst]
-
-
 def _change(methods: Mapping[str, Sequence[Result]], name: str) -> str:
     """A control's mean accuracy beside FedMS', and the ratio of their FLOPs and bytes."""
     if name not in methods:
@@ -276,7 +242,6 @@ def main() -> None:
     parser.add_argument("--only", help="cells by commas; all otherwise")
     parser.add_argument("--methods", help="names by commas; all of the cell's otherwise")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
-    parser.add_argument("--again", action="store_true", help="only what is tried on many seeds")
     parser.add_argument("--forget", help="names by commas, whose records are left out from now on")
     words = parser.parse_args()
     named = {cell.name: cell for cell in CELLS}
@@ -286,10 +251,6 @@ def main() -> None:
     for cell in cells if words.forget else ():
         forget(RESULTS / cell.name, words.forget.split(","))
     for cell in cells if not words.tables else ():
-        if cell.name in AGAIN:
-            compare(cell.plan(["fedms", *AGAIN[cell.name]], MANY))
-        if words.again:
-            continue
         compare(cell.plan(words.methods.split(",") if words.methods else cell.methods))
     found = {cell.name: by_method(cell.results()) for cell in CELLS}
     found = {name: methods for name, methods in found.items() if {"fedms", "local"} <= {*methods}}
@@ -300,7 +261,6 @@ def main() -> None:
         pages.write(PAGE, name, block(named[name], results))
     pages.write(PAGE, "standing", standing(found))
     pages.write(PAGE, "parts", parts(found))
-    pages.write(PAGE, "again", again(CELLS))
     pages.write(README, "results", overview(found))
 
 

@@ -60,7 +60,7 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     cells = [cell.name for cell in results.CELLS]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, ["standing", "parts", "again", "visitors", *cells]),
+        (results.PAGE, ["standing", "parts", "visitors", *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "waiting", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
         (module("serving").PAGE, ["serving"]),
