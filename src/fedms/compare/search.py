@@ -26,7 +26,7 @@ _BEHIND = 0.1
 """By how much, as a share, a rate's loss on one seed is above the lowest when it is given up; on k
 seeds, by the root of k less. By evidence: the ratio of two rates' losses differs from seed to seed
 by 2 to 6 % in nine cells of docs/results.md (a standard deviation, the median over methods), by 11
-to 13 % in two, and by 30 % in one.
+to 13 % in two, and by 30 % in one (docs/research-log.md).
 """
 
 
