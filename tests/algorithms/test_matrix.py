@@ -81,6 +81,11 @@ PRIVATE = ("fedper", "fedrep", "fedsa", "fedalt", "local", "probe")
 PROMPTED = tuple(method for method in METHODS if method != "probe")
 """All but the one that needs a linear head."""
 ON_TOYS_ONLY = (
+    "fedms-zero",
+    "fedms-share-all",
+    "fedms-prior",
+    "fedms-all",
+    "fedms-calibrated",
     "fedms-restart-depth",
     "fedms-queue",
     "fedms-share-none",
@@ -95,7 +100,7 @@ ON_TOYS_ONLY = (
     "fedadam",
     "flexlora",
 )
-"""What differs from another method in nothing that a real model would notice; for time's sake."""
+"""Not on the tiny sentence encoder: what a real model would not notice, or sees among images."""
 MODELS = {
     "toy": PROMPTED,
     "toy-linear": tuple(METHODS),

@@ -47,6 +47,7 @@ def test_a_mean_is_carried_away(honest, poisoned, small, tmp_path):
     assert accuracy(small(*FIVE), tmp_path / "run") < best(honest) - 0.2
 
 
+@pytest.mark.quick("median", "krum")
 @pytest.mark.parametrize("rule", ["median", "trimmed", "geometric", "krum", "multikrum"])
 def test_a_robust_rule_is_not(honest, poisoned, small, tmp_path, rule):
     got = accuracy(small(*FIVE, f"aggregation.rule={rule}"), tmp_path / "run")

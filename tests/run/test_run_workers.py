@@ -36,12 +36,14 @@ def pair(done):
     return done(*common), done(*common, "runtime.workers=2")
 
 
+@pytest.mark.slow
 def test_the_same_models_for_every_number_of_workers(pair):
     one, two = pair
     assert one.bytes() == two.bytes() != {}
     assert one.bytes("checkpoints") == two.bytes("checkpoints") != {}
 
 
+@pytest.mark.slow
 def test_the_same_records_for_every_number_of_workers(pair):
     one, two = pair
     assert untimed(one.summary) == untimed(two.summary)
@@ -50,6 +52,7 @@ def test_the_same_records_for_every_number_of_workers(pair):
         assert untimed(one.lines(name)) == untimed(two.lines(name))
 
 
+@pytest.mark.slow
 def test_work_is_counted_wherever_it_is_done(pair):
     for finished in pair:
         cost = finished.summary["cost"]

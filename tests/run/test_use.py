@@ -46,6 +46,14 @@ def finished(request, done):
     return done(*COMMON, *request.param)
 
 
+@pytest.mark.quick(
+    "all that is ours",
+    "logits, with priors",
+    "a linear head",
+    "two experts in every layer",
+    "products beneath",
+    "the best checkpoint",
+)
 def test_saved_models_score_as_the_run_did(finished):
     found = evaluate(finished.path)
     personal = finished.summary["test"]["personal"]

@@ -48,6 +48,7 @@ def program(served):
     found.communicate()
 
 
+@pytest.mark.slow
 def test_it_answers_and_ends_when_told_after_what_was_asked(program):
     process, facts = program
     assert facts["clients"] == 3
