@@ -59,12 +59,12 @@ def recipe(cell: Cell) -> Path:
 
 
 def others(cell: Cell) -> Table:
-    """Rows that no seed of the cell's tables draws."""
+    """Rows that no seed draws, for the cell's table or another of as many rows of these data."""
 
     def draw(*settings: str) -> Table:
         return load_table(load_config(recipe(cell), [*cell.settings, *settings]))
 
-    drawn = {text for seed in cell.seeds for text in draw(f"seed={seed}").inputs}
+    drawn = {text for seed in results.MANY for text in draw(f"seed={seed}").inputs}
     table = draw("data.max_rows=")
     return table.take(np.array([i for i, text in enumerate(table.inputs) if text not in drawn]))
 

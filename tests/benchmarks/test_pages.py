@@ -99,8 +99,8 @@ def test_where_fedms_stands_by_hand(module: Any) -> None:
     bounds = {"centralised": (0.9, 0.9), "finetune+statistics": (0.8, 0.2)}
     text = results.standing({"x": found({**methods, **bounds})})
     cells = ["x", "3", "0.750", "0.600: Ditto", "0.300", "0.400: local-only LoRA"]
-    cells += ["+87.5%: FedAvg-LoRA", "+50.0%: local-only LoRA", "+25.0%: Ditto"]
-    cells += ["1.00", "–", "Ditto"]
+    cells += ["+87.5%: FedAvg-LoRA", "+25.0%: Ditto", "+25.0%: Ditto"]
+    cells += ["-6.2%", "1.00", "–", "Ditto"]
     assert text.splitlines()[2] == f"| {' | '.join(cells)} |"
 
 

@@ -30,6 +30,7 @@ from fedms.compare.records import Point, Record, Records
 from fedms.compare.scores import Spread, until, versus, within
 from fedms.config import load_config, validate
 from fedms.core.errors import DivergenceError, UserError
+from fedms.events import RoundDone
 from fedms.identity import identity
 from fedms.report import write
 from fedms.run import resume
@@ -171,6 +172,48 @@ def test_what_is_there_is_used_again_and_what_is_missing_is_run(plan, results, m
     (plan.out / "runs.jsonl").write_text("".join(kept))
     assert compare(plan) == [*results[:3], changed(results[3]), *results[4:]]
     assert performed == [lost.name]
+
+
+def test_a_run_that_was_cut_short_goes_on(plan, results, tmp_path, monkeypatch):
+    """From its last checkpoint, and ends as it would have; one of other settings begins anew."""
+    one, begun, resumed = replace(plan, methods=("fedms",), seeds=(0,), out=tmp_path), [], []
+    original = runs.run, runs.resume
+
+    def cut_short(name, event):
+        if isinstance(event, RoundDone) and event.record.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(one, cut_short)
+    folder = one.folder("fedms", 1e-3, 0)
+    assert folder.is_dir()
+    assert not (folder / "summary.json").exists()
+    other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
+    monkeypatch.setattr(runs, "run", lambda c, f, **o: begun.append(f) or original[0](c, f, **o))
+    monkeypatch.setattr(runs, "resume", lambda f, **o: resumed.append(f) or original[1](f, **o))
+    (done,) = compare(one)
+    assert (begun, resumed) == ([], [folder])
+    assert done.test == by_name(results, "fedms")[0].test
+    assert [p.test for p in done.record.points] == [
+        p.test for p in by_name(results, "fedms")[0].record.points
+    ]
+    resumed.clear()
+    compare(replace(one, overrides=(*SETTINGS, "gate.smoothing=0.4"), out=other))
+    assert (len(begun), resumed) == (1, [])
+
+
+def test_what_cannot_go_on_begins_anew(plan, results, tmp_path):
+    """A run that has no checkpoint."""
+    one = replace(plan, methods=("local",), seeds=(0,), out=tmp_path)
+
+    def cut_short(name, event):
+        if isinstance(event, RoundDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(one, cut_short)
+    shutil.rmtree(one.folder("local", 1e-3, 0) / "checkpoints")
+    assert compare(one)[0].test == by_name(results, "local")[0].test
 
 
 def by_name(results, method):
@@ -621,9 +664,9 @@ def test_every_seed_has_the_budget_of_its_own():
         "local": {1: points(40, 90, 100, 101), 0: points(5, 9, 11, 101)},
     }
     lines = table._budgets(curves).splitlines()
-    assert lines[0].split(" | ")[1:] == ["25%: 0.0 MB", "50%: 0.0 MB", "100%: 0.0 MB |"]
-    assert lines[2].split(" | ")[1:] == ["–", "0.100", "0.200 |"]
-    assert lines[3].split(" | ")[1:] == ["–", "0.100", "0.250 |"]  # 0.3 and 0.2; 0.1 and 0.1
+    assert lines[0].split(" | ")[1:] == ["50%: 0.0 MB", "100%: 0.0 MB", "200%: 0.0 MB |"]
+    assert lines[2].split(" | ")[1:] == ["0.100", "0.200", "0.200 |"]
+    assert lines[3].split(" | ")[1:] == ["0.100", "0.250", "0.350 |"]  # 0.2 and 0.3; 0.3 and 0.4
 
 
 @pytest.mark.parametrize(("every", "rounds"), [(1, [1, 2, 3, 4, 5]), (2, [2, 5]), (0, [5])])
@@ -665,6 +708,50 @@ def test_the_command(plan, results):
     assert [row["method"] for row in json.loads(as_json.stdout)] == ["local", "fedms"]
     names = CliRunner().invoke(app, ["compare", "--methods", "help"]).stdout
     assert all(name in names for name in VARIANTS)
+
+
+def test_the_command_tells_of_methods_that_diverge(plan, results, tmp_path, monkeypatch):
+    """And has the tables of the others, written as they are done."""
+    original, out = runs._choose, str(plan.out)
+
+    def choose(plan, variant, summary):
+        if variant is VARIANTS["local"]:
+            raise DivergenceError("got no learning rate that trains")
+        return original(plan, variant, summary)
+
+    monkeypatch.setattr(runs, "_choose", choose)
+    words = ["compare", *SETTINGS, "--seeds", "0", "--rates", "1e-3", "--out", out, "--methods"]
+    done = CliRunner().invoke(app, [*words, "local,fedavg,fedms", "--targets", "0.5,0.9"])
+    assert done.exit_code == 0, done.output
+    assert "local: got no learning rate that trains" in done.stderr
+    assert "local-only LoRA is left out: got no learning rate that trains" in done.stdout
+    assert "| until validation accuracy | 0.500: MB " in done.stdout
+    assert "| FedAvg-LoRA |" in done.stdout
+    assert "Of one seed this is luck in part" in done.stdout
+    none = CliRunner().invoke(app, [*words, "local"])
+    assert none.exit_code == 2
+    assert "no method has results: got no learning rate that trains" in none.stderr
+
+
+def test_margins_are_over_federated_methods_and_the_strongest_of_all(results):
+    """What is not federated is neither the weakest nor the median; a bound is nothing."""
+    ours = by_name(results, "fedms")
+
+    def named(**means):
+        return {
+            n: [replace(r, method=n, test={**r.test, "mean": m}) for r in ours]
+            for n, m in means.items()
+        }
+
+    found = named(zeroshot=0.1, fedavg=0.5, fedsa=0.6, finetune=0.7, probe=0.9, fedms=0.8)
+    text = table._margins(found | named(centralised=0.95)).splitlines()
+    assert [line.split(" | ")[:3] for line in text[2:]] == [
+        ["| weakest federated", "FedAvg-LoRA", "0.500"],
+        ["| median federated", "FedSA-LoRA", "0.600"],
+        ["| strongest of all", "linear probe, local", "0.900"],
+    ]
+    assert table._margins(named(fedms=0.8)) == ""
+    assert "federated" not in table._margins(named(local=0.3, fedms=0.8))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,6 +114,11 @@ def resume(
         typer.echo(f"{folder} is complete; nothing was done")
 
 
+_COMPARED = "zeroshot,probe,local,fedavg,fedcgs,finetune,finetune+statistics,ditto,fedper,fedsa,"
+_COMPARED += "feddpa,fedms"
+"""What is cheap, usual, or the strongest as published in one of the cells of docs/results.md."""
+
+
 @app.command()
 def compare(
     words: Annotated[
@@ -130,7 +135,7 @@ def compare(
             help="Names, by commas; fedms compare --methods help lists them.",
             autocompletion=names_of_methods,
         ),
-    ] = "zeroshot,local,fedavg,finetune,finetune+statistics,ditto,fedsa,fedms",
+    ] = _COMPARED,
     seeds: Annotated[str, typer.Option(help="Numbers, by commas.")] = "0,1,2",
     rates: Annotated[
         str,
@@ -139,6 +144,12 @@ def compare(
             "beyond the last while that is the best."
         ),
     ] = "3e-3,1e-2",
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation accuracies, by commas, whose costs are told [some below FedMS' best]."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder [compare/NAME].")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace complete runs of other settings.")
@@ -147,12 +158,15 @@ def compare(
 ) -> None:
     """Run methods on the same data, seeds and steps, and put them into one table.
 
-    What was run before with the same configuration is used again.
+    What was run before with the same configuration is used again, and what was cut short goes on.
+    The tables are written whenever a method is done. One of which every learning rate diverges is
+    left out, and told of.
 
     Example: fedms compare recipes/digits.toml --methods local,finetune,fedms --seeds 0,1
     """
-    from fedms.compare import VARIANTS, Plan, plots, table
+    from fedms.compare import VARIANTS, Plan, Result, check, plots, table
     from fedms.compare import compare as perform
+    from fedms.core.errors import DivergenceError
     from fedms.progress import compare_line
 
     if methods == "help":
@@ -176,11 +190,20 @@ def compare(
         if not as_json and (line := compare_line(event)):
             typer.echo(f"{name}: {line}", err=True)
 
-    try:
-        results = perform(plan, watch)
-    except KeyboardInterrupt:
-        fail(f"interrupted; complete runs are kept in {plan.out}, call again to go on")
-    table.write(plan.out, results)
+    reach = listed(targets, float, "--targets") if targets else []
+    check(plan)
+    results, diverged = list[Result](), dict[str, str]()
+    for name in plan.methods:
+        try:
+            results += perform(replace(plan, methods=[name]), watch)
+        except DivergenceError as error:
+            diverged[name] = str(error)
+            typer.echo(f"{name}: {error}", err=True)
+        except KeyboardInterrupt:
+            fail(f"interrupted; runs and tables are kept in {plan.out}, call again to go on")
+        table.write(plan.out, results, targets=reach, diverged=diverged)
+    if not results:
+        fail("no method has results: " + next(iter(diverged.values()), "nothing was run"))
     plots.write(plan.out, results)
     if as_json:
         typer.echo(json.dumps(table.rows(results), indent=2))

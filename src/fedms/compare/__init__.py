@@ -1,6 +1,6 @@
 """`fedms compare`: methods on the same data, by the same protocol (docs/evaluation.md)."""
 
-from fedms.compare.runs import MissingRunError, Plan, Result, compare
+from fedms.compare.runs import MissingRunError, Plan, Result, check, compare
 from fedms.compare.variants import VARIANTS, Variant
 
-__all__ = ["VARIANTS", "MissingRunError", "Plan", "Result", "Variant", "compare"]
+__all__ = ["VARIANTS", "MissingRunError", "Plan", "Result", "Variant", "check", "compare"]

@@ -1,8 +1,9 @@
 """Perform the runs of a comparison that are missing, and read the others.
 
 A run is a build product: one that is complete and has the same resolved configuration, data, model
-and precision is used again, so that a comparison which was interrupted goes on where it was. What
-is said of runs is said from their records.
+and precision is used again, and one that was cut short goes on from its last checkpoint, so that a
+comparison which was interrupted goes on where it was. What is said of runs is said from their
+records.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 from fedms.compare.records import Record, Records
 from fedms.compare.search import Found, search
 from fedms.compare.variants import VARIANTS, Variant
-from fedms.config import Config, load_config
+from fedms.config import Config, ConfigError, load_config, untracked
 from fedms.core.errors import DivergenceError, UserError, did_you_mean
 from fedms.events import Event, Started
 from fedms.run import check as check_run
-from fedms.run import run
+from fedms.run import resume, run
 from fedms.store.files import write_json
 from fedms.store.marks import DIVERGED
 
@@ -264,12 +265,27 @@ def _perform(plan: Plan, config: Config, folder: Path, watch: Watch) -> Record:
         watch(folder.name, event)
 
     try:
-        run(config, folder, force=True, watch=tell)
+        if not _go_on(config, folder, tell):
+            run(config, folder, force=True, watch=tell)
     except DivergenceError as error:  # that it diverges is what came of it
         write_json(folder / "summary.json", {DIVERGED: str(error)})
     record = Record.read(folder)
     assert record is not None, f"{folder} was complete just now"
     return record
+
+
+def _go_on(config: Config, folder: Path, watch: Callable[[Event], None]) -> bool:
+    """Finish a run of this configuration that was cut short; False where there is none."""
+    try:
+        same = untracked(load_config(folder / "config.toml")) == untracked(config)
+        if not same or (folder / "summary.json").exists():
+            return False
+        resume(folder, watch=watch)
+    except DivergenceError:
+        raise
+    except (ConfigError, UserError):  # nothing there, no checkpoint, or other data or weights
+        return False
+    return True
 
 
 def _need_rows(plan: Plan, *, test: bool, val: bool) -> None:

@@ -17,25 +17,37 @@ from fedms.compare.variants import VARIANTS
 from fedms.store.files import write_text
 
 _OURS, _RIVAL = "fedms", "finetune+statistics"
-_SHARES = (0.25, 0.5, 1.0)
+_FEW = 3
+"""Seeds below which a word is said of luck."""
+NOTHING: Mapping[str, str] = {}
+_SHARES = (0.5, 1.0, 2.0)
 """Budgets, as shares of what FedMS spends."""
 _BELOW = (0.10, 0.05, 0.02)
-"""Accuracies to reach: so much below FedMS' best on validation rows."""
+"""Accuracies to reach where none are given: so much below FedMS' best on validation rows."""
 Curves = Mapping[str, Mapping[int, Sequence[Point]]]
 """Method, seed."""
-_COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
-    "MB sent": lambda c: (c["upload_bytes"] + c["download_bytes"]) / 1e6,
-    "TFLOPs": lambda c: c["train_flops"] / 1e12,
-    "train s": lambda c: c["train_seconds"],
-    "activations MB": lambda c: c["peak_activation_bytes"] / 1e6,
+_COSTS: Mapping[str, Callable[[Result], float]] = {
+    "MB sent": lambda r: (r.cost["upload_bytes"] + r.cost["download_bytes"]) / 1e6,
+    "TFLOPs": lambda r: r.cost["train_flops"] / 1e12,
+    "train s": lambda r: r.cost["train_seconds"],
+    "activations MB": lambda r: r.cost["peak_activation_bytes"] / 1e6,
+    "cache MB a client": lambda r: r.cost["cache_bytes"] / len(r.test["per_client"]) / 1e6,
 }
+"""Of a run; activations are of the client with most, what the prefix cache keeps is a mean."""
 
 
-def write(folder: Path, results: Sequence[Result]) -> None:
-    """Write all three into the comparison's folder."""
+def write(
+    folder: Path,
+    results: Sequence[Result],
+    *,
+    targets: Sequence[float] = (),
+    diverged: Mapping[str, str] = NOTHING,
+) -> None:
+    """Write all three into the comparison's folder; see `markdown`."""
     write_text(folder / "table.json", json.dumps(rows(results), indent=2) + "\n")
     write_text(folder / "table.csv", as_csv(results))
-    write_text(folder / "table.md", markdown(results))
+    text = markdown(results, targets=targets, diverged=diverged)
+    write_text(folder / "table.md", text)
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -51,8 +63,10 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "learning_rate_at_edge": result.edge,
             "choice": result.choice or None,
             "folder": str(result.folder),
+            "role": VARIANTS[result.method].role,
             "test": {
                 "personal": result.test,
+                "global": result.record.summary["test"].get("global"),
                 "unseen": result.unseen,
                 "unseen_adapted": result.unseen_adapted,
             },
@@ -72,18 +86,28 @@ def as_csv(results: Sequence[Result]) -> str:
     writer.writerow(["method", "group", "seed", "learning_rate", "choice", *names, *costs])
     for result in results:
         scores = [result.test[name] for name in names]
-        spent = [cost(result.cost) for cost in _COSTS.values()]
+        spent = [cost(result) for cost in _COSTS.values()]
         group = VARIANTS[result.method].group
         what = (result.method, group, result.seed, result.rate, result.choice)
         writer.writerow([*what, *scores, *spent])
     return text.getvalue()
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(
+    results: Sequence[Result],
+    *,
+    targets: Sequence[float] = (),
+    diverged: Mapping[str, str] = NOTHING,
+) -> str:
     """The answer, then three views: at equal steps, under budgets of bytes and FLOPs, and costs to
     an accuracy.
 
     The last two need validation rows. Unseen clients, where there are any, come last.
+
+    Args:
+        results: of any number of methods.
+        targets: accuracies on validation rows whose costs are told; none: some below FedMS' best.
+        diverged: methods that have no results, as every learning rate diverged, and why.
     """
     methods = by_method(results)
     views = [_answer(methods), _equal_steps(methods)]
@@ -92,8 +116,9 @@ def markdown(results: Sequence[Result]) -> str:
         curves = {name: {r.seed: r.record.regular for r in found} for name, found in trained}
         views.append(_margins(methods))
         if all(p.validation is not None for p in _points(curves)):
-            views += [_budgets(curves), _targets(curves, fitted=_calibrated(methods[_OURS]))]
-    views += [_unseen(methods), _origin(results)]
+            views.append(_budgets(curves))
+            views.append(_targets(curves, targets, fitted=_calibrated(methods[_OURS])))
+    views += [_unseen(methods), _left_out(diverged), _origin(results)]
     return "\n\n".join(filter(None, views)) + "\n"
 
 
@@ -119,12 +144,15 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
     said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
     said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})."
     spent = {
-        name: [sum(cost(r.cost) for r in found) for found in (ours, methods[best])]
+        name: [sum(cost(r) for r in found) for found in (ours, methods[best])]
         for name, cost in _COSTS.items()
         if name in ("MB sent", "TFLOPs") and not VARIANTS[best].run
     }
     shares = [f"{a / b:.2f} of its {name}" for name, (a, b) in spent.items() if b]
     said += f" FedMS needs {' and '.join(shares)}." if shares else ""
+    if len(ours) < _FEW:
+        said += f" Of {'one seed' if len(ours) == 1 else f'{len(ours)} seeds'} this is luck in "
+        said += "part: run three or more (`--seeds 0,1,2`)."
     if _calibrated(ours) and _RIVAL not in methods:
         said += " Calibration and class statistics, which FedMS has and these have not, can be had "
         said += f"without its mixture: `{_RIVAL}`, to be compared too."
@@ -166,7 +194,7 @@ def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
         chosen = ", ".join(filter(None, (rate, found[0].choice)))
         cells.append("" if derived else chosen)
         for cost in _COSTS.values():
-            mean = statistics.fmean(cost(r.cost) for r in found)
+            mean = statistics.fmean(map(cost, found))
             cells.append("" if derived else f"{mean:,.1f}")
         lines.append(cells)
     return _table(head, lines)
@@ -194,19 +222,26 @@ def _spread(scores: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def _margins(methods: Mapping[str, list[Result]]) -> str:
-    """FedMS against the weakest, the median and the strongest of the others, by their means."""
+    """FedMS against the weakest and the median federated method, and the strongest of all others.
+
+    By their means. What is not federated (no training, or training alone) may be the strongest.
+    """
     means = {n: statistics.fmean(r.test["mean"] for r in found) for n, found in methods.items()}
-    others = sorted(
-        (n for n in means if VARIANTS[n].group != "ours" and not VARIANTS[n].bound),
-        key=means.__getitem__,
-    )
-    if not others:
+    ranked = sorted(means, key=means.__getitem__)
+    others = [n for n in ranked if VARIANTS[n].group != "ours" and not VARIANTS[n].bound]
+    federated = [n for n in others if VARIANTS[n].group != "reference"]
+    chosen = []
+    if federated:
+        chosen.append(("weakest federated", federated[0]))
+        chosen.append(("median federated", federated[len(federated) // 2]))
+    if others:
+        chosen.append(("strongest of all", others[-1]))
+    if not chosen:
         return ""
-    chosen = {"weakest": others[0], "median": others[len(others) // 2], "strongest": others[-1]}
     head = ["baseline", "which", "its mean", "FedMS", "ahead by", "relative"]
     mine = means[_OURS]
     lines = []
-    for which, n in chosen.items():
+    for which, n in chosen:
         relative = f"{mine / means[n] - 1:+.1%}" if means[n] else "–"
         cells = [which, _title(n), f"{means[n]:.3f}", f"{mine:.3f}", f"{mine - means[n]:+.3f}"]
         lines.append([*cells, relative])
@@ -237,12 +272,12 @@ def _budgets(curves: Curves) -> str:
     return "\n\n".join(parts)
 
 
-def _targets(curves: Curves, *, fitted: bool) -> str:
+def _targets(curves: Curves, given: Sequence[float], *, fitted: bool) -> str:
     """What it costs until an accuracy on validation rows is first seen, mean over seeds."""
     best = statistics.fmean(
         max(p.validation or 0.0 for p in points) for points in curves[_OURS].values()
     )
-    targets = [best - below for below in _BELOW]
+    targets = given or [best - below for below in _BELOW]
     head = ["until validation accuracy"]
     head += [f"{t:.3f}: {what}" for t in targets for what in ("MB", "TFLOP", "s")]
     lines = []
@@ -274,6 +309,11 @@ def _unseen(methods: Mapping[str, list[Result]]) -> str:
             cells = [_spread(s, key) for s in (before, after) for key in ("mean", "worst_decile")]
             lines.append([_title(name), *cells])
     return _table(head, lines) if lines else ""
+
+
+def _left_out(diverged: Mapping[str, str]) -> str:
+    said = [f"{_title(name)} is left out: {reason}" for name, reason in diverged.items()]
+    return "\n\n".join(said)
 
 
 def _origin(results: Sequence[Result]) -> str:
