@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from fedms.config import Config, Section
 from fedms.store.files import write_text
 
 PAGE = Path(__file__).with_name("options.md")
+LOG = Path(__file__).with_name("research-log.md")
 HEAD = """# Every option
 
 Options stand in a TOML file, by section, and on the command line as `section.key=value`, which
@@ -26,6 +29,9 @@ its own: `'tracking.to=["tensorboard", "mlflow"]'`, `'sal.caps.*=2'`.
 Whatever is unknown, of the wrong type or out of range is an error that names the key. Which
 settings to begin with is on [a page of its own](settings.md). This page is made from the schema by
 `python docs/options.py`.
+
+A date beside a default leads to the entry of the [research log](research-log.md) by which it was
+chosen, or kept. Where there is none, no entry decided it.
 """
 
 
@@ -55,7 +61,8 @@ def _table(
         field = section.model_fields[name]
         key = f"{prefix}.{name}" if prefix else name
         values = ", ".join(_values(schema["properties"][name]))
-        cells = (f"`{key}`", _default(field), values, str(field.description))
+        default = _default(field) + _evidence(schema["properties"][name])
+        cells = (f"`{key}`", default, values, str(field.description))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -63,6 +70,29 @@ def _table(
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     return "unset" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _evidence(found: Mapping[str, Any]) -> str:
+    """A link to the entry by which the default was chosen, where there is one."""
+    if "evidence" not in found:
+        return ""
+    heading = entry(found["evidence"])
+    return f" ([{heading.split()[0]}](research-log.md#{anchor(heading)}))"
+
+
+def entry(start: str) -> str:
+    """The one heading of the research log that begins so."""
+    headings: list[str] = re.findall(r"^## (.+)$", LOG.read_text(encoding="utf-8"), re.MULTILINE)
+    found = [heading for heading in headings if heading.startswith(start)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} entries of {LOG.name} begin with {start!r}; expected 1")
+    return found[0]
+
+
+def anchor(heading: str) -> str:
+    """What the built page calls a heading (as Python-Markdown does)."""
+    plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
 
 
 def _values(found: Mapping[str, Any]) -> Iterator[str]:

@@ -163,6 +163,44 @@ def test_every_option_says_what_it_is():
             assert field.description or name in Config.model_fields, (section, name)
 
 
+def studied_defaults() -> dict[str, str]:
+    """By option, how the heading of its entry in the research log begins."""
+    return {
+        f"{section}.{name}": field.json_schema_extra["evidence"]
+        for section, inside in Config.model_fields.items()
+        for name, field in getattr(inside.annotation, "model_fields", {}).items()
+        if field.json_schema_extra
+    }
+
+
+LOG = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("option", "entry"), studied_defaults().items())
+def test_a_studied_default_names_one_entry_of_the_log(option, entry):
+    assert re.match(r"\d{4}-\d\d-\d\d · \w", entry), option
+    assert LOG.count(f"\n## {entry}") == 1, option
+
+
+def test_an_entry_that_is_not_there_or_not_alone_makes_no_page():
+    module = _options()
+    for start in ("2026-11-22 · Nobody wrote this", "2026-11-2"):
+        with pytest.raises(ValueError, match=r"entries of research-log\.md begin with"):
+            module.entry(start)
+
+
+def test_anchors_of_entries_are_the_built_pages():
+    """As Python-Markdown names headings, with which the site is built."""
+    module = _options()
+    said = "2026-11-25-what-each-part-is-worth-by-leaving-it-out-mostly-negative"
+    assert module.anchor(module.entry(studied_defaults()["sal.trigger"])) == said
+    markdown = pytest.importorskip("markdown", reason="Python-Markdown is not installed")
+    page = markdown.markdown(LOG, extensions=["toc", "tables"])
+    linked = re.findall(r"research-log\.md#([^)]+)\)", module.page())
+    assert len(linked) == len(studied_defaults()) > 0
+    assert set(linked) <= set(re.findall(r'<h2 id="([^"]+)">', page))
+
+
 def pages_with_snippets() -> list[Path]:
     return [p for p in PAGES if p.parent.name == "docs" and "```python" in p.read_text("utf-8")]
 

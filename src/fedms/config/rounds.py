@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedms.config.section import Section
+from fedms.config.section import Section, studied
 
 
 class Rounds(Section):
@@ -35,8 +35,9 @@ class Screen(Section):
     above: Literal["reject", "warn"] = Field(
         "reject", description="what is done with longer ones; warn: they are used, and told of"
     )
-    contradictions: Literal["reject", "warn", "off"] = Field(
+    contradictions: Literal["reject", "warn", "off"] = studied(
         "reject",
+        "2026-11-25 · Liars about labels contradict the others",
         description="what is done with class statistics of a client whose classes are where "
         "others have other classes",
     )

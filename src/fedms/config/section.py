@@ -1,8 +1,8 @@
-"""What every section is: strict and frozen; and the kinds of values that options have."""
+"""What every section is: strict and frozen; kinds of values; which study decided a default."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,19 @@ Size = Annotated[str, Field(pattern=SIZE)]
 
 Rank = Annotated[int, Field(ge=1, strict=True)]
 Cap = Annotated[int, Field(ge=1, strict=True)] | Size
+
+T = TypeVar("T")
+
+
+def studied(default: T, entry: str, *, description: str, **rules: Any) -> T:
+    """A field whose default a study here chose or kept.
+
+    `entry` is how the study's heading in docs/research-log.md begins. `docs/options.py` links it.
+    """
+    field: T = Field(
+        default, description=description, json_schema_extra={"evidence": entry}, **rules
+    )
+    return field
 
 
 class Section(BaseModel):

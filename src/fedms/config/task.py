@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedms.config.section import Fraction, Section
+from fedms.config.section import Fraction, Section, studied
 
 PATHLESS = ("digits", "memory")
 """Sources without `data.path`."""
@@ -30,8 +30,9 @@ class Model(Section):
     temperature: float | None = Field(
         None, gt=0, description="factor of cosines; unset: the model's own"
     )
-    class_vectors: Literal["statistics", "prompt"] = Field(
+    class_vectors: Literal["statistics", "prompt"] = studied(
         "statistics",
+        "2026-11-24 · Where a class is, before anything is trained",
         description="where experts look for classes: between prompts and means of rows, if class "
         "statistics are gathered (gate.statistics), or at prompts alone; linear heads start there",
     )
