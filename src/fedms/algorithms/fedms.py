@@ -183,6 +183,7 @@ def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
     rate = method.options.rate(state.round - before, stage.rounds)
     cohort, epochs = stage.cohort, stage.epochs
     plan = RoundPlan(state.round, state.stage, state.depth, state.seed, cohort, epochs, rate)
+    plan = replace(plan, gathered=method.gathering)
     weights, fitted = frozenset({calibration.WEIGHTS} & state.tensors.keys()), method.fitted
     known = frozenset(name for name in state.tensors if name.startswith("statistics/"))
     if state.stage == 1:
