@@ -83,6 +83,24 @@ def test_centralised_training_sees_all_rows_and_is_scored_client_by_client(done)
     assert len(steps) == 1
 
 
+def test_centralised_training_of_one_client_is_fedavg(done, tmp_path, model_folder):
+    """Of one that has the name which all have together: the order of its rows goes by that."""
+    words = ["lost card", "pay my card", "a red cat", "the blue bird is not a dog"] * 12
+    rows = "".join(f"{text} {i},{len(text) % 3},everyone\n" for i, text in enumerate(words))
+    (tmp_path / "data.csv").write_text("text,label,who\n" + rows)
+    settings = (
+        *("data.source=csv", f"data.path={tmp_path / 'data.csv'}"),
+        *("partition.by=column", "partition.column=who", f"model.name={model_folder('sentence')}"),
+    )
+    pooled, plain = done(*settings, "method=centralised"), done(*settings, "method=fedavg")
+    assert pooled.bytes("adapters/global") == plain.bytes("adapters/global") != {}
+    assert pooled.summary["test"] == plain.summary["test"]
+    for first, second in zip(pooled.lines("rounds"), plain.lines("rounds"), strict=True):
+        assert first["cohort"] == second["cohort"] == ["everyone"]
+        assert first["validation"] == second["validation"]
+        assert first["costs"]["flops"] == second["costs"]["flops"]
+
+
 DIVERGE = [
     (),
     ("method=local",),

@@ -29,7 +29,7 @@ from fedms.build import build, load_table
 from fedms.config import load_config
 from fedms.core.algorithm import ServerState
 from fedms.core.errors import UserError
-from fedms.core.seeds import draw_cohort
+from fedms.core.seeds import derive_seed, draw_cohort
 from fedms.deploy.parts import build_server, build_site
 from fedms.run import run, serve
 from fedms.runtimes import messages, service
@@ -981,3 +981,24 @@ def test_words_from_elsewhere_move_no_cursor():
     said = read_refusal(messages.Message("refused", {"reason": "a\n\x1b[2J fake " + 999 * "x"}))
     assert said.startswith("a  [2J fake x")
     assert len(said) == 500
+
+
+def test_gathering_class_statistics_shifts_no_cohort(tables, tmp_path):
+    """Nor those who are asked beyond it."""
+    found = {}
+    for name in ("none", "personal"):
+        words = ("stage1.cohort=1", "stage2.cohort=1", "stage2.rounds=1", "evaluate_every=0")
+        words, folder = (*words, "seed=5", f"gate.statistics={name}"), tmp_path / name
+        apps = {k: node(started(tables, folder, s, *words).answer) for k, s in enumerate(SITES)}
+        served(tables, folder / "served", apps, *words, spare=0.5)
+        found[name] = [line["cohort"] for line in lines(folder / "served")]
+    gathered, *trained = found["personal"]
+    assert gathered == list(SITES)
+    expected = []
+    for number in range(3):
+        (first,) = draw_cohort(SITES, 1, 5, number)
+        rest = [site for site in SITES if site != first]
+        spare = draw_cohort(rest, 1, derive_seed(5, "spare"), number)
+        expected.append(sorted([first, *spare]))
+    assert trained == found["none"] == expected
+    assert expected[1:] != expected[:-1]

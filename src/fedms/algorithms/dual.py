@@ -49,8 +49,10 @@ _INSTANCES = 5
 def dual(layout: Layout, options: Options) -> FederatedAlgorithm:
     """A comparator: federated averaging in stage 1, then a second, private LoRA and mixers.
 
-    The second LoRA starts from the shared one, or from zero (`options.local_init`); every
-    projection has a linear gate with softmax (as in FedALT, arXiv 2503.11880).
+    The second LoRA starts from the shared one, or from zero (`options.local_init`). Every adapted
+    projection has a gate of its own, linear with softmax (as in FedALT, arXiv 2503.11880). Gates of
+    others are fewer or larger: in CoMiGS (arXiv 2409.13931) one a layer, in pFedMoE (arXiv
+    2402.01350) one network, which is not linear, for the whole model.
     """
     first = finetune(layout, replace(options, calibrate=False))
     blocks = len(layout.blocks)
@@ -130,6 +132,9 @@ def fedalt(layout: Layout, options: Options) -> FederatedAlgorithm:
     updates were averaged the server says by marks, so that a client whose own was late or refused
     takes nothing out. (With caps, that share is of the rows of all, also for blocks which fewer
     clients sent.)
+
+    Otherwise than in its authors' public code: the others' average is weighted by rows, where
+    theirs is the plain mean; and mixers start even, where theirs start at random.
     """
     plain = fedavg(layout, options)
     blocks = len(layout.blocks)

@@ -60,7 +60,8 @@ def fedms(layout: Layout, options: Options, name: str = "fedms") -> FederatedAlg
 def finetune(layout: Layout, options: Options) -> FederatedAlgorithm:
     """Federated averaging of all blocks, then local fine-tuning of all blocks, without a mixture.
 
-    The strongest cheap baseline of personalised federated learning (arXiv 2302.07838 among others).
+    A strong and cheap baseline of personalised federated learning (arXiv 2002.04758, 2108.07313,
+    2205.13692).
     """
     return fedms(layout, replace(options, sal=Sal("all"), mixture="none"), "finetune")
 
@@ -183,6 +184,7 @@ def _plan(method: _FedMS, state: ServerState) -> RoundPlan | None:
     rate = method.options.rate(state.round - before, stage.rounds)
     cohort, epochs = stage.cohort, stage.epochs
     plan = RoundPlan(state.round, state.stage, state.depth, state.seed, cohort, epochs, rate)
+    plan = replace(plan, gathered=method.gathering)
     weights, fitted = frozenset({calibration.WEIGHTS} & state.tensors.keys()), method.fitted
     known = frozenset(name for name in state.tensors if name.startswith("statistics/"))
     if state.stage == 1:

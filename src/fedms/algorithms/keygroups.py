@@ -115,7 +115,10 @@ def promptfl(layout: Layout, options: Options) -> FederatedAlgorithm:
 
 
 def fedclip(layout: Layout, options: Options) -> FederatedAlgorithm:
-    """FedCLIP: federated averaging of the head alone, which weighs features."""
+    """FedCLIP: federated averaging of the head alone, which weighs features.
+
+    Trained by another loss than in its authors' code: see `models.heads.AttentionHead`.
+    """
     return grouped("fedclip", layout, options, _shared_head(layout))
 
 

@@ -264,6 +264,7 @@ class RoundPlan:
         broadcast: names sent to the cohort in this round.
         constant: names a client needs that no longer change: sent to each client once.
         upload: names that an unlimited client sends back.
+        gathered: rounds before it in which nothing was trained, class statistics gathered instead.
     """
 
     round: int
@@ -276,6 +277,12 @@ class RoundPlan:
     broadcast: frozenset[str] = frozenset()
     constant: frozenset[str] = frozenset()
     upload: frozenset[str] = frozenset()
+    gathered: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Rounds of training before it, by which its cohort is drawn: alike for all methods."""
+        return self.round - self.gathered
 
 
 @dataclass(frozen=True, eq=False)

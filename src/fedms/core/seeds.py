@@ -30,7 +30,8 @@ def draw_cohort(
         cohort: a fraction of the clients (float in (0, 1], rounded, at least one) or a number of
             clients (int >= 1, at most all of them).
         seed: the run's seed.
-        round: index of the round from 0.
+        round: rounds of training before (`RoundPlan.trained`), so that methods that gather
+            something first have the cohorts of others.
         attempt: how often the round was tried before, with other cohorts.
 
     Raises:

@@ -42,7 +42,8 @@ class Factor(nn.Module):
     weight: Tensor
     """`(clients, out, in)`; whoever holds the adapters owns it."""
     mixer: Tensor | None = None
-    """`(clients, 2, in)`: weighs the first `own` outputs and the others, or None."""
+    """`(clients, 2, in)`: of a linear gate, whose softmax weighs the first `own` outputs and the
+    others; or None. One a projection (what others have, `algorithms.dual` says)."""
     share: Tensor | None = None
     """`(clients * batch,)`: the weight of the first `own` outputs in a row, or None."""
 

@@ -96,6 +96,10 @@ class AttentionHead(PromptHead):
     `feature * softmax(up(tanh(down(feature))))`, each layer as wide as the feature. `up` starts at
     zero, so that all weights are equal and the head starts as the foundation model's
     (reconstructed, as is the feature's scaling to unit mean square before `down`).
+
+    It trains by cross-entropy over the prompts of all classes, as everything does here. Its
+    authors' public code trains by CLIP's contrastive loss within a batch: every image against the
+    prompts of the batch's images, and the other way round.
     """
 
     def __init__(self, embeddings: Tensor, temperature: float) -> None:

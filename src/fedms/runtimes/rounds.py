@@ -181,7 +181,7 @@ def run_rounds(
         intake = _Intake(algorithm, plan, state.tensors, held, rules, learner)
         for attempt in range(rules.attempts):
             declared = clients.declared  # who is there may change between rounds
-            drawn = draw_cohort(sorted(declared), plan.cohort, plan.seed, plan.round, attempt)
+            drawn = draw_cohort(sorted(declared), plan.cohort, plan.seed, plan.trained, attempt)
             intake.open(drawn, declared)
             for answer in clients.train(plan, state.tensors, drawn):
                 intake.add(answer)

@@ -125,7 +125,7 @@ class Sites:
         rest = sorted(self._meeting.met.keys() - {*cohort})
         count = min(len(rest), math.ceil(self._spare * len(cohort)))
         seed = derive_seed(plan.seed, "spare")
-        return draw_cohort(rest, count, seed, plan.round) if count else ()
+        return draw_cohort(rest, count, seed, plan.trained) if count else ()
 
     def _part(self, whole: Sent, client: str) -> Message:
         """What one site is sent: of what stands still, what it does not have yet."""
