@@ -208,6 +208,8 @@ def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLear
         linear: bool = False,
         rank: int = 2,
         dtype: torch.dtype = torch.float32,
+        targets: str = "qv",
+        gate_hidden: int = 0,
     ) -> ModelLearner:
         with torch.random.fork_rng(devices=[]):
             backbone = fresh(kind)
@@ -216,7 +218,8 @@ def make_learner(model_folder: Callable[[str], Path]) -> Callable[..., ModelLear
             else:
                 head = LinearHead(backbone.width, len(CLASSES))
             backbone.compute_in(dtype)
-            slots = AdapterSlots(backbone.model, backbone.blocks("qv"), rank, alpha=2 * rank)
+            found = backbone.blocks(targets)
+            slots = AdapterSlots(backbone.model, found, rank, 2 * rank, gate_hidden)
         training = training or Training(batch_size=4, learning_rate=0.05, gate_learning_rate=0.05)
         return ModelLearner(backbone, slots, head, training, mixing or Mixing(), Room(cache_bytes))
 

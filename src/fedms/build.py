@@ -187,6 +187,7 @@ def make_learner(
             backbone.blocks(config.lora.targets),
             config.lora.rank,
             config.lora.alpha,
+            config.baselines.gate_hidden if config.method == "dual" else 0,
         )
     training = models.Training(**config.training.model_dump(exclude={"learning_rate_schedule"}))
     gate = config.gate

@@ -23,9 +23,12 @@ WIDTH, CLASSES, BLOCKS = 4, 3, 3
 
 
 class Toy:
-    """Block i: `h = tanh(h W_i + h A_i B_i)`; a class is scored by a fixed or a trained matrix."""
+    """Block i: `h = tanh(h W_i + h A_i B_i)`; a class is scored by a fixed or a trained matrix.
 
-    def __init__(self, linear: bool = False) -> None:
+    Of a gate with `hidden` units in a block there are no biases.
+    """
+
+    def __init__(self, linear: bool = False, hidden: int = 0) -> None:
         generator = torch.Generator().manual_seed(0)
         self.frozen = torch.randn(BLOCKS, WIDTH, WIDTH, generator=generator)
         self.classes = torch.randn(WIDTH, CLASSES, generator=generator)
@@ -35,8 +38,10 @@ class Toy:
         for a, b in blocks:
             shapes |= {a: (2, WIDTH), b: (WIDTH, 2)}
         gate = {"inner": (WIDTH, WIDTH), "outer": (WIDTH, 2)}
-        mixers = tuple((f"{i}.mixer",) for i in range(BLOCKS))
-        shapes |= {name: (2, WIDTH) for (name,) in mixers}
+        inner = [(f"{i}.inner.mixer",) if hidden else () for i in range(BLOCKS)]
+        mixers = tuple((*inner[i], f"{i}.mixer") for i in range(BLOCKS))
+        shapes |= {f"{i}.mixer": (2, hidden or WIDTH) for i in range(BLOCKS)}
+        shapes |= {name: (hidden, WIDTH) for names in inner for name in names}
         every = {**shapes, **gate}
         self.layout = Layout(
             blocks, head, ("inner",), ("outer",), every, blocks, mixers, CLASSES, WIDTH
@@ -46,7 +51,7 @@ class Toy:
         return {name: self._initial(name, seed) for name in sorted(names)}
 
     def _initial(self, name, seed):
-        if not name.endswith("A"):
+        if not name.endswith(("A", "inner.mixer")):
             return torch.zeros(self.layout.shapes[name])
         generator = torch.Generator().manual_seed(derive_seed(seed, name))
         return torch.randn(self.layout.shapes[name], generator=generator)
@@ -60,7 +65,9 @@ class Toy:
             if weight is not None:
                 shares = [weight[:, None], 1 - weight[:, None]]
             elif f"{i}.mixer" in expert:
-                shares = F.softmax(x @ expert[f"{i}.mixer"].T, -1).T[..., None]
+                inner = expert.get(f"{i}.inner.mixer")
+                seen = x if inner is None else F.relu(x @ inner.T)
+                shares = F.softmax(seen @ expert[f"{i}.mixer"].T, -1).T[..., None]
             pairs = [(s, t) for s, t in zip(shares, (expert, beneath), strict=True)]
             pairs = [(s, t) for s, t in pairs if f"{i}.A" in t]
             low = sum(s * (x @ t[f"{i}.A"].T @ t[f"{i}.B"].T) for s, t in pairs)

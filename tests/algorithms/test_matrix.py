@@ -71,6 +71,7 @@ METHODS = {
     "fedrep": (algorithms.fedrep, DEFAULT),
     "fedsa": (algorithms.fedsa, DEFAULT),
     "dual": (algorithms.dual, DEFAULT),
+    "dual-mlp": (algorithms.dual, DEFAULT),
     "fedalt": (algorithms.fedalt, DEFAULT),
     "feddpa": (algorithms.feddpa, replace(DEFAULT, likeness=1.0)),
     "local": (local, DEFAULT),
@@ -113,6 +114,7 @@ MODELS = {
         "fedavg",
         "fedex",
         "dual",
+        "dual-mlp",
         "fedalt",
         "feddpa",
         "local",
@@ -187,11 +189,12 @@ def world(toy, make_toy_client, make_learner, make_client):
     """A learner and three clients: one alone, one with a cap of one block, one of other size."""
     sizes = {"a": (9, None), "b": (6, 1), "c": (5, None)}
 
-    def make(model: str):
+    def make(model: str, method: str = ""):
+        hidden = 3 if method == "dual-mlp" else 0  # is the model's
         if model.startswith("toy"):
             clients = [make_toy_client(n, r, ord(n), c) for n, (r, c) in sizes.items()]
-            return toy(linear=model == "toy-linear"), clients
-        learner = make_learner(model, cache_bytes=10**7)
+            return toy(linear=model == "toy-linear", hidden=hidden), clients
+        learner = make_learner(model, cache_bytes=10**7, gate_hidden=hidden)
         return learner, [
             make_client(learner.backbone, n, r, ord(n), c) for n, (r, c) in sizes.items()
         ]
@@ -206,7 +209,7 @@ def trace(world, tmp_path_factory):
     def run(method: str, model: str, runtime=Simulator) -> Trace:
         key = (method, model, runtime)
         if key not in done:
-            learner, clients = world(model)
+            learner, clients = world(model, method)
             done[key] = record(method, learner, clients, runtime, tmp_path_factory.mktemp("run"))
         return done[key]
 
@@ -345,7 +348,7 @@ def test_class_statistics_are_sent_where_the_configuration_gathers_them(trace, m
 
 
 ORDERS = [(method, model) for method, model in PAIRS if "toy" in model or method == "fedms"]
-ORDERS += [(method, "sentence") for method in ("flora", "ditto", "fedrep", "dual", "feddpa")]
+ORDERS += [(method, "sentence") for method in ("flora", "ditto", "fedrep", "dual-mlp", "feddpa")]
 """Toys show it of every method, real models of what has a loop of its own; for time's sake."""
 
 
@@ -542,7 +545,7 @@ class Untaught:
 @pytest.mark.parametrize("method", METHODS)
 def test_who_trains_nothing_changes_nothing(world, method, tmp_path):
     """Also in its first round with a block: what it began with is known to the server."""
-    (maker, options), (learner, clients) = METHODS[method], world("toy-linear")
+    (maker, options), (learner, clients) = METHODS[method], world("toy-linear", method)
     algorithm, untaught = maker(learner.layout, options), Untaught(learner)
     simulator, sent, heard = Simulator(algorithm, untaught, clients, ClientStates(tmp_path)), [], []
 
@@ -629,7 +632,17 @@ def test_training_moves_every_tensor_of_the_expert(trace, method, model):
     [
         *itertools.product(["fedms", "fedms-all", "local"], ["toy", "sentence", "clip"]),
         *itertools.product(
-            ["fedadam", "fedra", "ditto", "fedrep", "fedsa", "dual", "fedalt", "feddpa"],
+            [
+                "fedadam",
+                "fedra",
+                "ditto",
+                "fedrep",
+                "fedsa",
+                "dual",
+                "dual-mlp",
+                "fedalt",
+                "feddpa",
+            ],
             ["toy", "sentence"],
         ),
     ],
@@ -638,7 +651,7 @@ def test_a_run_goes_on_from_its_states_in_a_new_process(world, trace, method, mo
     """To the bit, although what the first process had cached is gone."""
     whole = trace(method, model)
     stop = ROUNDS.get(method, 4) - 1
-    learner, clients = world(model)
+    learner, clients = world(model, method)
     algorithm = made(method, learner)
     states = ClientStates(tmp_path)
     for plan, *_, data, _, _, update in whole.calls:

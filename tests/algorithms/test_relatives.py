@@ -46,10 +46,10 @@ OPTIONS = Options(Stage(2), Stage(2), Sal("all"))
 def ended(tmp_path, toy, make_toy_client):
     """Fingerprints of the global expert, and of every client's own one, at the end."""
 
-    def run(method, options=OPTIONS, linear=True):
+    def run(method, options=OPTIONS, linear=True, hidden=0):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        learner = toy(linear=linear)
+        learner = toy(linear=linear, hidden=hidden)
         clients = [make_toy_client(n, 5 + i, i) for i, n in enumerate("abc")]
         algorithm, states = method(learner.layout, options), ClientStates(folder)
         simulator = Simulator(algorithm, learner, clients, states)
@@ -480,12 +480,13 @@ def test_a_newcomer_has_no_share_in_the_rest_of_the_world(tmp_path, toy, make_to
     assert [same(beneath, average) for beneath in seen] == [True] * 3
 
 
-def test_both_of_dual_start_as_the_shared_one(ended):
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_both_of_dual_start_as_the_shared_one(ended, hidden):
     """With equal weights of two equal products, stage 2 begins where stage 1 ended."""
-    shared, own = ended(dual, replace(OPTIONS, stage2=Stage(1, epochs=0)))
+    shared, own = ended(dual, replace(OPTIONS, stage2=Stage(1, epochs=0)), hidden=hidden)
     for mine in own:
         assert same({n: t for n, t in mine.items() if "mixer" not in n}, shared)
-        assert not any(t.any() for n, t in mine.items() if "mixer" in n)
+        assert not any(t.any() for n, t in mine.items() if n[1:] == ".mixer")
     assert same(shared, ended(finetune, replace(OPTIONS, stage2=Stage(1)))[0])
 
 
@@ -509,8 +510,12 @@ def test_mixers_weigh_both_products_by_hand(clients):
 
 
 @pytest.mark.parametrize("kind", ["clip", "vit", "sentence"])
-def test_new_mixers_halve_both_products_and_learn(make_learner, make_client, kind, tmp_path):
-    learner = make_learner(kind, training=Training(batch_size=99, learning_rate=0.02))
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_new_mixers_halve_both_products_and_learn(
+    make_learner, make_client, kind, hidden, tmp_path
+):
+    training = Training(batch_size=99, learning_rate=0.02)
+    learner = make_learner(kind, training=training, gate_hidden=hidden)
     client = make_client(learner.backbone)
     rng = torch.Generator().manual_seed(0)
     shapes, layout = learner.layout.shapes, learner.layout

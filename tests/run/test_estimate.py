@@ -48,6 +48,7 @@ CASES = {
     "local": ("method=local", "runtime.cache_bytes=0B"),
     "ditto": ("method=ditto", "stage1.epochs=2"),
     "flora": ("method=flora",),
+    "two experts in every layer": ("method=dual", "baselines.gate_hidden=4"),
 }
 
 

@@ -32,6 +32,7 @@ WAYS = {
     "stage 1 alone": ("stage2.rounds=0", "gate.statistics=personal"),
     "a linear head": ("model.head=linear",),
     **{m: (f"method={m}",) for m in ("finetune", "local", "fedalt", "dual", "fedcgs")},
+    "dual by an MLP": ("method=dual", "baselines.gate_hidden=4"),
 }
 WITHOUT = ("fedavg", "flora", "centralised")
 

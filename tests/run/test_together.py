@@ -23,6 +23,7 @@ WAYS = {
     "features": ("gate.calibration=false", "gate.mix=features"),
     "a linear head": ("model.head=linear",),
     "two experts in every layer": ("method=dual",),
+    "an MLP that weighs both": ("method=dual", "baselines.gate_hidden=4"),
     "ranks of their own": ("method=flexlora", "lora.ranks.0=2"),
     "learned prompts": ("method=promptfl",),
 }

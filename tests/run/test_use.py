@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 
 from fedms import data
+from fedms.build import make_learner
 from fedms.config import load_config
 from fedms.core.errors import UserError
 from fedms.export import export
@@ -34,6 +35,7 @@ WAYS = {
     "a linear head": ("model.head=linear",),
     "one expert": ("method=finetune",),
     "two experts in every layer": ("method=dual",),
+    "an MLP that weighs both": ("method=dual", "baselines.gate_hidden=4"),
     "likeness": ("method=feddpa",),
     "products beneath": ("method=flora",),
     "the best checkpoint": ("stage2.checkpoint=best",),
@@ -64,6 +66,14 @@ def test_saved_models_score_as_the_run_did(finished):
     for who, scores in found.items():
         weight, then = scores["personal"]["gate_weight"], last[who]["gate_weight"]
         assert weight == (None if then is None else pytest.approx(then, abs=1e-5))
+
+
+@pytest.mark.parametrize(("method", "names"), [("dual", 4), ("fedalt", 2)])
+def test_only_the_dual_lora_has_gates_with_hidden_units(small, method, names):
+    """FedALT's are linear, one a projection (q and v), as its authors have them."""
+    config = small(f"method={method}", "baselines.gate_hidden=4")
+    learner, _ = make_learner(config, "image", ("0", "1"))
+    assert {len(block) for block in learner.layout.mixers} == {names}
 
 
 @pytest.fixture(scope="module")

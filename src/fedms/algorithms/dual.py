@@ -1,9 +1,9 @@
 """Two experts joined inside the layers: each projection weighs both products.
 
 What is frozen lies beneath a client's own adapters (`Expert.beneath`). Weights are those of mixers,
-one a projection, token by token; they train with the adapters and never leave. Or they follow from
-how like a row is to the client's own (`Expert.likeness`). FedMS joins whole models once an example
-instead.
+token by token: one a projection, or one a layer with hidden units; they train with the adapters and
+never leave. Or they follow from how like a row is to the client's own (`Expert.likeness`). FedMS
+joins whole models once an example instead.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ def dual(layout: Layout, options: Options) -> FederatedAlgorithm:
     projection has a gate of its own, linear with softmax (as in FedALT, arXiv 2503.11880). Gates of
     others are fewer or larger: in CoMiGS (arXiv 2409.13931) one a layer, in pFedMoE (arXiv
     2402.01350) one network, which is not linear, for the whole model.
+
+    With `baselines.gate_hidden` the model has other gates (`layout.mixers`), and FedALT has not: an
+    MLP of one hidden layer (ReLU) with softmax, which q, k and v of a layer share; the projection
+    after attention, which sees something else, has one of its own.
     """
     first = finetune(layout, replace(options, calibrate=False))
     blocks = len(layout.blocks)

@@ -201,6 +201,9 @@ class Baselines(Section):
     likeness: float = Field(
         0.5, ge=0, le=1, description="feddpa: local adapter's weight in a row like the client's own"
     )
+    gate_hidden: int = Field(
+        0, ge=0, description="dual: hidden units of a layer's gate; 0: linear, one a projection"
+    )
     adam_rate: float = Field(0.01, gt=0, description="fedadam: learning rate of the server")
 
 

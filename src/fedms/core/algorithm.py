@@ -49,7 +49,8 @@ class Expert:
         prior: whether the log of the client's own class frequencies is added to its logits.
         beneath: frozen pairs (A, B) of any rank, by the same names as adapter tensors; their
             products are added to the same projections. Where the expert has mixers, both products
-            are weighed by the softmax of `mixer @ input`, token by token: the expert's own first.
+            are weighed by the softmax of `mixer @ input`, or of an MLP of the input, token by
+            token: the expert's own first.
         likeness: `(width,)`. Where it is given, both products are weighed alike in all layers, row
             by row, when the expert predicts: its own by the dot product of `likeness` and the row's
             feature under `tensors` alone, of unit length, held within 0..1; the one beneath by

@@ -33,6 +33,41 @@ _PREFIX = "base_model.model."
 _NOTHING = torch.empty(0, 0, 0)
 
 
+class Gate:
+    """One for all projections of a block that see the same: an MLP with one hidden layer.
+
+    The softmax of its two outputs weighs, as that of a linear gate does (`Factor.mixer`).
+
+    Args:
+        names: of weight and bias of the hidden layer, weight and bias of the outer one.
+        projections: how many ask it in turn for the same input; it is computed once for all.
+    """
+
+    def __init__(self, names: tuple[str, ...], projections: int) -> None:
+        self.names, self._projections = names, projections
+        self.tensors: dict[str, Tensor] = {}
+        """By name, with a first axis of clients; empty where nothing is weighed."""
+        self._known: tuple[Tensor, Tensor] | None = None
+        self._left = 0
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.tensors, self._known = {}, None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """`(clients * batch, …, in)` to `(clients * batch, …, 2)`."""
+        if self._known is None or self._known[0] is not inputs:
+            weight, bias, outer, last = (self.tensors[name] for name in self.names)
+            hidden = F.relu(_product(inputs, weight, bias))
+            self._known = inputs, F.softmax(_product(hidden, outer, last), dim=-1)
+            self._left = self._projections
+        share = self._known[1]
+        self._left -= 1
+        if not self._left:
+            self._known = None  # inputs of a layer are held no longer than it needs them
+        return share
+
+
 class Factor(nn.Module):
     """One low-rank matrix of each of several clients.
 
@@ -44,6 +79,8 @@ class Factor(nn.Module):
     mixer: Tensor | None = None
     """`(clients, 2, in)`: of a linear gate, whose softmax weighs the first `own` outputs and the
     others; or None. One a projection (what others have, `algorithms.dual` says)."""
+    gate: Gate | None = None
+    """In place of `mixer`, where the slots have gates with hidden units."""
     share: Tensor | None = None
     """`(clients * batch,)`: the weight of the first `own` outputs in a row, or None."""
 
@@ -59,19 +96,23 @@ class Factor(nn.Module):
             share = torch.cat([own, 1 - own], dim=-1)
         elif self.mixer is not None:
             share = F.softmax(_product(inputs, self.mixer), dim=-1)
+        elif self.gate is not None and self.gate.tensors:
+            share = self.gate(inputs)
         else:
             return outputs
         first, second = outputs[..., : self.own], outputs[..., self.own :]
         return torch.cat([first * share[..., :1], second * share[..., 1:]], dim=-1)
 
 
-def _product(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Each client's rows times its own matrix: see `Factor.forward`."""
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Each client's rows times its own matrix, plus its bias: see `Factor.forward`."""
     clients, out, _ = weight.shape
     if clients == 1:
-        return F.linear(inputs, weight[0])
+        return F.linear(inputs, weight[0], None if bias is None else bias[0])
     rows = inputs.reshape(clients, -1, inputs.shape[-1])
-    return torch.bmm(rows, weight.mT).view(*inputs.shape[:-1], out)
+    if bias is None:
+        return torch.bmm(rows, weight.mT).view(*inputs.shape[:-1], out)
+    return torch.baddbmm(bias[:, None], rows, weight.mT).view(*inputs.shape[:-1], out)
 
 
 class AdapterSlots:
@@ -82,9 +123,13 @@ class AdapterSlots:
         blocks: where its blocks are.
         rank: of the low-rank matrices, at least 1.
         alpha: their product is scaled by `alpha / rank`.
+        gate_hidden: hidden units of the gates that weigh an expert's own product, one gate for q, k
+            and v of a block and one for what comes after attention; 0: linear, one a projection.
     """
 
-    def __init__(self, model: nn.Module, blocks: Blocks, rank: int, alpha: float) -> None:
+    def __init__(
+        self, model: nn.Module, blocks: Blocks, rank: int, alpha: float, gate_hidden: int = 0
+    ) -> None:
         self._blocks, self._rank, self._alpha = blocks, rank, alpha
         self._weight = next(model.parameters())  # computes where and in what the model computes
         self.root = blocks.root
@@ -101,6 +146,7 @@ class AdapterSlots:
         self.mixers: tuple[tuple[str, ...], ...] = ()
         self.mixer_shapes: dict[str, tuple[int, ...]] = {}
         self._mixed: dict[str, Factor] = {}
+        self._gates: dict[str, Gate] = {}
         for index in range(blocks.count):
             paths = [f"{blocks.root}.{index}.{target}" for target in blocks.targets]
             found = {path: layers[path] for path in paths}
@@ -109,11 +155,32 @@ class AdapterSlots:
             self.groups += (tuple(slots),)
             self.pairs += tuple(zip(self.groups[-1][::2], self.groups[-1][1::2], strict=True))
             self._factors.update(slots)
-            mixed = {_mixer(a): slots[a] for a in self.groups[-1][::2]}
-            self.mixers += (tuple(mixed),)
-            self._mixed.update(mixed)
-        self.mixer_shapes = {_mixer(a): (2, self.shapes[a][1]) for a, _ in self.pairs}
+            mixers = self._gated(index, gate_hidden) if gate_hidden else self._linear(index)
+            self.mixers += (tuple(mixers),)
+            self.mixer_shapes.update(mixers)
         self._switch([])
+
+    def _linear(self, index: int) -> dict[str, tuple[int, ...]]:
+        """A linear gate for every projection of a block: names and shapes of their tensors."""
+        downs = self.groups[index][::2]
+        self._mixed.update({_mixer(a): self._factors[a] for a in downs})
+        return {_mixer(a): (2, self.shapes[a][1]) for a in downs}
+
+    def _gated(self, index: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """A gate for all projections of a block with the same input: likewise."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path, targets in self._blocks.inputs.items():
+            place = f"{_PREFIX}{self.root}.{index}."
+            downs = [f"{place}{target}.lora_A.weight" for target in targets]
+            sizes = (hidden, self.shapes[downs[0]][1]), (hidden,), (2, hidden), (2,)
+            start = f"{place}{path}." if path else place
+            names = tuple(f"{start}mixer.{name}" for name in _GATE)
+            shapes.update(zip(names, sizes, strict=True))
+            gate = Gate(names, len(targets))
+            self._gates.update(dict.fromkeys(names, gate))
+            for a in downs:
+                self._factors[a].gate = gate
+        return shapes
 
     @property
     def down(self) -> frozenset[str]:
@@ -143,12 +210,11 @@ class AdapterSlots:
     def initial(self, name: str, seed: int) -> Tensor:
         """A slot before training: B zero, A uniform as in PEFT, from `seed` and the name.
 
-        A mixer is zero: both products have half of the weight.
+        A mixer is zero: both products have half of the weight. Of one with hidden units, their
+        weights are as A is, from `seed` and the name, and all else is zero.
         """
-        if name in self._mixed:
-            return torch.zeros(self.mixer_shapes[name])
-        shape = self.shapes[name]
-        if ".lora_B." in name:
+        shape = self.shapes.get(name) or self.mixer_shapes[name]
+        if ".lora_A." not in name and not name.endswith(_GATE[0]):
             return torch.zeros(shape)
         bound = (1.0 / shape[1]) ** 0.5  # kaiming_uniform_ with a = sqrt(5), as PEFT does
         generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name))
@@ -165,12 +231,13 @@ class AdapterSlots:
         Raises:
             ValueError: if a block's tensors are incomplete or there is no slot for one.
         """
-        unknown = tensors.keys() - self.shapes.keys() - self._mixed.keys()
+        unknown = tensors.keys() - self.shapes.keys() - self.mixer_shapes.keys()
         if unknown:
             raise ValueError(f"got a tensor {min(unknown)!r} for which the model has no slot")
         active = self.blocks_of(tensors)
         for index in active:
             missing = [name for name in self.groups[index] if name not in tensors]
+            missing += lacking(self.mixers[index], tensors)
             if missing:
                 raise ValueError(f"got block {index} without {missing[0]!r}; expected all of it")
         try:
@@ -181,6 +248,8 @@ class AdapterSlots:
             self._switch([])
             for factor in self._factors.values():
                 factor.weight, factor.mixer, factor.share = _NOTHING, None, None
+            for gate in self._gates.values():
+                gate.clear()
 
     def put(self, tensors: Tensors) -> None:
         """Other tensors in place of those that are held, of the same names."""
@@ -188,18 +257,22 @@ class AdapterSlots:
             placed = tensor.to(self._weight.device, self._weight.dtype)
             if name in self._mixed:
                 self._mixed[name].mixer = placed
+            elif name in self._gates:
+                self._gates[name].tensors[name] = placed
             else:
                 self._factors[name].weight = placed
 
     def weigh(self, shares: Tensor) -> None:
         """Weigh an expert's own product in each of the next rows, `(clients * batch,)`."""
         placed = shares.to(self._weight.device, self._weight.dtype)
-        for factor in self._mixed.values():
-            factor.share = placed
+        for a, _ in self.pairs:
+            self._factors[a].share = placed
 
     def held(self) -> list[Tensor]:
-        """What the slots hold now."""
-        return [factor.weight for factor in self._factors.values()]
+        """What the slots hold now, but for linear gates."""
+        gates = (gate.tensors.get(name) for name, gate in self._gates.items())
+        weights = [factor.weight for factor in self._factors.values()]
+        return [*weights, *(tensor for tensor in gates if tensor is not None)]
 
     def _switch(self, active: list[int]) -> None:
         """Compute the adapters of these blocks only."""
@@ -245,8 +318,18 @@ def merge(model: nn.Module, folder: Path) -> Any:
     return adapted(model, folder).merge_and_unload()
 
 
+_GATE = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+"""Of `Gate.names`, after the place."""
+
+
+def lacking(mixers: Collection[str], tensors: Tensors) -> list[str]:
+    """Those of a block's mixers that are not there, where some are."""
+    missing = [name for name in mixers if name not in tensors]
+    return missing if len(missing) < len(mixers) else []
+
+
 def _mixer(down: str) -> str:
-    """The name of a projection's mixer, from that of its A."""
+    """The name of a projection's linear gate, from that of its A."""
     return down.replace(".lora_A.", ".mixer.")
 
 

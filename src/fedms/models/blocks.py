@@ -31,6 +31,14 @@ class Blocks:
     count: int
     targets: tuple[str, ...]
 
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """Targets that see the same: q, k and v by `""`, what comes after attention by its path."""
+        after = tuple(f".{name}" for name in PROJECTIONS["o"])
+        apart = tuple(target for target in self.targets if f".{target}".endswith(after))
+        first = tuple(target for target in self.targets if target not in apart)
+        return {**({"": first} if first else {}), **{target: (target,) for target in apart}}
+
 
 def find_blocks(model: nn.Module, tower: str, targets: str, name: str) -> Blocks:
     """Find the list of transformer blocks and the projections to adapt.

@@ -18,6 +18,7 @@ from fedms.core.errors import UserError
 from fedms.core.layout import Shapes
 from fedms.core.rows import Rows
 from fedms.core.tensors import Tensors, deserialise
+from fedms.models.adapters import lacking
 from fedms.models.export import FILES
 from fedms.models.gate import gate_weights
 from fedms.models.heads import VECTORS
@@ -290,6 +291,10 @@ def _expert(learner: ModelLearner, folder: Path) -> Expert | None:
     if found["head"]:
         _expect_shapes(folder / "head.safetensors", found["head"], learner.head.shapes, every=True)
     _expect_shapes(folder / "mixers.safetensors", found["mixers"], layout.shapes)
+    if missing := [n for block in layout.mixers for n in lacking(block, found["mixers"])]:
+        raise UserError(
+            f"got {folder / 'mixers.safetensors'} without {missing[0]!r}; expected all of a block"
+        )
     _expect_shapes(
         folder / "likeness.safetensors", found["likeness"], {"likeness": (layout.width,)}
     )
