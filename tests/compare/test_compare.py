@@ -755,7 +755,8 @@ def test_margins_are_over_federated_methods_and_the_strongest_of_all(results):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--seeds", "a"], "--seeds"), (["--rates", ""], "--rates")]
+    ("words", "said"),
+    [(["--seeds", "a"], "--seeds"), (["--rates", ""], "--rates"), (["--targets", "80"], "up to 1")],
 )
 def test_wrong_lists_are_one_line(words, said):
     done = CliRunner().invoke(app, ["compare", *words])

@@ -191,6 +191,8 @@ def compare(
             typer.echo(f"{name}: {line}", err=True)
 
     reach = listed(targets, float, "--targets") if targets else []
+    if not all(0 < accuracy <= 1 for accuracy in reach):
+        fail(f"got --targets {targets}; expected accuracies above 0 and up to 1, as 0.8,0.9")
     check(plan)
     results, diverged = list[Result](), dict[str, str]()
     for name in plan.methods:
