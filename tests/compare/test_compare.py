@@ -202,6 +202,25 @@ def test_a_run_that_was_cut_short_goes_on(plan, results, tmp_path, monkeypatch):
     assert (len(begun), resumed) == (1, [])
 
 
+def test_a_run_that_fails_as_it_goes_on_keeps_its_checkpoints(plan, tmp_path):
+    one = replace(plan, methods=("fedms",), seeds=(0,), out=tmp_path)
+
+    def stop(error, at):
+        def watch(name, event):
+            if isinstance(event, RoundDone) and event.record.round == at:
+                raise error
+
+        return watch
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(one, stop(KeyboardInterrupt(), 1))
+    with pytest.raises(UserError, match="full disk"):
+        compare(one, stop(UserError("got a full disk"), 2))
+    begun = []
+    compare(one, lambda name, event: begun.append(event) if isinstance(event, RoundDone) else None)
+    assert 0 not in [event.record.round for event in begun]
+
+
 def test_what_cannot_go_on_begins_anew(plan, results, tmp_path):
     """A run that has no checkpoint."""
     one = replace(plan, methods=("local",), seeds=(0,), out=tmp_path)

@@ -276,14 +276,21 @@ def _perform(plan: Plan, config: Config, folder: Path, watch: Watch) -> Record:
 
 def _go_on(config: Config, folder: Path, watch: Callable[[Event], None]) -> bool:
     """Finish a run of this configuration that was cut short; False where there is none."""
+    begun = False
+
+    def tell(event: Event) -> None:
+        nonlocal begun
+        begun = True
+        watch(event)
+
     try:
         same = untracked(load_config(folder / "config.toml")) == untracked(config)
         if not same or (folder / "summary.json").exists():
             return False
-        resume(folder, watch=watch)
-    except DivergenceError:
-        raise
+        resume(folder, watch=tell)
     except (ConfigError, UserError):  # nothing there, no checkpoint, or other data or weights
+        if begun:
+            raise  # it failed on the way, and can go on from its checkpoint once that is mended
         return False
     return True
 
