@@ -117,6 +117,9 @@ VARIANTS: Mapping[str, Variant] = {
     "fedalt": _plain("fedalt", "FedALT", "personal"),
     "feddpa": _plain("feddpa", "FedDPA-F", "personal"),
     "dual": _plain("dual", "two LoRAs and a gate in every layer", "personal"),
+    "dual-mlp": _plain(
+        "dual", "two LoRAs and an MLP gate in every layer", "personal", "baselines.gate_hidden=16"
+    ),
     "fedms": _ours("**FedMS**"),
     "fedms:global": Variant("its global expert, for anyone", "ours", role="global", run="fedms"),
     "fedms:local": Variant(
