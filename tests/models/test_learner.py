@@ -271,12 +271,23 @@ def test_weight_decay_and_learning_rates_reach_what_they_name(make_learner, make
 
 @pytest.mark.parametrize("kind", ["clip", "vit"])
 @pytest.mark.parametrize("mix", ["probabilities", "logits"])
-def test_the_oracle_gives_each_example_to_the_better_expert(make_learner, make_client, kind, mix):
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_oracle_gives_each_example_to_the_better_expert(
+    make_learner, make_client, monkeypatch, kind, mix, calibrated
+):
+    """A calibrated model's oracle is the model with a gate that is all for one expert."""
+    monkeypatch.setattr("fedms.models.learner._PIECE", 7)  # of thirty rows
     learner = make_learner(kind, mixing=Mixing(mix))
     client, view = make_client(learner.backbone, rows=30), random_view(learner, own=True)
+    if calibrated:
+        view = replace(view, calibration=torch.tensor([0.3, 0.2, 0.9, 0.6, 1.5, 0.0]))
+        still = {name: torch.zeros_like(tensor) for name, tensor in view.gate.items()}
+        sides = torch.tensor([1e4, -1e4])
+        views = [replace(view, gate={**still, "head.bias": bias}) for bias in (sides, -sides)]
+    else:
+        views = [View(view.partner), View(view.expert)]
     shared, own = (
-        learner.predict(View(e), client, client.train).log_probabilities.numpy()
-        for e in (view.partner, view.expert)
+        learner.predict(one, client, client.train).log_probabilities.numpy() for one in views
     )
     labels = client.train.labels
     rows = np.arange(len(labels))

@@ -78,8 +78,9 @@ class View:
         partner: the frozen global expert of a mixture, or None.
         gate: the gate's tensors (adapter and head), or None without a partner.
         oracle: a bound for gates that choose one expert (a mixture can be right where both are
-            wrong): each example is given to the expert that is right, or to the one that gives its
-            class more probability. It sees labels; only scores use it.
+            wrong): each example's gate is all for one expert, the one with which the model is
+            right, or with which it gives the class more probability. It sees labels; only scores
+            use it.
         calibration: `(6,)` weights of evidence (see `core.calibration`), by which it predicts
             instead; None: as the gate mixes. Training knows nothing of it.
         statistics: what all clients' class statistics say, or None: where its experts look for

@@ -93,6 +93,14 @@ def log_probabilities(evidence: Tensor, weights: Tensor) -> Tensor:
     return F.log_softmax(evidence @ weights.to(evidence), dim=-1)
 
 
+def one_expert(evidence: Tensor, weights: Tensor, name: str) -> Tensor:
+    """`log_probabilities` if the gate gave all of its weight to an expert, "global" or "local"."""
+    opinion, gate = EVIDENCE.index(name), EVIDENCE.index("gate")
+    moved = evidence.clone()
+    moved[..., gate] = evidence[..., opinion]
+    return log_probabilities(moved, weights)
+
+
 def derivatives(evidence: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Of the log loss by the weights, summed over rows: named and shaped as `SHAPES`, float64.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -124,11 +125,17 @@ class ModelLearner(Resident):
     @torch.no_grad()
     def _oracle(self, view: View, data: ClientData, rows: Rows, labels: Tensor) -> Prediction:
         """See `View.oracle`."""
-        constants = self.constants(view, data, rows)
-        assert constants is not None
-        features = self.features(view.expert, rows)[None]
-        both = constants.logits, self.logits(features, self.own(view, data))[0]
-        shared, own = (F.log_softmax(logits, -1).cpu() for logits in both)
+        if view.calibration is not None:
+            pieces, _ = self._evidence(view, data, rows)
+            only = partial(calibration.one_expert, weights=view.calibration)
+            known = [(only(x, name="global"), only(x, name="local")) for x in pieces]
+            shared, own = (torch.cat(parts) for parts in zip(*known, strict=True))
+        else:
+            constants = self.constants(view, data, rows)
+            assert constants is not None
+            features = self.features(view.expert, rows)[None]
+            both = constants.logits, self.logits(features, self.own(view, data))[0]
+            shared, own = (F.log_softmax(logits, -1).cpu() for logits in both)
         right = [x.argmax(1) == labels for x in (shared, own)]
         more = shared.gather(1, labels[:, None])[:, 0] > own.gather(1, labels[:, None])[:, 0]
         takes = torch.where(right[0] == right[1], more, right[0])
