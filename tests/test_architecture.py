@@ -71,7 +71,7 @@ ALLOWED = {
     "store": {"core"},
     "algorithms": {"core"},
     "runtimes": {"core", "store"},
-    "machine": {"config", "core"},
+    "machine": {"config", "core", "models"},
     "checks": {"config", "core", "models"},
     "build": {"checks", "config", "core", "data", "machine", "models", "algorithms", "runtimes"},
     "identity": {"config", "core", "data", "machine", "models", "store"},

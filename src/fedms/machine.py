@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
+from fedms import models
 from fedms.config import DEVICE, Config
 from fedms.core.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PRODUCTS = ("amx_tile", "avx512_bf16")
-"""What CPUs compute products of bfloat16 with, as torch asks for it (not every version for all)."""
 _WIDE = 256
 """Features from which bfloat16 pays on a CPU (docs/performance.md)."""
 
@@ -51,7 +50,7 @@ def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype
     """`auto` takes bfloat16 where the hardware has it and the model is wide enough to gain.
 
     Hardware is CUDA from compute capability 8.0, or a CPU with AMX tiles or AVX-512's products of
-    bfloat16. Elsewhere bfloat16 is emulated, or as slow as float32.
+    bfloat16. Elsewhere bfloat16 is as slow as float32, or slower (`models.products`).
 
     Args:
         wanted: as configured.
@@ -63,8 +62,7 @@ def pick_precision(wanted: str, device: torch.device, width: int) -> torch.dtype
     if device.type == "cuda":
         has = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in _PRODUCTS)
-        has = device.type == "cpu" and any(supported() for supported in known if supported)
+        has = device.type == "cpu" and models.cpu_has_products()
     return torch.bfloat16 if has and width >= _WIDE else torch.float32
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedms.bench.rows import Row, alternate
+from fedms.models.products import cpu_has_products, products_of
 
 _REPEATS = 15
 _ROWS, _WIDTH, _INNER = 1024, 384, 1536
@@ -28,6 +29,9 @@ def _rows(device: torch.device, larger: int) -> Iterator[Row]:
     rows = _ROWS * larger
     products = {dtype: _product(rows, dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     works = {str(dtype): work for dtype, work in products.items()}
+    emulated = device.type == "cpu" and not cpu_has_products()
+    if emulated:
+        works["rounded"] = _rounded(products[torch.bfloat16])
     seconds = alternate(works, _REPEATS, device)
     exact, half = (seconds[str(dtype)] for dtype in products)
     name = f"{rows} × {_WIDTH} × {_INNER}"
@@ -35,6 +39,9 @@ def _rows(device: torch.device, larger: int) -> Iterator[Row]:
     for precision, spent in (("float32", exact), ("bfloat16", half)):
         rate = 2e-9 * rows * _WIDTH * _INNER / spent
         yield Row.of(f"matrix product, {precision}", rate, "GFLOP/s", _REPEATS)
+    if emulated:
+        label = f"matrix product {name}, bfloat16, in float32 and rounded"
+        yield Row.of(label, seconds["rounded"], "s", _REPEATS, ("torch's bfloat16", half))
 
     kinds = [(kind, dtype) for kind in (_fused, _plain) for dtype in products]
     attention = {f"{k.__name__} {d}": _attention(k, d, larger) for k, d in kinds}
@@ -55,6 +62,17 @@ def _product(count: int, dtype: torch.dtype, device: torch.device) -> Callable[[
     generator = torch.Generator(device).manual_seed(0)
     rows, weight = (torch.randn(n, _WIDTH, generator=generator).to(dtype) for n in (count, _INNER))
     return lambda: F.linear(rows, weight)
+
+
+def _rounded(product: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """As a model computes it on a CPU without instructions for it."""
+    weight = torch.ones(1, dtype=torch.bfloat16)
+
+    def work() -> Tensor:
+        with products_of(weight):
+            return product()
+
+    return work
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

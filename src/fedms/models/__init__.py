@@ -21,6 +21,7 @@ from fedms.models.learner import ModelLearner, Prediction
 from fedms.models.names import hub_id, spoken
 from fedms.models.prefix import Room
 from fedms.models.pretrained import look_up
+from fedms.models.products import cpu_has_products
 from fedms.models.prompts import class_prompts
 from fedms.models.rehearsal import Rehearsal
 from fedms.models.saved import Common, Opinions, SavedModel
@@ -50,6 +51,7 @@ __all__ = [
     "Trainee",
     "Training",
     "class_prompts",
+    "cpu_has_products",
     "hub_id",
     "keep",
     "list_of",

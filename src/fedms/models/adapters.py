@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from fedms.core.seeds import derive_seed
 from fedms.core.tensors import Tensors
 from fedms.models.blocks import Blocks
+from fedms.models.products import products_of
 
 _SLOT = "expert"
 _PREFIX = "base_model.model."
@@ -225,6 +226,8 @@ class AdapterSlots:
     def holding(self, tensors: Tensors) -> Iterator[None]:
         """The model with adapters in it, of one client or several; switched off again afterwards.
 
+        Products in it are computed as `products_of` says.
+
         Args:
             tensors: `(clients, *shape)` each; of a block all or none.
 
@@ -243,7 +246,8 @@ class AdapterSlots:
         try:
             self.put(tensors)
             self._switch(active)
-            yield
+            with products_of(self._weight):
+                yield
         finally:
             self._switch([])
             for factor in self._factors.values():

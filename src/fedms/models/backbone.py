@@ -17,6 +17,7 @@ from fedms.core.rows import Column, Rows
 from fedms.models import pretrained
 from fedms.models.blocks import Blocks, find_blocks
 from fedms.models.pretrained import Kind, Pooling
+from fedms.models.products import products_of
 
 _WORD = "x"
 """Stands where context vectors are put; one token in any vocabulary of words."""
@@ -171,11 +172,12 @@ class Backbone:
 
     def _prompt_features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`(prompts, width)` of unit length."""
-        if self.kind == "clip":
-            pooled = self.model.text_model(**batch).pooler_output  # type: ignore[operator]
-            features = self.model.text_projection(pooled).float()  # type: ignore[operator]
-        else:
-            features = self.features(batch)
+        with products_of(next(self.model.parameters())):
+            if self.kind == "clip":
+                pooled = self.model.text_model(**batch).pooler_output  # type: ignore[operator]
+                features = self.model.text_projection(pooled).float()  # type: ignore[operator]
+            else:
+                features = self.features(batch)
         return nn.functional.normalize(features, dim=-1)
 
     def _prompt_batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
