@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from fedms import bench
 from fedms.bench import MEASURES, Row
+from fedms.bench import kernels as bench_kernels
 from fedms.bench import rounds as bench_rounds
 from fedms.bench import rows as bench_rows
 from fedms.bench import steps as bench_steps
@@ -76,6 +77,19 @@ def test_idle_rounds_send_what_real_rounds_send():
     count = layout.size(layout.expert(6))
     assert len(layout.expert(6)) == 24
     assert count * 4 == pytest.approx(0.6e6, rel=0.02)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_products_that_the_cpu_lacks_are_measured_beside_those_of_torch(monkeypatch, has):
+    monkeypatch.setattr(bench_kernels, "cpu_has_products", lambda: has)
+    monkeypatch.setattr(bench_kernels, "_ROWS", 8)
+    monkeypatch.setattr(bench_kernels, "_HEADS", (1, 2, 4, 8))
+    monkeypatch.setattr(bench_kernels, "_REPEATS", 1)
+    rows = {r.measure: r for r in bench_kernels.kernel_rows(device=torch.device("cpu"))}
+    found = [row for name, row in rows.items() if name.endswith("in float32 and rounded")]
+    assert len(found) == (not has)
+    for row in found:
+        assert row.peer == rows["matrix product 8 × 384 × 1536, bfloat16"].ours
 
 
 def test_json_is_a_list_of_rows_with_the_machine(monkeypatch):
