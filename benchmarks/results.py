@@ -27,6 +27,7 @@ import pages
 
 from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
 from fedms.compare.scores import by_method
+from fedms.compare.variants import trained_together
 from fedms.store.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +199,7 @@ def standing(found: Found) -> str:
                 f"{mean(ours, score):.3f}",
                 f"{mean(methods[best], score):.3f}: {_title(best)}",
             ]
-        federated = [n for n in others if VARIANTS[n].group != "reference" and n != "fedcgs"]
+        federated = [n for n in others if trained_together(n)]
         for one in (federated[0], federated[len(federated) // 2], others[-1]):
             cells.append(f"{mean(ours) / mean(methods[one]) - 1:+.1%}: {_title(one)}")
         rival = methods.get("finetune+statistics")

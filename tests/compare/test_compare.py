@@ -504,6 +504,18 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     mean = np.mean([r.unseen_adapted["mean"] for r in by_name(results, "local")])
     line = next(line for line in unseen.splitlines() if line.startswith("| local-only LoRA |"))
     assert f"| {mean:.3f} ± " in line
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert len(cells) == 13
+    ours, theirs = (by_name(results, name) for name in ("fedms", "local"))
+    for of, place in (("unseen", 4), ("unseen_adapted", 10)):
+        differences = [
+            np.mean([getattr(one, of)["per_client"][c] - accuracy for c, accuracy in known.items()])
+            for one, other in zip(ours, theirs, strict=True)
+            if (known := getattr(other, of)["per_client"])
+        ]
+        assert cells[place].startswith(f"{np.mean(differences):+.3f} ± ")
+        better, worse = map(int, cells[place + 1].split(" : "))
+        assert 0 <= better + worse <= sum(len(getattr(r, of)["per_client"]) for r in ours)
     assert "zero-shot" not in unseen
     assert "\n\nRuns at commit" in text
 
@@ -753,7 +765,7 @@ def test_the_command_tells_of_methods_that_diverge(plan, results, tmp_path, monk
 
 
 def test_margins_are_over_federated_methods_and_the_strongest_of_all(results):
-    """What is not federated is neither the weakest nor the median; a bound is nothing."""
+    """Who trains nothing, or alone, is neither the weakest nor the median; a bound is nothing."""
     ours = by_name(results, "fedms")
 
     def named(**means):
@@ -762,7 +774,9 @@ def test_margins_are_over_federated_methods_and_the_strongest_of_all(results):
             for n, m in means.items()
         }
 
-    found = named(zeroshot=0.1, fedavg=0.5, fedsa=0.6, finetune=0.7, probe=0.9, fedms=0.8)
+    found = named(
+        zeroshot=0.1, fedcgs=0.2, fedavg=0.5, fedsa=0.6, finetune=0.7, probe=0.9, fedms=0.8
+    )
     text = table._margins(found | named(centralised=0.95)).splitlines()
     assert [line.split(" | ")[:3] for line in text[2:]] == [
         ["| weakest federated", "FedAvg-LoRA", "0.500"],

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 from scipy import stats
 
@@ -14,6 +15,8 @@ from fedms.compare.records import Point
 from fedms.compare.runs import Result
 
 _LEVEL = 0.95
+Scored = Literal["test", "unseen", "unseen_adapted"]
+"""Scores of a `Result`."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,23 @@ class Versus:
     p: float | None
 
 
-def versus(ours: Sequence[Result], theirs: Sequence[Result]) -> Versus | None:
-    """The first beside the second, on the seeds and clients of both; None where they share none."""
-    other = {result.seed: result.test["per_client"] for result in theirs}
+def versus(ours: Sequence[Result], theirs: Sequence[Result], of: Scored = "test") -> Versus | None:
+    """The first beside the second, on the seeds and clients of both; None where they share none.
+
+    Args:
+        ours: results of one method.
+        theirs: of another.
+        of: the scores that are compared.
+    """
+    one, other = (
+        {r.seed: getattr(r, of)["per_client"] for r in results if getattr(r, of)}
+        for results in (ours, theirs)
+    )
     ahead = [
-        (result.seed, client, accuracy - other[result.seed][client])
-        for result in ours
-        for client, accuracy in result.test["per_client"].items()
-        if client in other.get(result.seed, {})
+        (seed, client, accuracy - other[seed][client])
+        for seed, clients in one.items()
+        for client, accuracy in clients.items()
+        if client in other.get(seed, {})
     ]
     if not ahead:
         return None

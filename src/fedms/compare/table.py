@@ -12,8 +12,8 @@ from typing import Any
 
 from fedms.compare.records import Point
 from fedms.compare.runs import Result
-from fedms.compare.scores import Spread, by_method, until, versus, within
-from fedms.compare.variants import VARIANTS
+from fedms.compare.scores import Scored, Spread, by_method, until, versus, within
+from fedms.compare.variants import VARIANTS, trained_together
 from fedms.store.files import write_text
 
 _OURS, _RIVAL = "fedms", "finetune+statistics"
@@ -224,12 +224,12 @@ def _spread(scores: Sequence[Mapping[str, Any]], key: str) -> str:
 def _margins(methods: Mapping[str, list[Result]]) -> str:
     """FedMS against the weakest and the median federated method, and the strongest of all others.
 
-    By their means. What is not federated (no training, or training alone) may be the strongest.
+    By their means. What trains nothing, or alone, may be the strongest.
     """
     means = {n: statistics.fmean(r.test["mean"] for r in found) for n, found in methods.items()}
     ranked = sorted(means, key=means.__getitem__)
     others = [n for n in ranked if VARIANTS[n].group != "ours" and not VARIANTS[n].bound]
-    federated = [n for n in others if VARIANTS[n].group != "reference"]
+    federated = [n for n in others if trained_together(n)]
     chosen = []
     if federated:
         chosen.append(("weakest federated", federated[0]))
@@ -299,16 +299,25 @@ def _targets(curves: Curves, given: Sequence[float], *, fitted: bool) -> str:
 
 def _unseen(methods: Mapping[str, list[Result]]) -> str:
     """Clients that took no part in training; nothing where there are none."""
-    head = ["unseen clients", "mean", "worst decile"]
-    head += ["adapted: mean", "adapted: worst decile"]
+    views: dict[Scored, str] = {"unseen": "", "unseen_adapted": "adapted: "}
+    scored = [n for n in methods if all(_scores(methods[n], of) for of in views)]
+    columns = ("mean", "worst decile", "weighted", "FedMS is ahead by", "clients", "p")
+    head = ["unseen clients", *(f"{when}{what}" for when in views.values() for what in columns)]
     lines = []
-    for name, found in methods.items():
-        before = [result.unseen for result in found if result.unseen]
-        after = [result.unseen_adapted for result in found if result.unseen_adapted]
-        if before and after:
-            cells = [_spread(s, key) for s in (before, after) for key in ("mean", "worst_decile")]
-            lines.append([_title(name), *cells])
+    for name in scored:
+        cells = [_title(name)]
+        for of in views:
+            scores = _scores(methods[name], of)
+            cells += [_spread(scores, key) for key in ("mean", "worst_decile", "weighted")]
+            other = _OURS in scored and name != _OURS
+            cells += _versus_cells(versus(methods[_OURS], methods[name], of) if other else None)
+        lines.append(cells)
     return _table(head, lines) if lines else ""
+
+
+def _scores(results: Sequence[Result], of: Scored) -> list[Mapping[str, Any]]:
+    """Of the results that have them."""
+    return [scores for result in results if (scores := getattr(result, of))]
 
 
 def _left_out(diverged: Mapping[str, str]) -> str:

@@ -148,3 +148,8 @@ VARIANTS: Mapping[str, Variant] = {
     ),
 }
 """By the name in `--methods`."""
+
+
+def trained_together(name: str) -> bool:
+    """Whether it is one of the others that train, and not alone: FedCGS counts only."""
+    return VARIANTS[name].group in ("one global model", "personal") and name != "fedcgs"
