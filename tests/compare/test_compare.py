@@ -70,6 +70,7 @@ def test_one_result_a_method_and_seed(results):
         assert len(result.test["per_client"]) == 3
 
 
+@pytest.mark.slow
 def test_the_rate_is_that_of_the_lowest_validation_loss(plan, tmp_path):
     losses = {}
     searched = replace(plan, methods=("local",), rates=(1e-2, 3e-2), out=tmp_path)
@@ -221,6 +222,7 @@ def test_a_run_that_fails_as_it_goes_on_keeps_its_checkpoints(plan, tmp_path):
     assert 0 not in [event.record.round for event in begun]
 
 
+@pytest.mark.slow
 def test_what_cannot_go_on_begins_anew(plan, results, tmp_path):
     """A run that has no checkpoint."""
     one = replace(plan, methods=("local",), seeds=(0,), out=tmp_path)
@@ -263,6 +265,7 @@ def test_growth_of_sal_is_read_by_fedms_alone(results, sal, read_by):
         assert record.is_of(other) == (method not in read_by)
 
 
+@pytest.mark.slow
 def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
     one = Plan(None, SETTINGS, ("local",), (0,), (1e-3,), tmp_path)
     (first,) = compare(one)
@@ -345,6 +348,7 @@ def test_a_line_cut_within_a_letter_is_passed_over(results, tmp_path):
     assert Records(path).get("a").summary == summary
 
 
+@pytest.mark.slow
 def test_a_complete_run_that_cannot_be_read_is_not_replaced(tmp_path):
     """Of another version, whose options are unknown here."""
     one = Plan(None, SETTINGS, ("local",), (0,), (1e-3,), tmp_path)

@@ -56,6 +56,7 @@ def test_however_skewed_nobody_honest_contradicts(alpha, number):
         assert contradicting(clients(seed, alpha=alpha, number=number)) == [], seed
 
 
+@pytest.mark.slow
 def test_features_that_tell_nothing_accuse_hardly_anybody():
     accused = sum(len(contradicting(clients(s, noise=1e3, alpha=10.0))) for s in range(200))
     assert accused <= 8  # of 2,000

@@ -41,6 +41,7 @@ def test_digits():
     assert score.accuracy >= 0.80
 
 
+@pytest.mark.slow
 def test_femnist():
     data = ROOT.parent / "shared/data/femnist/data.parquet"
     if not data.exists():

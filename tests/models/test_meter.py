@@ -107,6 +107,7 @@ def test_what_follows_no_law_is_counted():
         assert meter.take().flops == 2 * n**3
 
 
+@pytest.mark.slow
 def test_a_run_over_texts_costs_what_counting_every_step_says(
     make_learner, make_client, monkeypatch
 ):

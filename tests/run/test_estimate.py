@@ -127,6 +127,7 @@ def test_depths_are_told_of(monkeypatch):
     assert said["rounds"] == 5  # one gathers class statistics
 
 
+@pytest.mark.slow
 def test_time_is_measured(tiny):
     """Of steps that were really taken; more rounds take more."""
     short, long = (

@@ -221,6 +221,7 @@ def test_the_cards_code_runs_without_fedms(exported, monkeypatch, capsys):
     (to / "glyphclip").unlink()
 
 
+@pytest.mark.slow
 def test_what_only_fedms_can_use_is_said(done, tmp_path):
     path = done(*COMMON, "method=dual").path
     export(path, tmp_path / "out", Models(path).clients[0])

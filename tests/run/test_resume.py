@@ -74,7 +74,7 @@ def test_a_complete_run_is_left_as_it_is(tmp_path, done):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
-@pytest.mark.quick("None")
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [1000.0, None])
 def test_time_is_of_all_processes_and_time_left_of_rounds_done_here(tmp_path, small, done, before):
     """None: by a version that did not write it down."""
@@ -154,6 +154,7 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path, sma
         resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_records_that_are_lost_are_missed(tmp_path, small, done, ending):
     """Of the last round, after a power failure: it is done again. Of all: there is no going on."""
     path, told = tmp_path / "run", []
@@ -170,6 +171,7 @@ def test_records_that_are_lost_are_missed(tmp_path, small, done, ending):
         resume(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_costs_that_were_altered_are_found_out(tmp_path, small, done, ending):
     path, told = tmp_path / "run", []
     ended(small(), path, after=6)
@@ -183,6 +185,7 @@ def test_costs_that_were_altered_are_found_out(tmp_path, small, done, ending):
     assert ending(path) == ending(done().path)
 
 
+@pytest.mark.slow
 def test_checkpoints_may_be_rare(tmp_path, small, done, ending):
     """Clients keep what they need to go back that far."""
     rare = "checkpoint_every=2"
@@ -217,6 +220,7 @@ def test_two_processes_do_not_share_a_run(tmp_path, small):
         run(small(), tmp_path / "run", force=True)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path, small, monkeypatch):
     ended(small("runtime.threads="), tmp_path / "run", after=4)
     known = json.loads((tmp_path / "run/environment.json").read_text())

@@ -146,6 +146,7 @@ def test_caps(done, caps, depths):
         assert line["rejected"] == {}
 
 
+@pytest.mark.slow
 def test_capped_clients_upload_less(done):
     whole, capped = (done(*ALL, *caps).lines("rounds")[0] for caps in ((), ("sal.caps.0=1",)))
     difference = whole["upload_bytes"] - capped["upload_bytes"]

@@ -73,6 +73,7 @@ def test_a_round_is_the_average_of_those_who_stayed(parts):
     assert absent > 3
 
 
+@pytest.mark.slow
 def test_what_is_late_has_cost_what_it_did_and_what_its_stack_did(parts):
     """The first of a stack answers with the costs of all, and may be the one that is late."""
     flops = {}
@@ -87,7 +88,7 @@ def test_what_is_late_has_cost_what_it_did_and_what_its_stack_did(parts):
     assert min(flops[6]) > 0
 
 
-@pytest.mark.quick("drop")
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "data", "crash", "slow"])
 def test_a_run_without_answers_stops_and_can_go_on(small, done, tmp_path, monkeypatch, fault):
     """It ends as one in which nobody ever failed, once nobody does."""
@@ -162,6 +163,7 @@ def test_attackers_change_their_change(parts, attack, times):
         assert torch.allclose(false - start, times * (true - start), atol=1e-5)
 
 
+@pytest.mark.quick("sign")
 @pytest.mark.parametrize("attack", ["sign", "random"])
 def test_attackers_of_lower_rank_send_what_they_can_hold(parts, attack):
     ranks = 'lora.ranks={"0"=1,"1"=2,"*"=3}'
@@ -180,6 +182,7 @@ def test_noise_is_as_large_as_it_says(parts):
             assert size == pytest.approx(10 * honest, rel=0.2)
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_rejected(done):
     record = done(*PLAIN, "faults.attack=invalid", "faults.attackers=0.34").lines("rounds")[0]
     assert len(record["rejected"]) == 2

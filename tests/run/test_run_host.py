@@ -86,6 +86,7 @@ def test_the_host_is_left_as_found(host, small, tmp_path, workers):
     assert surroundings() == host
 
 
+@pytest.mark.slow
 def test_by_a_run_that_fails_and_one_that_goes_on_too(host, small, tmp_path):
     def end(event):
         if isinstance(event, RoundDone):

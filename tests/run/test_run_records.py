@@ -77,6 +77,7 @@ def test_every_file_is_written_aside(tmp_path, small, monkeypatch):
     assert in_place == set()
 
 
+@pytest.mark.slow
 def test_own_config_gives_the_same_run(done, tmp_path):
     first = done()
     run(load_config(first.path / "config.toml"), tmp_path / "again")

@@ -254,6 +254,7 @@ def test_a_site_that_fails_is_left_out_of_that_round_and_comes_back(tables, tmp_
     assert rejected(tmp_path / "served") == [{}, {}, {"south": "failed: no route"}, {}, {}]
 
 
+@pytest.mark.quick("before rounds")
 @pytest.mark.parametrize("ever", [False, True], ids=["never", "before rounds"])
 def test_a_site_that_does_not_answer_is_not_waited_for(tables, tmp_path, ever):
     """It says who it is, and with `ever` what its rows score before the first round."""
@@ -299,6 +300,7 @@ def test_a_node_that_never_says_what_it_is_delays_nobody(tables, tmp_path):
     assert [asked for asked, _ in grid.asked] == [0, 1, 7]  # nobody twice
 
 
+@pytest.mark.slow
 def test_what_comes_late_is_counted_and_never_mixed_into_another_round(tables, tmp_path):
     """South's first update comes while the second round is asked for; the third has it again."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
@@ -318,6 +320,7 @@ def test_what_comes_late_is_counted_and_never_mixed_into_another_round(tables, t
     assert len(lines(tmp_path / "without")) == 3
 
 
+@pytest.mark.slow
 def test_a_site_that_comes_back_elsewhere_goes_on_as_who_it_was(tables, tmp_path):
     """Without a key of its own a node has another number after every start."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
@@ -363,6 +366,7 @@ def test_a_site_may_join_while_the_run_is_on(tables, tmp_path):
     assert len(json.loads((tmp_path / "served" / "partition.json").read_text())) == 3
 
 
+@pytest.mark.slow
 def test_of_clients_asked_beyond_the_cohort_the_first_suffice(tables, tmp_path):
     """South is slow: no round waits for it, but scores do, and the end of the run."""
     answer = started(tables, tmp_path, "south").answer
@@ -485,6 +489,7 @@ def test_nonsense_is_left_out_wherever_it_comes(tables, tmp_path):
     assert "site 'south' was not scored: got a message 'hello'; expected 'scores'" in told
 
 
+@pytest.mark.slow
 def test_who_lacks_something_and_then_is_silent_costs_nobody_else_a_round(tables, tmp_path):
     """The others' answers arrived before."""
     asked = itertools.count()
@@ -898,6 +903,7 @@ def test_records_that_flower_gives_up_on_do_not_end_the_server(error):
     assert there.pull(["one", "two"]) == [("one", failure), ("two", failure)]
 
 
+@pytest.mark.slow
 def test_slow_sites_are_waited_for_when_the_run_ends(tables, tmp_path):
     """South's last update is late, and it is scored and keeps its models all the same."""
     answer, trained = started(tables, tmp_path, "south").answer, itertools.count()
@@ -915,6 +921,7 @@ def test_slow_sites_are_waited_for_when_the_run_ends(tables, tmp_path):
     assert told == []
 
 
+@pytest.mark.slow
 def test_sites_that_missed_the_end_of_a_run_are_told_again(tables, tmp_path):
     """South was busy then, and west is not there any more; north has its models already."""
     answer = started(tables, tmp_path, "south").answer

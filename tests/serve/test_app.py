@@ -219,6 +219,7 @@ def test_of_many_faults_the_first_is_told(models):
     assert names.json() == {"error": "got 100001 keys; expected client, inputs, top"}
 
 
+@pytest.mark.slow
 def test_where_nothing_is_shared_there_is_no_model_of_anyone(tmp_path):
     words = ("method=local", "stage1.rounds=1", "partition.clients=2", "data.max_rows=100")
     run(load_config(None, [*words, "runtime.threads=1"]), tmp_path / "run")
