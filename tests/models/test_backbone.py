@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedms.core.algorithm import Expert, View
 from fedms.core.rows import Rows
-from fedms.models import PromptHead, class_prompts, load_backbone
+from fedms.models import Backbone, PromptHead, class_prompts, load_backbone
 
 #        name: kind, pooling, width, root, query
 TABLE = {
@@ -252,3 +255,34 @@ def test_a_linear_head_starts_without_an_opinion(make_learner, make_client, name
     for tensors in ({}, fresh):
         log_p = learner.predict(View(Expert(tensors)), client, client.test).log_probabilities
         torch.testing.assert_close(log_p, torch.full((4, 3), 1 / 3).log())
+
+
+LENGTHS = st.lists(st.integers(1, 40), max_size=60)
+
+
+@given(lengths=LENGTHS, most=st.integers(1, 20))
+def test_rows_pass_once_shortest_first_with_little_padding(backbone, lengths, most):
+    sentence = backbone("sentence")
+    ids = [np.zeros(length, dtype=np.int32) for length in lengths]
+    rows = Rows({"input_ids": ids}, np.zeros(len(ids), dtype=np.int64))
+    batches = list(sentence.passes(rows, most))
+    order = np.concatenate([*batches, np.zeros(0, np.int64)])
+    assert sorted(order.tolist()) == list(range(len(ids)))
+    padded = np.array([sentence.padded(length) for length in lengths], dtype=int)
+    assert padded[order].tolist() == sorted(padded.tolist())
+    for batch in batches:
+        tokens = padded[batch]
+        assert 1 <= len(batch) <= most
+        assert (tokens.max() - tokens).sum() <= 64
+    for one, other in pairwise(batches):  # with one row more it would be too many, or too much
+        tokens = padded[[*one, other[0]]]
+        assert len(one) == most or (tokens.max() - tokens).sum() > 64
+
+
+def test_images_and_accelerators_pass_in_as_few_batches_as_can_be(backbone, make_rows, monkeypatch):
+    vit, sentence = backbone("vit"), backbone("sentence")
+    assert [len(b) for b in vit.passes(make_rows(vit, 7), 3)] == [3, 3, 1]
+    monkeypatch.setattr(Backbone, "device", torch.device("cuda"))
+    ids = [np.zeros(length, dtype=np.int32) for length in (1, 40) * 50]
+    rows = Rows({"input_ids": ids}, np.zeros(len(ids), dtype=np.int64))
+    assert [len(batch) for batch in sentence.passes(rows, 64)] == [64, 36]

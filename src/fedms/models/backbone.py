@@ -5,7 +5,8 @@ Which models there may be, and how they are read, is in `pretrained.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedms.core.rows import Column, Rows
+from fedms.core.rows import Column, Index, Rows
 from fedms.models import pretrained
 from fedms.models.blocks import Blocks, find_blocks
 from fedms.models.pretrained import Kind, Pooling
@@ -21,6 +22,8 @@ from fedms.models.products import products_of
 
 _WORD = "x"
 """Stands where context vectors are put; one token in any vocabulary of words."""
+_PADDING = 64
+"""Tokens of padding that cost a CPU about as much as one more batch (docs/performance.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,26 @@ class Backbone:
         if self.takes == "image":
             return None
         return np.array([len(ids) for ids in rows.columns["input_ids"]])
+
+    def passes(self, rows: Rows, most: int) -> Iterator[Index]:
+        """In which batches rows pass where nothing trains: all of them once, shortest first.
+
+        A batch has at most `most` rows, and on the CPU as little padding as makes up for a batch
+        more. An accelerator, which is faster than it is given work, pads.
+        """
+        lengths, start, padding = self.lengths(rows), 0, 0
+        order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
+        limit = _PADDING if self.device.type == "cpu" else math.inf
+        longest = 0
+        for end, row in enumerate(order):
+            tokens = longest if lengths is None else self.padded(int(lengths[row]))
+            padding += (end - start) * (tokens - longest)
+            longest = tokens
+            if end - start == most or (end > start and padding > limit):
+                yield order[start:end]
+                start, padding = end, 0
+        if len(order):
+            yield order[start:]
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """One batch on the model's device, padded to its longest row; a mask if any is shorter.

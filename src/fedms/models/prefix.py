@@ -260,13 +260,11 @@ class PrefixCache:
     def _compute(
         self, rows: Rows, boundary: int, below: str, lengths: np.ndarray[Any, Any] | None
     ) -> Kept | None:
-        order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         starts = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
         place: tuple[Tensor, bool] | None = None
         if self._state and not (place := self._place(len(rows), starts)):
             return None
-        for at in range(0, len(rows), self.BATCH):
-            index = order[at : at + self.BATCH]
+        for index in self._backbone.passes(rows, self.BATCH):
             batch = self._backbone.collate(rows.take(index))
             kind = ("prefix", boundary, self._slots.active, *batch)
             with self._meter.step(kind, *sizes(batch)):

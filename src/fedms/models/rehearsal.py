@@ -181,12 +181,11 @@ class Ledger(PrefixCache):
 
 
 def _passes(backbone: Backbone, rows: Rows, size: int) -> Iterator[tuple[int, int]]:
-    """Rows and tokens of the batches in which all rows pass, shortest first."""
+    """Rows and tokens of the batches in which all rows pass."""
     lengths = backbone.lengths(rows)
-    ordered = np.ones(len(rows), np.int64) if lengths is None else np.sort(lengths)
-    for start in range(0, len(rows), size):
-        part = ordered[start : start + size]
-        yield len(part), _padded(backbone, int(part[-1]))
+    for index in backbone.passes(rows, size):
+        longest = 1 if lengths is None else int(lengths[index].max())
+        yield len(index), _padded(backbone, longest)
 
 
 def _padded(backbone: Backbone, longest: int) -> int:

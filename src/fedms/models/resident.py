@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -218,15 +217,12 @@ class Resident:
         return hashed
 
     def forward(self, rows: Rows, kept: Kept | None, shares: Tensor | None = None) -> Tensor:
-        """`(rows, width)` features under the adapters now in the slots, shortest rows first.
+        """`(rows, width)` features under the adapters now in the slots.
 
         `shares`: `(rows,)`, by which the slots weigh an expert's own products, or None.
         """
-        lengths = self.backbone.lengths(rows)
-        order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
         out = torch.empty(len(rows), self.backbone.width, device=self.backbone.device)
-        for start in range(0, len(rows), PREDICT_BATCH):
-            index = order[start : start + PREDICT_BATCH]
+        for index in self.backbone.passes(rows, PREDICT_BATCH):
             batch = self.backbone.collate(rows.take(index))
             if shares is not None:
                 self.slots.weigh(shares[torch.from_numpy(index).to(shares.device)])

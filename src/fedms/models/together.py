@@ -59,10 +59,7 @@ def _see(parts: Sequence[tuple[SavedModel, Rows]]) -> Iterator[Seen]:
     wanted = [_experts(model) for model, _ in parts]
     shape = (len(rows), learner.backbone.width)
     found = {role: torch.empty(shape, device=learner.backbone.device) for role in _ROLES}
-    lengths = learner.backbone.lengths(rows)
-    order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
-    for start in range(0, len(rows), _PASS):
-        index = order[start : start + _PASS]
+    for index in learner.backbone.passes(rows, _PASS):
         asked = [wanted[owner] for owner in owners[index]]
         batch = learner.backbone.collate(rows.take(index))
         for role, at, features in _features(learner, batch, asked):
