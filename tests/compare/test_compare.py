@@ -576,6 +576,7 @@ def test_commits_that_differ_are_told(results, tmp_path):
     assert "FedAvg-LoRA" in (tmp_path / "cost.svg").read_text()
 
 
+@pytest.mark.slow
 def test_without_validation_rows_nothing_is_decided_by_them(tmp_path):
     settings = (*SETTINGS, "partition.unseen_clients=0", "partition.val_fraction=0.0")
     plan = Plan(None, settings, ("local", "fedms"), (0,), (1e-3,), tmp_path)

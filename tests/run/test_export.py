@@ -230,7 +230,7 @@ def test_what_only_fedms_can_use_is_said(done, tmp_path):
     assert "only fedms can use" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.quick("dual")
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dual", "feddpa"])
 def test_an_expert_that_only_fedms_can_use_is_not_merged(done, tmp_path, method):
     path = done(*COMMON, f"method={method}").path

@@ -315,6 +315,7 @@ def test_what_was_exported_is_as_it_was(finished, given, tmp_path):
         adapt(tmp_path / "shared", tmp_path / "e", given)
 
 
+@pytest.mark.slow
 def test_a_model_in_a_folder_elsewhere(small, tmp_path, model_folder, hospitals, given):
     """Its name is no model of the hub's."""
     folder = model_folder("clip")

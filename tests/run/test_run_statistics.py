@@ -146,7 +146,7 @@ ALONE = (
 """A class or two a client, of which some miss the round in which sums are gathered."""
 
 
-@pytest.mark.quick("personal")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["personal", "shared"])
 def test_a_class_that_no_sums_had_is_looked_for_where_its_client_has_it(done, small, kind):
     """Also in what is saved: a client's own vectors, in the run and without it."""

@@ -990,6 +990,7 @@ def test_words_from_elsewhere_move_no_cursor():
     assert len(said) == 500
 
 
+@pytest.mark.slow
 def test_gathering_class_statistics_shifts_no_cohort(tables, tmp_path):
     """Nor those who are asked beyond it."""
     found = {}
