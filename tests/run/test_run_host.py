@@ -16,6 +16,9 @@ import torch
 from fedms.core.errors import UserError
 from fedms.run import RoundDone, resume, run
 
+ONE = "runtime.threads=1"
+"""The host has two, with which products may be rounded in another way."""
+
 
 def surroundings():
     """All that is of the process and that others may depend on."""
@@ -66,7 +69,7 @@ def test_importing_draws_no_numbers():
 @pytest.fixture
 def host(done):
     """Unlike any default, after everything is imported; put back afterwards."""
-    done()
+    done(ONE)
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     random.seed(5), np.random.seed(6), torch.manual_seed(7)  # noqa: NPY002
     torch.set_num_threads(2)
@@ -82,7 +85,7 @@ def host(done):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_host_is_left_as_found(host, small, tmp_path, workers):
-    run(small("runtime.threads=1", f"runtime.workers={workers}"), tmp_path / "run")
+    run(small(ONE, f"runtime.workers={workers}"), tmp_path / "run")
     assert surroundings() == host
 
 
@@ -92,7 +95,7 @@ def test_by_a_run_that_fails_and_one_that_goes_on_too(host, small, tmp_path):
         if isinstance(event, RoundDone):
             raise UserError("enough")
 
-    words = ("runtime.threads=1", "partition.by=dirichlet", "partition.alpha=0.5")
+    words = (ONE, "partition.by=dirichlet", "partition.alpha=0.5")
     with pytest.raises(UserError, match="enough"):
         run(small(*words), tmp_path / "run", watch=end)
     assert surroundings() == host
@@ -103,5 +106,5 @@ def test_by_a_run_that_fails_and_one_that_goes_on_too(host, small, tmp_path):
 @pytest.mark.slow
 def test_a_host_that_draws_numbers_changes_nothing(host, small, done, tmp_path):
     """Nor does what it drew before: a seed of the run's decides alone."""
-    run(small(), tmp_path / "run", watch=lambda event: (random.random(), torch.rand(3)))
-    assert type(done())(tmp_path / "run", {}).bytes() == done().bytes()
+    run(small(ONE), tmp_path / "run", watch=lambda event: (random.random(), torch.rand(3)))
+    assert type(done(ONE))(tmp_path / "run", {}).bytes() == done(ONE).bytes()
