@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from fedms.models import (
     Training,
     load_backbone,
 )
+from fedms.runtimes import workers
 
 WORDS = ["a", "photo", "of", "the", "red", "green", "blue", "cat", "dog", "bird"]
 WORDS += ["pay", "card", "lost", "my", "is", "where", "not", "i"]
@@ -173,6 +175,108 @@ def call_fedms() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(words, ended_with, out.getvalue(), err.getvalue())
 
     return call
+
+
+HEAVY = ("fedms.progress", "fedms.run", "fedms.deploy", "flwr_datasets.partitioner")
+"""What a program of ours imports, for seconds."""
+AS_A_PROGRAM = """
+import atexit, os, runpy, sys, tempfile
+for number, path in ((1, out), (2, err)):
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, number)
+    os.close(file)
+os.setsid()
+os.chdir(folder)
+os.environ.clear()
+os.environ.update(env)
+tempfile.tempdir = None
+kind, *words = words
+sys.argv = words if kind == "-m" else [kind, *words[1:]] if kind == "-c" else [kind, *words]
+try:
+    if kind == "-m":
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        exec(words[0], {"__name__": "__main__"})
+    else:
+        runpy.run_path(kind, run_name="__main__")
+finally:
+    atexit._run_exitfuncs()
+"""
+
+
+class Program:
+    """`python *words` in a session of its own, which has imported what is heavy before it began.
+
+    Its environment is what modules find that are imported later; others have read theirs. What
+    it writes is appended to files. As of `subprocess.Popen` are `pid`, `poll`, `wait`, `kill`.
+    """
+
+    def __init__(
+        self,
+        *words: object,
+        folder: Path,
+        out: Path,
+        err: Path | None = None,
+        env: Mapping[str, str] = os.environ,
+    ) -> None:
+        given = {"words": [*map(str, words)], "folder": str(folder), "env": dict(env)}
+        given |= {"out": str(out), "err": str(err or out)}
+        out.touch()
+        self._process = _forks().Process(target=exec, args=(AS_A_PROGRAM, given))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _forks() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(HEAVY))
+    return context
+
+
+@pytest.fixture(scope="session")
+def program() -> type[Program]:
+    return Program
+
+
+@pytest.fixture(scope="session")
+def perform_program(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`perform_program(*words, folder=, env=, timeout=)`: a `Program` to its end."""
+
+    def performed(
+        *words: object, timeout: float = 300, **where: Any
+    ) -> subprocess.CompletedProcess[str]:
+        said = tmp_path_factory.mktemp("program")
+        process = Program(*words, out=said / "out", err=said / "err", **where)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        read = [path.read_text() if path.exists() else "" for path in (said / "out", said / "err")]
+        return subprocess.CompletedProcess(words, code, *read)
+
+    return performed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_are_forks() -> Iterator[None]:
+    """Workers that tests start in this process begin as a `Program` does, not in ten seconds."""
+    with mock.patch.object(workers, "PROCESSES", _forks()):
+        yield
 
 
 @pytest.fixture(scope="session")

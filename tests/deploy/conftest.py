@@ -9,11 +9,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -85,12 +85,15 @@ class Loopback:
         rounds: int = 1,
         job: tuple[Path | None, Sequence[str]] = DIGITS,
         nginx: bool | None = None,
+        program: Callable[..., Any],
+        perform: Callable[..., subprocess.CompletedProcess[str]],
     ) -> None:
+        self.program, self.perform = program, perform
         self.folder, self.port = folder, free_port()
         self.config = tables(folder, rounds, *job)
         self.nginx = shutil.which("nginx") is not None if nginx is None else nginx
         self.there = folder / "deployment"
-        self.running: dict[str, subprocess.Popen[str]] = {}
+        self.running: dict[str, Any] = {}
 
     def __enter__(self) -> Loopback:
         return self
@@ -101,18 +104,11 @@ class Loopback:
 
     def fedms(self, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """A command of ours, to its end."""
-        return subprocess.run(
-            self.words(*words), capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    def words(self, *words: object) -> list[str]:
-        return [sys.executable, "-m", "fedms.cli", *map(str, words)]
+        return self.perform("-m", "fedms.cli", *words, folder=self.folder, timeout=timeout)
 
     def start(self, name: str, *words: object) -> None:
-        with (self.folder / f"{name}.log").open("a") as log:
-            self.running[name] = subprocess.Popen(
-                self.words(*words), stdout=log, stderr=log, text=True, start_new_session=True
-            )
+        log = self.folder / f"{name}.log"
+        self.running[name] = self.program("-m", "fedms.cli", *words, folder=self.folder, out=log)
 
     def end(self, name: str, number: int = signal.SIGTERM) -> int:
         """End one by a signal to it alone, as a person or a crash would."""
@@ -174,10 +170,11 @@ class Loopback:
 
 
 @pytest.fixture
-def loopback(tmp_path) -> Iterator[Callable[..., Loopback]]:
+def loopback(tmp_path, program, perform_program) -> Iterator[Callable[..., Loopback]]:
     """`loopback(rounds=1)` is a deployment below `tmp_path`, ended with the test."""
+    ours = {"program": program, "perform": perform_program}
     with ExitStack() as all_of_them:
-        yield lambda **words: all_of_them.enter_context(Loopback(tmp_path, **words))
+        yield lambda **words: all_of_them.enter_context(Loopback(tmp_path, **words, **ours))
 
 
 @pytest.fixture

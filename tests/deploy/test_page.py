@@ -17,6 +17,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -33,7 +34,7 @@ def _picture(folder: Path) -> None:
     (folder / "letter.png").write_bytes(rows.input[0])
 
 
-def _until(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
+def _until(process: Any, log: Path, text: str) -> None:
     ends = time.monotonic() + 120
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()
@@ -62,7 +63,7 @@ def test_a_ray_cluster_is_used(loopback):
     try:
         _until(cluster, here.folder / "ray.log", "Ray runtime started")
         done = subprocess.run(
-            here.words(*shlex.split(command)[2:], "data.max_rows=150"),
+            [sys.executable, "-m", "fedms.cli", *shlex.split(command)[2:], "data.max_rows=150"],
             cwd=here.folder,
             env={**environment, "RAY_ADDRESS": f"127.0.0.1:{here.port}"},
             capture_output=True,
@@ -89,37 +90,24 @@ def test_the_page_is_followed(loopback, tmp_path):
     folder = here.folder  # holds clinics.toml and every site's rows
     _picture(folder)
 
-    def start(name: str, words: list[str]) -> None:
-        with (folder / f"{name}.log").open("a") as log:
-            here.running[name] = subprocess.Popen(
-                here.words(*words), cwd=folder, stdout=log, stderr=log, start_new_session=True
-            )
-
     for command in COMMANDS:
         words = shlex.split(command.replace("fl.example.org:9443", f"127.0.0.1:{here.port}"))
         if words[0] != "fedms":
             continue  # Ray's, above
         match words[1]:
             case "server":
-                start("server", [*words[1:], *([] if here.nginx else ["--proxy", "none"])])
+                here.start("server", *[*words[1:], *([] if here.nginx else ["--proxy", "none"])])
                 _until(here.running["server"], folder / "server.log", "sites come to")
             case "site":
                 for site in ("north", "south"):
                     shutil.copytree(folder / "deployment" / "sites" / site, folder / site)
                     own = [f"data.path={folder / site}.parquet", "--server", f"127.0.0.1:{port}"]
                     assert words[2:] == ["north", "data.path=/data/letters.csv"]
-                    start(site, ["site", site, *own])
+                    here.start(site, "site", site, *own)
             case _:
                 state = next(iter((folder / "north" / "state").glob("first-*")), None)
                 words = [word.replace("north/state/RUN", str(state)) for word in words]
-                done = subprocess.run(
-                    here.words(*words[1:]),
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                    timeout=300,
-                    check=False,
-                )
+                done = here.fedms(*words[1:])
                 assert done.returncode == 0, (command, done.stdout, done.stderr)
     for name in ("first", "second"):
         assert (folder / "runs" / name / "summary.json").exists()

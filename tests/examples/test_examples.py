@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -16,15 +13,17 @@ pytestmark = pytest.mark.slow  # programs and a kernel of their own
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def perform(name, *words, cwd):
-    command = [sys.executable, str(EXAMPLES / name), *words]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def perform(perform_program):
+    def performed(name, *words, cwd):
+        done = perform_program(EXAMPLES / name, *words, folder=cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return performed
 
 
-def test_own_csv(model_folder, inputs, tmp_path):
+def test_own_csv(perform, model_folder, inputs, tmp_path):
     path, labels = tmp_path / "rows.csv", [i % 3 for i in range(40)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -38,7 +37,7 @@ def test_own_csv(model_folder, inputs, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_own_model(tmp_path):
+def test_own_model(perform, tmp_path):
     *_, predicted, kind = perform("own_model.py", cwd=tmp_path)
     assert predicted.count("digit") == 3
     assert kind == "PeftModel"

@@ -36,6 +36,8 @@ from fedms.store.states import ClientStates
 
 Make = Callable[[int], tuple[FederatedAlgorithm, Learner]]
 """Makes a worker's algorithm and learner from its number; must be picklable."""
+PROCESSES = multiprocessing.get_context("spawn")
+"""A worker begins as a program that imports all anew, whatever the host has done so far."""
 
 
 class Workers(SpreadClients):
@@ -105,9 +107,8 @@ class Workers(SpreadClients):
             line.close()
 
     def _launch(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        mine, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+        mine, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=_serve, args=(theirs, self._threads), daemon=True)
         process.start()
         theirs.close()
         self._processes.append(process)
