@@ -177,7 +177,7 @@ def call_fedms() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-HEAVY = ("fedms.progress", "fedms.run", "fedms.deploy", "flwr_datasets.partitioner")
+HEAVY = ("fedms.progress", "fedms.run", "flwr_datasets.partitioner", "sklearn.datasets")
 """What a program of ours imports, for seconds."""
 AS_A_PROGRAM = """
 import atexit, os, runpy, sys, tempfile
