@@ -12,7 +12,7 @@ PFL_STAMP := $(PFL)/.installed
 DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow loopback e2e lowest cuda browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
+.PHONY: help install demo test slow loopback thorough e2e lowest cuda browser screenshots soak fuzz test-peers test-trackers check lint types results bench performance docs glyphclip clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -58,7 +58,10 @@ slow: $(STAMP)  ## Run the tests of seconds each: public data, processes, other 
 loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, with the simulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m loopback --numprocesses 2 --dist worksteal --durations=6 tests
 
-e2e: $(RAY)  ## Kill servers, sites and Flower's programs on this machine, and show what survived
+thorough: $(RAY)  ## Run slow and loopback in one go, as CI does: two processors are shared better
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --durations=15 -m "slow or loopback"
+
+e2e: $(RAY)  ## Kill servers, sites, runs and Flower's programs on this machine, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
 
 lowest: $(LOWEST_STAMP)  ## Run the tests with the oldest packages that pyproject.toml allows

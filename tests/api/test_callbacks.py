@@ -74,6 +74,7 @@ def test_calls_in_order(make, datasets):
     assert (args.seed, args.learning_rate, args.config.method) == (0, 0.05, "fedms")
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("rounds", [2, 4])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     make, datasets, fitted, assert_alike, tmp_path, rounds

@@ -43,6 +43,7 @@ def test_clients_are_to_the_bit_what_the_command_line_makes(
     assert_alike(fitted.run_folder, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_one_data_set_is_dealt_as_by_the_command_line(
     make, datasets, table, bert, words, assert_alike, tmp_path
 ):
@@ -128,6 +129,7 @@ def test_images_and_a_name(inputs):
     assert result.predict_proba("new", [np.asarray(images[0])]).shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_without_a_folder_nothing_stays(make, datasets, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     fed = make(stage1={"rounds": 1}, stage2={"rounds": 1})
@@ -209,6 +211,7 @@ def test_a_configuration_names_its_model(tmp_path, model_folder):
     assert FedMS(model_folder("bert"))._settings["model"]["name"] == str(model_folder("bert"))
 
 
+@pytest.mark.slow
 def test_its_own_configuration_performs_a_run_again(fitted, datasets, assert_alike, tmp_path):
     """As its report says."""
     again = FedMS(config=fitted.run_folder / "config.toml", progress=False)

@@ -119,6 +119,7 @@ def test_somebody_who_took_no_part_adapts(fitted, datasets, as_dataset, tmp_path
         fitted.adapt("dave", other)
 
 
+@pytest.mark.slow
 def test_a_run_folder_may_be_moved_with_the_foundation_model_in_it(
     make, datasets, fitted, assert_alike, tmp_path
 ):
@@ -171,6 +172,7 @@ def test_a_run_is_not_replaced_by_one_that_is_made_of_it(make, datasets, tmp_pat
         assert again.fit(datasets, out=place, force=True).summary["test"] == run.summary["test"]
 
 
+@pytest.mark.slow
 def test_an_adapted_model_has_the_foundation_model_with_it(make, datasets, tmp_path):
     """The run's folder, in which that was, may be gone."""
     result = make().fit(datasets)

@@ -178,7 +178,7 @@ def python_with(package: str) -> str:
     pytest.skip(f"{where[package]}; `make test-peers` runs this")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("program", "package"), [("flower_sim", "ray"), ("pfl_fedavg", "pfl")], ids=["flower", "pfl"]
 )

@@ -203,6 +203,7 @@ def test_a_run_that_was_cut_short_goes_on(plan, results, tmp_path, monkeypatch):
     assert (len(begun), resumed) == (1, [])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_as_it_goes_on_keeps_its_checkpoints(plan, tmp_path):
     one = replace(plan, methods=("fedms",), seeds=(0,), out=tmp_path)
 

@@ -42,7 +42,7 @@ def _until(process: Any, log: Path, text: str) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.loopback
+@pytest.mark.e2e
 def test_a_ray_cluster_is_used(loopback):
     """Of one machine, which says that it has a GPU: nobody looks."""
     ray = Path(sys.executable).with_name("ray")

@@ -14,6 +14,7 @@ needs_minilm = pytest.mark.skipif(
 )
 
 
+@pytest.mark.quick("3")
 @pytest.mark.parametrize("name", ["glyphclip", pytest.param("minilm", marks=needs_minilm)])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_adapters_are_the_same_with_and_without(make_learner, make_client, name, depth):

@@ -52,7 +52,7 @@ CASES = {
 }
 
 
-@pytest.mark.quick("little cache, gate on validation rows", "fedavg", "local")
+@pytest.mark.quick("fedavg", "local")
 @pytest.mark.parametrize("case", CASES)
 def test_estimate_is_what_the_run_costs(tmp_path, tiny, case):
     """Each performs a run and rehearses it, which takes 2 s.
@@ -103,6 +103,7 @@ def test_texts(tmp_path, model_folder):
         assert said["most"][name] == pytest.approx(cost[name], rel=0.1), name
 
 
+@pytest.mark.slow
 def test_depths_are_told_of(monkeypatch):
     """Depth by depth: more is trained, sent and computed; at full depth nothing is kept.
 

@@ -93,7 +93,7 @@ def close(found, expected):
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
 
 
-@pytest.mark.quick("all that is ours", "learned prompts")
+@pytest.mark.quick("all that is ours")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_an_export_says_what_fedms_says(done, tmp_path, way):
     path = done(*COMMON, *way).path
@@ -113,6 +113,7 @@ def test_an_export_says_what_fedms_says(done, tmp_path, way):
     assert str(EMBEDDED) not in text
 
 
+@pytest.mark.quick("all that is ours-local")
 @pytest.mark.parametrize(
     ("way", "role"),
     [

@@ -32,8 +32,8 @@ TINY = (
 )
 STAGES = ("fedms",)
 """Has a second round of a stage too."""
-KINDS = (*STAGES, "finetune", "fedavg", "flora", "ditto", "fedalt", "local", "probe")
-"""Of each sort of state one; the others, whose code is that of one of these, are for `make e2e`."""
+KINDS = (*STAGES, "fedavg", "ditto", "local")
+"""With a server and without, with clients' own states and without; others are for `make e2e`."""
 NEEDS = {"probe": ("model.head=linear",), "flexlora": ("lora.ranks.*=4",)}
 BOUNDARIES = {
     "trained": (Simulator, "_answer"),  # a client kept its state, its answer is not there yet

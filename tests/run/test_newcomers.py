@@ -75,7 +75,7 @@ def finished(done, hospitals):
     return done(*hospitals.words, *WAYS["all that is ours"]).path
 
 
-@pytest.mark.quick("all that is ours", "a linear head", "local")
+@pytest.mark.quick("all that is ours")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_as_in_the_simulation(done, hospitals, given, tmp_path, way):
     was = done(*hospitals.words, *way)
@@ -97,7 +97,7 @@ def files(folder):
     }
 
 
-@pytest.mark.quick("all that is ours", "fedalt")
+@pytest.mark.quick("all that is ours")
 @pytest.mark.parametrize("way", ["all that is ours", "finetune", "fedalt", "stage 1 alone"])
 def test_an_export_is_enough(done, hospitals, given, tmp_path, way):
     """What is handed over makes the same models, and names nobody and no place."""

@@ -56,6 +56,7 @@ def test_a_run_ends_as_if_nothing_had_happened(tmp_path, small, done, after, end
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_so_many_events_there_are(tmp_path, small):
     seen = []
     run(small("partition.unseen_clients=1"), tmp_path / "run", watch=seen.append)
@@ -99,6 +100,7 @@ def test_time_is_of_all_processes_and_time_left_of_rounds_done_here(tmp_path, sm
     assert report.write([path, done().path], tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_other_versions_are_told_of_and_written_down(tmp_path, small):
     path, told = tmp_path / "run", []
     ended(small(), path, after=4)

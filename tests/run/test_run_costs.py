@@ -70,6 +70,7 @@ def test_stage_2_sends_the_global_expert_once_a_client(done, parts):
     assert {line["trainable_parameters"] for line in lines} == {count}
 
 
+@pytest.mark.slow
 def test_with_cohorts_the_global_expert_is_still_sent_once_a_client(done, parts):
     expert, adapter, head = parts
     lines = done("stage2.cohort=1", "stage2.rounds=6").lines("rounds")[2:]

@@ -62,13 +62,18 @@ def fedms(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sentence", "clip"])
-def test_a_run(cached, fedms, tmp_path, kind):
-    data = ("data.max_rows=80",) if kind == "clip" else TEXTS
-    done = fedms(("run", f"model.name={cached(kind)}", *data, *RUN, "--out", "run", "--quiet"))
+def test_runs_of_texts_and_of_images(cached, fedms, tmp_path):
+    runs = {"sentence": TEXTS, "clip": ("data.max_rows=80",)}
+    done = fedms(
+        *(
+            ("run", f"model.name={cached(kind)}", *data, *RUN, "--out", kind, "--quiet")
+            for kind, data in runs.items()
+        )
+    )
     assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert facts["identity"]["weights"] == COMMIT
+    for kind in runs:
+        facts = json.loads((tmp_path / kind / "environment.json").read_text())
+        assert facts["identity"]["weights"] == COMMIT
 
 
 @pytest.mark.slow

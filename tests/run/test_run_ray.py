@@ -46,7 +46,7 @@ def test_two_virtual_clients_give_what_the_simulator_gives(ray, done):
     assert ours.summary["test"]["unseen"] is not None
 
 
-@pytest.mark.loopback
+@pytest.mark.e2e
 def test_a_client_that_fails_ends_the_run_in_one_line(ray, small, tmp_path):
     """Its private state is damaged while the run is on."""
 

@@ -49,7 +49,7 @@ METHODS = {
 }
 
 
-@pytest.mark.quick("fedms", "fedavg", "flora", "promptfl", "fedrep", "local")
+@pytest.mark.quick("fedms", "fedavg", "promptfl", "fedrep", "local")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(done, method):
     roles, sends, shared, private = METHODS[method]
@@ -195,7 +195,7 @@ LOADED = [
 ]
 
 
-@pytest.mark.quick("default", "other adapters")
+@pytest.mark.quick("default")
 @pytest.mark.parametrize("overrides", LOADED, ids=["default", "growing", "other adapters"])
 def test_plain_peft_loads_every_local_expert(done, small, overrides):
     finished, experiment = done(*overrides), build(small(*overrides))

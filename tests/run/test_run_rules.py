@@ -51,13 +51,14 @@ def test_a_mean_is_carried_away(honest, poisoned, small, tmp_path):
     assert accuracy(small(*FIVE), tmp_path / "run") < best(honest) - 0.2
 
 
-@pytest.mark.quick("median", "krum")
+@pytest.mark.quick("median")
 @pytest.mark.parametrize("rule", ["median", "trimmed", "geometric", "krum", "multikrum"])
 def test_a_robust_rule_is_not(honest, poisoned, small, tmp_path, rule):
     got = accuracy(small(*FIVE, f"aggregation.rule={rule}"), tmp_path / "run")
     assert got > best(honest) - 0.05
 
 
+@pytest.mark.slow
 def test_what_changes_too_much_is_left_out_or_told_of(honest, poisoned, small, tmp_path):
     limit = "screen.max_norm_ratio=10"
     assert accuracy(small(*FIVE, limit), tmp_path / "left-out") > best(honest) - 0.05
@@ -72,6 +73,7 @@ def test_what_changes_too_much_is_left_out_or_told_of(honest, poisoned, small, t
         assert "10 times the median of its cohort" in lines[0][told]["0"]
 
 
+@pytest.mark.slow
 def test_without_anything_odd_screening_changes_nothing(honest, done):
     plain, screened = honest, done(*FIVE, "screen.max_norm_ratio=100")
     assert plain.bytes() == screened.bytes()

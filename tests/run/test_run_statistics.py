@@ -97,6 +97,7 @@ def test_scores_can_be_computed_from_files(done, small):
         np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_class_vectors_can_be_read_from_files(done, small):
     """An expert's logits are its features' cosines to them, or to prompts where those are meant."""
     for words, there in (((), True), (("model.class_vectors=prompt",), False)):

@@ -47,6 +47,7 @@ def table(tmp_path):
     return written
 
 
+@pytest.mark.slow
 def test_words_of_any_kind_train(table, tmp_path, model_folder):
     path, out = table(CLASSES[1:]), tmp_path / "runs" / "one"
     words = [*WORDS, f"data.path={path}", f"model.name={model_folder('sentence')}"]

@@ -343,6 +343,7 @@ def test_a_site_that_comes_back_elsewhere_goes_on_as_who_it_was(tables, tmp_path
     assert moved.read_bytes() == stayed.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_site_may_join_while_the_run_is_on(tables, tmp_path):
     """It gets the global expert, trains its local one, and is scored like the others."""
     answer = started(tables, tmp_path, "west").answer
@@ -387,6 +388,7 @@ def test_of_clients_asked_beyond_the_cohort_the_first_suffice(tables, tmp_path):
         assert len(line["client_depths"]) == 2
 
 
+@pytest.mark.slow
 def test_a_round_of_too_few_is_tried_again_with_others_then_ends_the_run(tables, tmp_path):
     def gone(message):
         raise ConnectionError("no route")
@@ -846,6 +848,7 @@ def test_a_node_that_was_started_anew_is_not_waited_for_and_met_again(tables, tm
     assert sorted(hellos) == [0, 1, 7, 7]
 
 
+@pytest.mark.slow
 def test_a_site_that_joins_is_no_spare_of_the_round_in_which_it_comes(tables, tmp_path):
     answer = started(tables, tmp_path, "west").answer
     late = node(started(tables, tmp_path, "south").answer)
@@ -863,6 +866,7 @@ def test_a_site_that_joins_is_no_spare_of_the_round_in_which_it_comes(tables, tm
     assert BUSY not in said  # they answered when others had
 
 
+@pytest.mark.slow
 def test_what_flower_cannot_read_costs_its_sender_alone_a_round(tables, tmp_path):
     class Breaking(LocalGrid):
         """A reply of node 7's cannot be read, nor whatever is pulled with it."""
