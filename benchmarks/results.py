@@ -25,8 +25,9 @@ from typing import Any
 
 import pages
 
+from fedms.build import deal, load_table
 from fedms.compare import VARIANTS, MissingRunError, Plan, Result, compare, plots, table
-from fedms.compare.scores import by_method
+from fedms.compare.scores import ahead_in, by_method
 from fedms.compare.variants import trained_together
 from fedms.store.files import write_text
 
@@ -181,14 +182,16 @@ def overview(found: Found) -> str:
 
 
 def standing(found: Found) -> str:
-    """Where FedMS stands among others, in every cell: is it best, by how much?
+    """Where FedMS stands among others, in every cell: is it best, by how much, beyond chance?
 
     The weakest and the median are of federated methods that train: no training, and training alone,
     are often far behind, and headlines are not to be made of that.
     """
-    head = ["", "methods", "mean", "of them best", "worst decile", "of them best"]
+    head = ["", "methods", "mean", "of them best", "lead"]
+    head += ["worst decile", "of them best", "lead"]
     head += ["ahead of the weakest federated", "of the median federated", "of the strongest"]
-    head += ["of fine-tuning with all that is ours", "bytes", "FLOPs", "for the strongest's"]
+    head += ["of fine-tuning with all that is ours", "its worst decile", "lead"]
+    head += ["bytes", "FLOPs", "for the strongest's"]
     rows = []
     for cell, methods in found.items():
         others, ours = rivals(methods), methods["fedms"]
@@ -198,15 +201,47 @@ def standing(found: Found) -> str:
             cells += [
                 f"{mean(ours, score):.3f}",
                 f"{mean(methods[best], score):.3f}: {_title(best)}",
+                _lead(score, ours, methods[best]),
             ]
         federated = [n for n in others if trained_together(n)]
         for one in (federated[0], federated[len(federated) // 2], others[-1]):
             cells.append(f"{mean(ours) / mean(methods[one]) - 1:+.1%}: {_title(one)}")
         rival = methods.get("finetune+statistics")
-        cells.append(f"{mean(ours) / mean(rival) - 1:+.1%}" if rival else "–")
+        if rival:
+            cells.append(f"{mean(ours) / mean(rival) - 1:+.1%}")
+            cells.append(f"{mean(rival, 'worst_decile'):.3f}")
+            cells.append(_lead("worst_decile", ours, rival))
+        else:
+            cells += ["–"] * 3
         strongest = () if VARIANTS[others[-1]].run else methods[others[-1]]
         cells += [_ratio(ours, strongest, spent) for spent in (_bytes, _flops)]
         rows.append([*cells, _title(others[-1])])
+    return pages.table(head, rows)
+
+
+def _lead(score: str, ours: Sequence[Result], theirs: Sequence[Result]) -> str:
+    """With half of a 95 % interval over seeds."""
+    lead = ahead_in(score, ours, theirs)
+    return table.signed(lead) if lead else "–"
+
+
+def sizes(cells: Sequence[Cell]) -> str:
+    """Who has how many rows, on the first seed; needs the data."""
+    head = ["first seed", "clients", "their training rows: mean (fewest to most)"]
+    head += ["validation rows", "test rows: mean (fewest to most)", "batch", "unseen clients"]
+    head += ["their rows to learn from"]
+    rows = []
+    for cell in cells:
+        config = cell.plan(["fedms"]).configure(VARIANTS["fedms"], RATES[0], cell.seeds[0])
+        dealt = deal(config, load_table(config))
+        parts = {p: [len(getattr(c, p)) for c in dealt.clients] for p in ("train", "val", "test")}
+        said = {p: f"{statistics.fmean(n):.0f} ({min(n)} to {max(n)})" for p, n in parts.items()}
+        limit = config.partition.unseen_rows
+        unseen = [min(len(client.train), limit) for client in dealt.unseen]
+        line = [cell.name, str(len(dealt.clients)), said["train"]]
+        line += [f"{statistics.fmean(parts['val']):.0f}", said["test"]]
+        line += [str(config.training.batch_size), str(len(unseen) or "–")]
+        rows.append([*line, f"{min(unseen)} to {max(unseen)}" if unseen else "–"])
     return pages.table(head, rows)
 
 
@@ -288,11 +323,15 @@ def main() -> None:
     parser.add_argument("--only", help="cells by commas; all otherwise")
     parser.add_argument("--methods", help="names by commas; all of the cell's otherwise")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
+    parser.add_argument("--sizes", action="store_true", help="write who has how many rows alone")
     parser.add_argument("--forget", help="names by commas, whose records are left out from now on")
     words = parser.parse_args()
     named = {cell.name: cell for cell in CELLS}
     if unknown := {*(words.only or "").split(",")} - {*named, ""}:
         parser.error(f"got cell {min(unknown)!r}; expected one of {', '.join(named)}")
+    if words.sizes:
+        pages.write(PAGE, "sizes", sizes(CELLS))
+        return
     cells = [named[name] for name in words.only.split(",")] if words.only else CELLS
     for cell in cells if words.forget else ():
         forget(RESULTS / cell.name, words.forget.split(","))

@@ -60,7 +60,7 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     cells = [cell.name for cell in results.CELLS]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, ["standing", "parts", "earlier", "visitors", *cells]),
+        (results.PAGE, ["sizes", "standing", "parts", "earlier", "visitors", *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "waiting", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
         (module("serving").PAGE, ["serving"]),
@@ -98,9 +98,10 @@ def test_where_fedms_stands_by_hand(module: Any) -> None:
     methods = {"local": (0.5, 0.4), "ditto": (0.6, 0.2), "fedavg": (0.4, 0.1), "fedms": (0.75, 0.3)}
     bounds = {"centralised": (0.9, 0.9), "finetune+statistics": (0.8, 0.2)}
     text = results.standing({"x": found({**methods, **bounds})})
-    cells = ["x", "3", "0.750", "0.600: Ditto", "0.300", "0.400: local-only LoRA"]
+    cells = ["x", "3", "0.750", "0.600: Ditto", "+0.150 ± 0.000"]
+    cells += ["0.300", "0.400: local-only LoRA", "-0.100 ± 0.000"]
     cells += ["+87.5%: FedAvg-LoRA", "+25.0%: Ditto", "+25.0%: Ditto"]
-    cells += ["-6.2%", "1.00", "–", "Ditto"]
+    cells += ["-6.2%", "0.200", "+0.100 ± 0.000", "1.00", "–", "Ditto"]
     assert text.splitlines()[2] == f"| {' | '.join(cells)} |"
 
 

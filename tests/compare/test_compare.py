@@ -279,6 +279,36 @@ def test_complete_runs_of_other_settings_are_replaced_on_demand_only(tmp_path):
     assert second.unseen_adapted != first.unseen_adapted
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seeds": (0, -1)}, "fedavg: got seed = -1"),
+        ({"rates": (1e-3, math.nan)}, "fedavg: got training.learning_rate = NaN"),
+        (
+            {"methods": ("ffa", "local"), "overrides": (*SETTINGS, "training.batch_size=5")},
+            r"local: got .*, a complete run of other settings \(training.batch_size = \d+, not 5\)",
+        ),
+    ],
+)
+def test_what_would_fail_later_fails_before_anything_is_run(
+    plan, results, monkeypatch, wrong, said
+):
+    """Hours later otherwise, and once tables are written anew without what was in them."""
+    monkeypatch.setattr(runs, "run", None)
+    with pytest.raises(UserError, match=said):
+        compare(replace(plan, **{"methods": ("fedavg",), **wrong}))
+
+
+def test_a_method_without_scores_is_told_of(tmp_path):
+    """Zero-shot of a head that is trained, which has no scores before."""
+    words = ["compare", *SETTINGS, "model.head=linear", "--seeds", "0", "--rates", "1e-3"]
+    words += ["--out", str(tmp_path), "--methods", "zeroshot,fedms"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "zeroshot: its runs have no scores of it (zero-shot)" in done.stderr
+    assert "zero-shot is left out: its runs have no scores" in (tmp_path / "table.md").read_text()
+
+
 def texts(path, *classes):
     """A CSV file with ten rows of every class."""
     rows = [f"{c} {i},{c}" for c in classes for i in range(10)]
@@ -298,7 +328,7 @@ def test_runs_of_other_data_or_weights_are_not_used(tmp_path, model_folder):
     assert done.fits(config)
     texts(data, "dog", "red")
     assert not done.fits(config)
-    with pytest.raises(UserError, match="other settings, data or weights"):
+    with pytest.raises(UserError, match="other data, weights or precision"):
         compare(plan)
     texts(data, "red", "dog")
     assert done.fits(config)
@@ -543,7 +573,9 @@ def test_the_answer_comes_first_and_is_the_tables(results):
     assert (
         f"of client and seed FedMS makes {beside.better} better off, {beside.worse} worse" in first
     )
-    assert f"and {worst[fairest]:.3f} ({VARIANTS[fairest].title})." in first
+    tenths = [[r.test["worst_decile"] for r in by_name(results, n)] for n in ("fedms", fairest)]
+    lead = table.signed(Spread.of([a - b for a, b in zip(*tenths, strict=True)]))
+    assert f"and {worst[fairest]:.3f} ({VARIANTS[fairest].title}), {lead}." in first
     assert "MB" not in table.markdown([*by_name(results, "zeroshot"), *ours]).split("\n\n")[0]
     sent = [
         sum(r.cost["upload_bytes"] + r.cost["download_bytes"] for r in by_name(results, n))
@@ -685,6 +717,8 @@ def test_budgets_and_targets_are_decided_by_validation():
     assert within(POINTS, "bytes", 10) is POINTS[0]
     assert within(POINTS, "flops", math.inf) is POINTS[1]  # though the last has the best test score
     assert until(POINTS, 0.6) is POINTS[1]
+    again = replace(POINTS[1], round=POINTS[1].round + 1)
+    assert within([again, *POINTS], "flops", math.inf) is again  # of equal ones, as models are kept
     assert until(POINTS, 0.81) is None
 
 

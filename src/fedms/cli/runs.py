@@ -164,7 +164,7 @@ def compare(
 
     Example: fedms compare recipes/digits.toml --methods local,finetune,fedms --seeds 0,1
     """
-    from fedms.compare import VARIANTS, Plan, Result, check, plots, table
+    from fedms.compare import VARIANTS, NoScoresError, Plan, Result, check, plots, table
     from fedms.compare import compare as perform
     from fedms.core.errors import DivergenceError
     from fedms.progress import compare_line
@@ -198,15 +198,16 @@ def compare(
     for name in plan.methods:
         try:
             results += perform(replace(plan, methods=[name]), watch)
-        except DivergenceError as error:
+        except (DivergenceError, NoScoresError) as error:
             diverged[name] = str(error)
             typer.echo(f"{name}: {error}", err=True)
         except KeyboardInterrupt:
-            fail(f"interrupted; runs and tables are kept in {plan.out}, call again to go on")
+            fail(f"interrupted; what was run is kept in {plan.out}, call again to go on")
         table.write(plan.out, results, targets=reach, diverged=diverged)
+        if results:
+            plots.write(plan.out, results)
     if not results:
         fail("no method has results: " + next(iter(diverged.values()), "nothing was run"))
-    plots.write(plan.out, results)
     if as_json:
         typer.echo(json.dumps(table.rows(results), indent=2))
     else:

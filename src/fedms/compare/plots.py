@@ -29,8 +29,10 @@ _NAMES = 150
 
 def write(folder: Path, results: Sequence[Result]) -> None:
     """Write `accuracy.svg` and `cost.svg`."""
-    _accuracy(results).savefig(folder / "accuracy.svg")
-    _cost(results).savefig(folder / "cost.svg")
+    for name, figure in (("accuracy", _accuracy(results)), ("cost", _cost(results))):
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format="svg")
+        write_bytes(folder / f"{name}.svg", drawing.getvalue())
 
 
 def holdings(
@@ -97,5 +99,6 @@ def _cost(results: Sequence[Result]) -> Figure:
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy, mean over clients")
-    figure.legend(loc="outside right center", fontsize="small")
+    if figure.axes[0].lines:
+        figure.legend(loc="outside right center", fontsize="small")
     return figure

@@ -93,10 +93,21 @@ class Record:
 
         An option that came later than the record counts as its default.
         """
+        return not self.differs(config)
+
+    def differs(self, config: Config) -> str:
+        """What of its configuration is other, the first in words; empty: nothing that is read."""
         try:
-            return _read(validate(self.config)) == _read(config)
+            own, other = _read(validate(self.config)), _read(config)
         except ConfigError:
-            return False
+            return "settings that there are no longer"
+        if own == other:
+            return ""
+        ours, theirs = dict(_leaves(own.model_dump())), dict(_leaves(other.model_dump()))
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        first = f"{names[0]} = {ours.get(names[0])}, not {theirs.get(names[0])}{more}"
+        return f"other settings ({first})"
 
     def fits(self, config: Config) -> bool:
         """Whether it is of this configuration, here and now: see `identity`."""
@@ -116,10 +127,10 @@ class Records:
         for line in _lines(path) if path.exists() else ():
             try:
                 self._known[line["run"]] = Record.of(line)
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError):
                 raise UserError(
-                    f"got {path} with a line that is no record of a run ({error!r}); "
-                    "try --out OTHER"
+                    f"got {path} with a line that is no record of a run; expected what a "
+                    "comparison wrote; try --out OTHER"
                 ) from None
 
     def get(self, name: str) -> Record | None:
@@ -138,6 +149,15 @@ def _read(config: Config) -> Config:
     """What makes a run what it is: of SAL, methods that train all blocks read the caps alone."""
     sal = config.sal if config.method == "fedms" else Sal(caps=config.sal.caps)
     return untracked(config).model_copy(update={"sal": sal})
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """`section.key` and value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def curve(folder: Path) -> list[Point]:

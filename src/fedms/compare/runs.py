@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ class MissingRunError(UserError):
     """A run is not there, and was not to be performed."""
 
 
+class NoScoresError(UserError):
+    """A method's runs are there, and have no scores of it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is compared.
@@ -41,11 +46,11 @@ class Plan:
         config: the file, or None for the embedded default.
         overrides: `section.key=value`, for all.
         methods: names of `VARIANTS`.
-        seeds: at least one. The first is that on which learning rates are searched.
+        seeds: at least one. The search for learning rates begins on the first.
         rates: learning rates, at least one; of two or more, every method gets the one with the
-            lowest validation loss on the first seed. While that is the lowest or highest tried,
-            and 1 % below its neighbour's, the next is tried too (1 and 3 times powers of ten).
-            See `search`.
+            lowest validation loss: rates race over seeds until they are clearly behind. While the
+            lowest or highest leads, the next is tried too (1 and 3 times powers of ten). See
+            `search`.
         out: folder of the comparison; runs are in `runs/` below it, their records in `runs.jsonl`.
         perform: whether runs that are missing are performed. Otherwise records of the same
             configuration are read, whatever data, weights and device are here.
@@ -139,6 +144,7 @@ def compare(plan: Plan, watch: Watch = lambda name, event: None) -> list[Result]
         UserError: if a method is unknown, a run of one fails, rows are lacking, or complete
             runs of other settings are in the way.
         MissingRunError: if a run is missing that the plan does not perform.
+        NoScoresError: if runs of a method have no such scores, as zero-shot of a linear head.
     """
     check(plan)
     records = plan.records()
@@ -152,6 +158,7 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: naming what is wrong.
     """
+    records = plan.records()
     for word in plan.overrides:
         if option := _OPTIONS.get(word.split("=")[0].strip()):
             raise UserError(f"got {word}; expected {option}, for the comparison sets it itself")
@@ -161,9 +168,13 @@ def check(plan: Plan) -> None:
             raise UserError(f"got method {name!r}; expected one of {', '.join(VARIANTS)}{hint}")
         if not plan.perform:
             continue
+        runner, variant = _runner(name)
         try:
-            check_run(plan.configure(_runner(name)[1], plan.rates[0], plan.seeds[0]))
-        except UserError as error:
+            check_run(plan.configure(variant, plan.rates[0], plan.seeds[0]))
+            for which in product(plan.rates, plan.seeds):
+                config, folder = plan.configure(variant, *which), plan.folder(runner, *which)
+                _refuse_other(plan, records.get(folder.name), config, folder)
+        except (ConfigError, UserError) as error:
             raise UserError(f"{name}: {error}") from None
 
 
@@ -196,7 +207,10 @@ def _results(plan: Plan, records: Records, name: str, watch: Watch) -> list[Resu
         its = record(choice, best.rate, seed)
         found = its.summary
         if found["test"][role] is None:
-            continue  # e.g. zero-shot of a model that cannot score classes
+            raise NoScoresError(
+                f"its runs have no scores of it ({VARIANTS[name].title}): a head that is trained "
+                "has none before, and there is no mixture without both experts"
+            )
         results.append(
             Result(
                 method=name,
@@ -241,12 +255,7 @@ def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: W
     if record is None or not fits(record, config):
         if not plan.perform:
             raise MissingRunError(f"got no complete run in {folder}; expected one")
-        complete = records.get(folder.name) or (folder / "summary.json").exists()
-        if complete and not plan.force:
-            raise UserError(
-                f"got {folder}, a complete run of other settings, data or weights; try another "
-                "(--out; in Python out=), or to replace it (--force; force=True)"
-            )
+        _refuse_other(plan, records.get(folder.name), config, folder, anyway=True)
         record = _perform(plan, config, folder, watch)
     records.add(folder.name, record)
     found = record.summary
@@ -255,6 +264,24 @@ def _record(plan: Plan, records: Records, config: Config, folder: Path, watch: W
     test, val = (found[split]["personal"] is not None for split in ("test", "validation"))
     _need_rows(plan, test=test, val=val)
     return record
+
+
+def _refuse_other(
+    plan: Plan, record: Record | None, config: Config, folder: Path, *, anyway: bool = False
+) -> None:
+    """Do not replace a complete run that is not of this configuration, unless that is asked for.
+
+    One that is, may still be of other data or weights: `anyway` says that it does not fit.
+    """
+    record = record or Record.read(folder)
+    if plan.force or not (record or (folder / "summary.json").exists()):
+        return
+    differs = record.differs(config) if record else "what cannot be read"
+    if differs or anyway:
+        raise UserError(
+            f"got {folder}, a complete run of {differs or 'other data, weights or precision'}; try "
+            "another (--out; in Python out=), or to replace it (--force; force=True)"
+        )
 
 
 def _perform(plan: Plan, config: Config, folder: Path, watch: Watch) -> Record:

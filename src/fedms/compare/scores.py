@@ -94,6 +94,16 @@ def versus(ours: Sequence[Result], theirs: Sequence[Result], of: Scored = "test"
     return Versus(spread, len(means), better, len(differ) - better, natural, p)
 
 
+def ahead_in(score: str, ours: Sequence[Result], theirs: Sequence[Result]) -> Spread | None:
+    """The difference of a score of personal models, seed by seed; None where no seed is of both.
+
+    Of the worst decile there are no pairs of clients: whoever it is, may be another with each.
+    """
+    other = {r.seed: r.test[score] for r in theirs}
+    found = [r.test[score] - other[r.seed] for r in ours if r.seed in other]
+    return Spread.of(found) if found else None
+
+
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results of every method, in the order given."""
     return {name: list(group) for name, group in groupby(results, key=lambda r: r.method)}
@@ -102,10 +112,11 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 def within(points: Sequence[Point], resource: str, budget: float) -> Point | None:
     """The point with the best validation accuracy of those that cost at most `budget`.
 
-    `resource` names a field of `Point`. None where nothing was scored that early.
+    Of equal ones the last. `resource` names a field of `Point`. None where nothing was scored that
+    early.
     """
     affordable = [p for p in points if getattr(p, resource) <= budget]
-    return max(affordable, key=lambda p: p.validation or 0.0, default=None)
+    return max(affordable, key=lambda p: (p.validation or 0.0, p.round), default=None)
 
 
 def until(points: Sequence[Point], accuracy: float) -> Point | None:

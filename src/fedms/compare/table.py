@@ -12,7 +12,7 @@ from typing import Any
 
 from fedms.compare.records import Point
 from fedms.compare.runs import Result
-from fedms.compare.scores import Scored, Spread, by_method, until, versus, within
+from fedms.compare.scores import Scored, Spread, ahead_in, by_method, until, versus, within
 from fedms.compare.variants import VARIANTS, trained_together
 from fedms.store.files import write_text
 
@@ -142,7 +142,9 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
         said += f": of {beside.of} {who} FedMS makes {beside.better} better off, "
         said += f"{beside.worse} worse{p}"
     said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
-    said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})."
+    said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})"
+    lead = ahead_in("worst_decile", ours, methods[fairest])
+    said += f", {signed(lead)}." if lead else "."
     spent = {
         name: [sum(cost(r) for r in found) for found in (ours, methods[best])]
         for name, cost in _COSTS.items()
