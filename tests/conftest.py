@@ -275,7 +275,8 @@ def perform_program(
 @pytest.fixture(scope="session", autouse=True)
 def workers_are_forks() -> Iterator[None]:
     """Workers that tests start in this process begin as a `Program` does, not in ten seconds."""
-    with mock.patch.object(workers, "PROCESSES", _forks()):
+    forks = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+    with mock.patch.object(workers, "PROCESSES", _forks() if forks else workers.PROCESSES):
         yield
 
 
