@@ -525,6 +525,9 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     with (tmp_path / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [float(line["mean"]) for line in lines] == [r.test["mean"] for r in results]
+    unseen = [r.unseen and str(r.unseen["mean"]) for r in results]
+    assert [line["unseen"] or None for line in lines] == unseen
+    assert {line["bound"] for line in lines} == {VARIANTS[r.method].bound for r in results}
     text = (tmp_path / "table.md").read_text()
     mean = np.mean([r.test["mean"] for r in by_name(results, "local")])
     line = next(line for line in text.splitlines() if line.startswith("| local-only LoRA |"))

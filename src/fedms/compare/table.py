@@ -83,13 +83,17 @@ def as_csv(results: Sequence[Result]) -> str:
     names = ("mean", "weighted", "worst_decile", "std", "loss")
     writer = csv.writer(text, lineterminator="\n")
     costs = [name.replace(" ", "_") for name in _COSTS]
-    writer.writerow(["method", "group", "seed", "learning_rate", "choice", *names, *costs])
+    head = ["method", "group", "bound", "seed", "learning_rate", "learning_rate_at_edge", "choice"]
+    others = ("unseen", "unseen_adapted")
+    writer.writerow([*head, *names, *others, *costs])
     for result in results:
         scores = [result.test[name] for name in names]
         spent = [cost(result) for cost in _COSTS.values()]
-        group = VARIANTS[result.method].group
-        what = (result.method, group, result.seed, result.rate, result.choice)
-        writer.writerow([*what, *scores, *spent])
+        variant = VARIANTS[result.method]
+        what = (result.method, variant.group, variant.bound, result.seed)
+        chosen = (result.rate, result.edge, result.choice)
+        unseen = [found and found["mean"] for found in (result.unseen, result.unseen_adapted)]
+        writer.writerow([*what, *chosen, *scores, *unseen, *spent])
     return text.getvalue()
 
 
