@@ -6,8 +6,9 @@ import csv
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from fedms.compare import (
     table,
 )
 from fedms.compare.records import Point, Record, Records
-from fedms.compare.scores import Spread, until, versus, within
+from fedms.compare.scores import Spread, by_method, until, versus, within
 from fedms.config import load_config, validate
 from fedms.core.errors import DivergenceError, UserError
 from fedms.events import RoundDone
@@ -164,6 +165,9 @@ def test_what_is_there_is_used_again_and_what_is_missing_is_run(plan, results, m
     monkeypatch.setattr(runs, "run", spy)
     assert compare(plan) == results
     assert performed == []
+    elsewhere = ("runtime.workers=2", "checkpoint_every=3")  # models and scores are the same
+    assert compare(replace(plan, overrides=(*SETTINGS, *elsewhere))) == results
+    assert performed == []
     lost = by_name(results, "local")[1].folder
     shutil.rmtree(lost)  # its record is enough
     assert compare(plan) == results
@@ -192,7 +196,7 @@ def test_a_run_that_was_cut_short_goes_on(plan, results, tmp_path, monkeypatch):
     other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
     monkeypatch.setattr(runs, "run", lambda c, f, **o: begun.append(f) or original[0](c, f, **o))
     monkeypatch.setattr(runs, "resume", lambda f, **o: resumed.append(f) or original[1](f, **o))
-    (done,) = compare(one)
+    (done,) = compare(replace(one, overrides=(*SETTINGS, "runtime.workers=2")))
     assert (begun, resumed) == ([], [folder])
     assert done.test == by_name(results, "fedms")[0].test
     assert [p.test for p in done.record.points] == [
@@ -512,7 +516,25 @@ def test_a_rate_whose_run_fails_is_not_passed_over(plan, monkeypatch):
 
 def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     table.write(tmp_path, results)
-    rows = json.loads((tmp_path / "table.json").read_text())
+    said = json.loads((tmp_path / "table.json").read_text())
+    assert [m["method"] for m in said["methods"]] == list(by_method(results))
+    for told in said["methods"]:
+        found = by_name(results, told["method"])
+        spread = Spread.of([result.test["mean"] for result in found])
+        assert told["test"]["mean"] == {"mean": spread.mean, "half": spread.half}
+        ahead, worst = told["fedms_is_ahead_by"], told["fedms_is_ahead_in_the_worst_decile_by"]
+        if told["method"] == "fedms":
+            assert ahead is worst is None
+        else:
+            assert ahead == asdict(versus(by_name(results, "fedms"), found))
+            lead = [a.test["worst_decile"] for a in by_name(results, "fedms")]
+            lead = [a - b.test["worst_decile"] for a, b in zip(lead, found, strict=True)]
+            assert worst["mean"] == pytest.approx(fmean(lead))
+        assert (told["cost"] is None) == bool(VARIANTS[told["method"]].run)
+        if told["cost"]:
+            flops = fmean(result.cost["train_flops"] for result in found)
+            assert told["cost"]["TFLOPs"] == pytest.approx(flops / 1e12)
+    rows = said["runs"]
     assert [(r["method"], r["seed"]) for r in rows] == [(r.method, r.seed) for r in results]
     for row, result in zip(rows, results, strict=True):
         assert row["test"]["personal"] == result.test
@@ -618,7 +640,7 @@ def test_without_validation_rows_nothing_is_decided_by_them(tmp_path):
     plan = Plan(None, settings, ("local", "fedms"), (0,), (1e-3,), tmp_path)
     found = compare(plan)
     table.write(tmp_path, found)
-    rows = json.loads((tmp_path / "table.json").read_text())
+    rows = json.loads((tmp_path / "table.json").read_text())["runs"]
     assert [row["validation"]["personal"] for row in rows] == [None, None]
     text = (tmp_path / "table.md").read_text()
     assert "at equal local steps" in text
@@ -779,7 +801,8 @@ def test_the_command(plan, results):
     assert "local-only LoRA" in done.output
     assert (plan.out / "accuracy.svg").is_file()
     as_json = CliRunner().invoke(app, ["compare", *words, "--out", str(plan.out), "--json"])
-    assert [row["method"] for row in json.loads(as_json.stdout)] == ["local", "fedms"]
+    said = json.loads(as_json.stdout)
+    assert [method["method"] for method in said["methods"]] == ["local", "fedms"]
     names = CliRunner().invoke(app, ["compare", "--methods", "help"]).stdout
     assert all(name in names for name in VARIANTS)
 

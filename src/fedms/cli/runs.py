@@ -164,7 +164,7 @@ def compare(
 
     Example: fedms compare recipes/digits.toml --methods local,finetune,fedms --seeds 0,1
     """
-    from fedms.compare import VARIANTS, NoScoresError, Plan, Result, check, plots, table
+    from fedms.compare import VARIANTS, NoScoresError, Plan, Result, check, plots, rows, table
     from fedms.compare import compare as perform
     from fedms.core.errors import DivergenceError
     from fedms.progress import compare_line
@@ -209,7 +209,7 @@ def compare(
     if not results:
         fail("no method has results: " + next(iter(diverged.values()), "nothing was run"))
     if as_json:
-        typer.echo(json.dumps(table.rows(results), indent=2))
+        typer.echo(json.dumps(rows.as_json(results), indent=2))
     else:
         typer.echo((plan.out / "table.md").read_text(encoding="utf-8"))
         typer.echo(f"written: {plan.out}")

@@ -98,7 +98,7 @@ class Record:
     def differs(self, config: Config) -> str:
         """What of its configuration is other, the first in words; empty: nothing that is read."""
         try:
-            own, other = _read(validate(self.config)), _read(config)
+            own, other = what_is_read(validate(self.config)), what_is_read(config)
         except ConfigError:
             return "settings that there are no longer"
         if own == other:
@@ -145,10 +145,16 @@ class Records:
             self._known[name] = record
 
 
-def _read(config: Config) -> Config:
-    """What makes a run what it is: of SAL, methods that train all blocks read the caps alone."""
+def what_is_read(config: Config) -> Config:
+    """What makes a run what it is.
+
+    Of SAL, methods that train all blocks read the caps alone. Among how many processes its clients
+    are shared, and how often it can be gone on with, is nothing that its models or scores show.
+    """
     sal = config.sal if config.method == "fedms" else Sal(caps=config.sal.caps)
-    return untracked(config).model_copy(update={"sal": sal})
+    runtime = config.runtime.model_copy(update={"workers": 1})
+    same = {"sal": sal, "runtime": runtime, "checkpoint_every": 1}
+    return untracked(config).model_copy(update=same)
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

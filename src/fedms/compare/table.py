@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedms.compare import rows
 from fedms.compare.records import Point
+from fedms.compare.rows import COSTS, OURS
 from fedms.compare.runs import Result
 from fedms.compare.scores import Scored, Spread, ahead_in, by_method, until, versus, within
 from fedms.compare.variants import VARIANTS, trained_together
 from fedms.store.files import write_text
 
-_OURS, _RIVAL = "fedms", "finetune+statistics"
+_RIVAL = "finetune+statistics"
 _FEW = 3
 """Seeds below which a word is said of luck."""
 NOTHING: Mapping[str, str] = {}
@@ -26,14 +26,6 @@ _BELOW = (0.10, 0.05, 0.02)
 """Accuracies to reach where none are given: so much below FedMS' best on validation rows."""
 Curves = Mapping[str, Mapping[int, Sequence[Point]]]
 """Method, seed."""
-_COSTS: Mapping[str, Callable[[Result], float]] = {
-    "MB sent": lambda r: (r.cost["upload_bytes"] + r.cost["download_bytes"]) / 1e6,
-    "TFLOPs": lambda r: r.cost["train_flops"] / 1e12,
-    "train s": lambda r: r.cost["train_seconds"],
-    "activations MB": lambda r: r.cost["peak_activation_bytes"] / 1e6,
-    "cache MB a client": lambda r: r.cost["cache_bytes"] / len(r.test["per_client"]) / 1e6,
-}
-"""Of a run; activations are of the client with most, what the prefix cache keeps is a mean."""
 
 
 def write(
@@ -44,57 +36,10 @@ def write(
     diverged: Mapping[str, str] = NOTHING,
 ) -> None:
     """Write all three into the comparison's folder; see `markdown`."""
-    write_text(folder / "table.json", json.dumps(rows(results), indent=2) + "\n")
-    write_text(folder / "table.csv", as_csv(results))
+    write_text(folder / "table.json", json.dumps(rows.as_json(results), indent=2) + "\n")
+    write_text(folder / "table.csv", rows.as_csv(results))
     text = markdown(results, targets=targets, diverged=diverged)
     write_text(folder / "table.md", text)
-
-
-def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One object a method and seed, as JSON values."""
-    return [
-        {
-            "method": result.method,
-            "title": VARIANTS[result.method].title,
-            "group": VARIANTS[result.method].group,
-            "bound": VARIANTS[result.method].bound or None,
-            "seed": result.seed,
-            "learning_rate": result.rate,
-            "learning_rate_at_edge": result.edge,
-            "choice": result.choice or None,
-            "folder": str(result.folder),
-            "role": VARIANTS[result.method].role,
-            "test": {
-                "personal": result.test,
-                "global": result.record.summary["test"].get("global"),
-                "unseen": result.unseen,
-                "unseen_adapted": result.unseen_adapted,
-            },
-            "validation": {"personal": result.validation},
-            "cost": result.cost,
-        }
-        for result in results
-    ]
-
-
-def as_csv(results: Sequence[Result]) -> str:
-    """The same as CSV, without clients."""
-    text = io.StringIO()
-    names = ("mean", "weighted", "worst_decile", "std", "loss")
-    writer = csv.writer(text, lineterminator="\n")
-    costs = [name.replace(" ", "_") for name in _COSTS]
-    head = ["method", "group", "bound", "seed", "learning_rate", "learning_rate_at_edge", "choice"]
-    others = ("unseen", "unseen_adapted")
-    writer.writerow([*head, *names, *others, *costs])
-    for result in results:
-        scores = [result.test[name] for name in names]
-        spent = [cost(result) for cost in _COSTS.values()]
-        variant = VARIANTS[result.method]
-        what = (result.method, variant.group, variant.bound, result.seed)
-        chosen = (result.rate, result.edge, result.choice)
-        unseen = [found and found["mean"] for found in (result.unseen, result.unseen_adapted)]
-        writer.writerow([*what, *chosen, *scores, *unseen, *spent])
-    return text.getvalue()
 
 
 def markdown(
@@ -115,13 +60,13 @@ def markdown(
     """
     methods = by_method(results)
     views = [_answer(methods), _equal_steps(methods)]
-    if _OURS in methods:
+    if OURS in methods:
         trained = _trained(methods)
         curves = {name: {r.seed: r.record.regular for r in found} for name, found in trained}
         views.append(_margins(methods))
         if all(p.validation is not None for p in _points(curves)):
             views.append(_budgets(curves))
-            views.append(_targets(curves, targets, fitted=_calibrated(methods[_OURS])))
+            views.append(_targets(curves, targets, fitted=_calibrated(methods[OURS])))
     views += [_unseen(methods), _left_out(diverged), _origin(results)]
     return "\n\n".join(filter(None, views)) + "\n"
 
@@ -129,15 +74,15 @@ def markdown(
 def _answer(methods: Mapping[str, list[Result]]) -> str:
     """FedMS beside the best of the others, in words; nothing where one of them is missing."""
     others = [n for n in methods if VARIANTS[n].group != "ours" and not VARIANTS[n].bound]
-    if _OURS not in methods or not others:
+    if OURS not in methods or not others:
         return ""
-    ours = methods[_OURS]
+    ours = methods[OURS]
 
     def score(name: str, key: str = "mean") -> float:
         return statistics.fmean(r.test[key] for r in methods[name])
 
     best, fairest = max(others, key=score), max(others, key=lambda n: score(n, "worst_decile"))
-    said = f"**FedMS has {score(_OURS):.3f}, the best other method {score(best):.3f}** "
+    said = f"**FedMS has {score(OURS):.3f}, the best other method {score(best):.3f}** "
     said += f"({_title(best)})"
     if beside := versus(ours, methods[best]):
         said += f", a difference of {signed(beside.spread)} over seeds"
@@ -145,13 +90,13 @@ def _answer(methods: Mapping[str, list[Result]]) -> str:
         who = "clients" if beside.natural else "pairs of client and seed"
         said += f": of {beside.of} {who} FedMS makes {beside.better} better off, "
         said += f"{beside.worse} worse{p}"
-    said += f". In the worst decile of clients, {score(_OURS, 'worst_decile'):.3f} and "
+    said += f". In the worst decile of clients, {score(OURS, 'worst_decile'):.3f} and "
     said += f"{score(fairest, 'worst_decile'):.3f} ({_title(fairest)})"
     lead = ahead_in("worst_decile", ours, methods[fairest])
     said += f", {signed(lead)}." if lead else "."
     spent = {
         name: [sum(cost(r) for r in found) for found in (ours, methods[best])]
-        for name, cost in _COSTS.items()
+        for name, cost in COSTS.items()
         if name in ("MB sent", "TFLOPs") and not VARIANTS[best].run
     }
     shares = [f"{a / b:.2f} of its {name}" for name, (a, b) in spent.items() if b]
@@ -185,21 +130,21 @@ def _title(name: str) -> str:
 
 def _equal_steps(methods: Mapping[str, list[Result]]) -> str:
     head = ["at equal local steps", "mean", "worst decile", "weighted", "std over clients"]
-    head += ["FedMS is ahead by", "clients", "p", "rate", *_COSTS]
-    ours = methods.get(_OURS)
+    head += ["FedMS is ahead by", "clients", "p", "rate", *COSTS]
+    ours = methods.get(OURS)
     lines = []
     for name, found in methods.items():
         tests = [result.test for result in found]
         cells = [_title(name)]
         cells += [_spread(tests, key) for key in ("mean", "worst_decile", "weighted", "std")]
-        beside = versus(ours, found) if ours and name != _OURS else None
+        beside = versus(ours, found) if ours and name != OURS else None
         cells += _versus_cells(beside)
         derived = bool(VARIANTS[name].run)
         edge = " (edge)" if found[0].edge else ""
         rate = "any" if found[0].rate is None else f"{found[0].rate:g}{edge}"
         chosen = ", ".join(filter(None, (rate, found[0].choice)))
         cells.append("" if derived else chosen)
-        for cost in _COSTS.values():
+        for cost in COSTS.values():
             mean = statistics.fmean(map(cost, found))
             cells.append("" if derived else f"{mean:,.1f}")
         lines.append(cells)
@@ -245,7 +190,7 @@ def _margins(methods: Mapping[str, list[Result]]) -> str:
     if not chosen:
         return ""
     head = ["baseline", "which", "its mean", "FedMS", "ahead by", "relative"]
-    mine = means[_OURS]
+    mine = means[OURS]
     lines = []
     for which, n in chosen:
         relative = f"{mine / means[n] - 1:+.1%}" if means[n] else "–"
@@ -261,7 +206,7 @@ def _budgets(curves: Curves) -> str:
     """
     parts = []
     for resource, unit, scale in (("bytes", "MB", 1e6), ("flops", "TFLOP", 1e12)):
-        ours = {seed: getattr(points[-1], resource) for seed, points in curves[_OURS].items()}
+        ours = {seed: getattr(points[-1], resource) for seed, points in curves[OURS].items()}
         mean = statistics.fmean(ours.values()) / scale
         head = [f"test accuracy within {resource} of FedMS'"]
         head += [f"{share:.0%}: {share * mean:,.1f} {unit}" for share in _SHARES]
@@ -281,7 +226,7 @@ def _budgets(curves: Curves) -> str:
 def _targets(curves: Curves, given: Sequence[float], *, fitted: bool) -> str:
     """What it costs until an accuracy on validation rows is first seen, mean over seeds."""
     best = statistics.fmean(
-        max(p.validation or 0.0 for p in points) for points in curves[_OURS].values()
+        max(p.validation or 0.0 for p in points) for points in curves[OURS].values()
     )
     targets = given or [best - below for below in _BELOW]
     head = ["until validation accuracy"]
@@ -315,8 +260,8 @@ def _unseen(methods: Mapping[str, list[Result]]) -> str:
         for of in views:
             scores = _scores(methods[name], of)
             cells += [_spread(scores, key) for key in ("mean", "worst_decile", "weighted")]
-            other = _OURS in scored and name != _OURS
-            cells += _versus_cells(versus(methods[_OURS], methods[name], of) if other else None)
+            other = OURS in scored and name != OURS
+            cells += _versus_cells(versus(methods[OURS], methods[name], of) if other else None)
         lines.append(cells)
     return _table(head, lines) if lines else ""
 
