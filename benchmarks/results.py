@@ -115,18 +115,23 @@ CELLS = (
 
 def block(cell: Cell, results: Sequence[Result]) -> str:
     """The cell's tables, and what made them."""
-    facts = [result.record.facts for result in results]
-    machines = sorted({_machine(f) for f in facts})
-    versions = sorted({f"torch {f['packages']['torch']}, Python {f['python']}" for f in facts})
     settings = " ".join([*cell.settings, *COMMON])
     said = (
         f"`python benchmarks/results.py --only {cell.name}`: "
         f"`recipes/{cell.recipe}.toml {settings}`; seeds {', '.join(map(str, cell.seeds))}; "
         f"learning rates from {' and '.join(f'{rate:g}' for rate in RATES)} on; "
-        f"{' or '.join(machines)}, shared, one thread a run; {' or '.join(versions)}. "
+        f"{where(results)}. "
         '"±" is half of a 95 % interval over seeds. Seconds were measured beside other programs.'
     )
     return f"{table.markdown(results)}\n{said}"
+
+
+def where(results: Sequence[Result]) -> str:
+    """Machines and versions that runs were made with."""
+    facts = [result.record.facts for result in results]
+    machines = sorted({_machine(f) for f in facts})
+    versions = sorted({f"torch {f['packages']['torch']}, Python {f['python']}" for f in facts})
+    return f"{' or '.join(machines)}, shared, one thread a run; {' or '.join(versions)}"
 
 
 def _machine(facts: Mapping[str, Any]) -> str:

@@ -58,9 +58,10 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     ]
     compared = [*module("compare").BLOCKS.values(), "accuracy-cuda"]
     cells = [cell.name for cell in results.CELLS]
+    spent = module("spending").OUT.name
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, ["sizes", "standing", "parts", "earlier", "visitors", *cells]),
+        (results.PAGE, ["sizes", "standing", "parts", "earlier", "visitors", spent, *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "waiting", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
         (module("serving").PAGE, ["serving"]),

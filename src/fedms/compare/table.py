@@ -61,14 +61,27 @@ def markdown(
     methods = by_method(results)
     views = [_answer(methods), _equal_steps(methods)]
     if OURS in methods:
-        trained = _trained(methods)
-        curves = {name: {r.seed: r.record.regular for r in found} for name, found in trained}
-        views.append(_margins(methods))
-        if all(p.validation is not None for p in _points(curves)):
-            views.append(_budgets(curves))
-            views.append(_targets(curves, targets, fitted=_calibrated(methods[OURS])))
-    views += [_unseen(methods), _left_out(diverged), _origin(results)]
+        views += [_margins(methods), spending(results, targets=targets)]
+    views += [_unseen(methods), _left_out(diverged), origin(results)]
     return "\n\n".join(filter(None, views)) + "\n"
+
+
+def spending(results: Sequence[Result], *, targets: Sequence[float] = ()) -> str:
+    """The two views of costs: under budgets, and to an accuracy; see `markdown`.
+
+    Nothing where a model has no score on validation rows.
+
+    Args:
+        results: of any number of methods, FedMS among them.
+        targets: as of `markdown`.
+    """
+    methods = by_method(results)
+    trained = _trained(methods)
+    curves = {name: {r.seed: r.record.regular for r in found} for name, found in trained}
+    if any(p.validation is None for p in _points(curves)):
+        return ""
+    reached = _targets(curves, targets, fitted=_calibrated(methods[OURS]))
+    return f"{_budgets(curves)}\n\n{reached}"
 
 
 def _answer(methods: Mapping[str, list[Result]]) -> str:
@@ -276,7 +289,7 @@ def _left_out(diverged: Mapping[str, str]) -> str:
     return "\n\n".join(said)
 
 
-def _origin(results: Sequence[Result]) -> str:
+def origin(results: Sequence[Result]) -> str:
     """The commits that the runs were made at, and when."""
     facts = [result.record.facts for result in results]
     commits = sorted({_commit(each["git_commit"] or "unknown") for each in facts})
