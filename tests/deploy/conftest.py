@@ -23,20 +23,26 @@ from fedms.build import build, load_table
 from fedms.config import dump_config, load_config
 
 SITES = ("north", "south", "west")
+TIMES = ("train_seconds", "phase_seconds", "wall_seconds")
+OWN = ("train_flops", "peak_activation_bytes", "cache_bytes")
+"""Each site has shapes and a cache of its own."""
 DIGITS = None, ("data.max_rows=150",)
 
 
-def tables(folder: Path, rounds: int, recipe: Path | None, words: Sequence[str]) -> Path:
-    """A job dealt to three sites: all in one file, each in its own, and its configuration."""
-    small = load_config(recipe, [*words, "partition.clients=3", "partition.unseen_clients=0"])
+def tables(
+    folder: Path, sites: Sequence[str], rounds: int, recipe: Path | None, words: Sequence[str]
+) -> Path:
+    """A job dealt to sites: all in one file, each in its own, and its configuration."""
+    dealt = (f"partition.clients={len(sites)}", "partition.unseen_clients=0")
+    small = load_config(recipe, [*words, *dealt])
     federation, table, rows = build(small).federation, load_table(small), []
-    for site, who in zip(SITES, federation.clients, strict=True):
+    for site, who in zip(sites, federation.clients, strict=True):
         for split in ("train", "val", "test"):
             for i in getattr(who, split):
                 rows.append((_cell(table.inputs[i]), table.labels[i], split, site))
     every = pandas.DataFrame(rows, columns=["input", "label", "split", "site"])
     every.to_parquet(folder / "all.parquet")
-    for site in SITES:
+    for site in sites:
         every[every.site == site].drop(columns="site").to_parquet(folder / f"{site}.parquet")
     config = load_config(
         recipe,
@@ -76,12 +82,11 @@ def free_port() -> int:
 class Loopback:
     """Programs of a deployment, by name; `with` ends all of them."""
 
-    sites = SITES
-
     def __init__(
         self,
         folder: Path,
         *,
+        sites: Sequence[str] = SITES,
         rounds: int = 1,
         job: tuple[Path | None, Sequence[str]] = DIGITS,
         nginx: bool | None = None,
@@ -89,8 +94,8 @@ class Loopback:
         perform: Callable[..., subprocess.CompletedProcess[str]],
     ) -> None:
         self.program, self.perform = program, perform
-        self.folder, self.port = folder, free_port()
-        self.config = tables(folder, rounds, *job)
+        self.folder, self.port, self.sites = folder, free_port(), sites
+        self.config = tables(folder, sites, rounds, *job)
         self.nginx = shutil.which("nginx") is not None if nginx is None else nginx
         self.there = folder / "deployment"
         self.running: dict[str, Any] = {}
@@ -130,7 +135,7 @@ class Loopback:
 
     def deploy(self) -> None:
         done = self.fedms(
-            *("deploy", self.config, "--sites", ",".join(SITES), "--to", self.there),
+            *("deploy", self.config, "--sites", ",".join(self.sites), "--to", self.there),
             *("--address", f"127.0.0.1:{self.port}"),
         )
         assert done.returncode == 0, done.stderr
@@ -158,7 +163,7 @@ class Loopback:
         """Server and sites, as they start."""
         self.deploy()
         self.serve()
-        for site in SITES:
+        for site in self.sites:
             self.attend(site)
 
     def submit(self, *words: object) -> None:
@@ -175,6 +180,34 @@ def loopback(tmp_path, program, perform_program) -> Iterator[Callable[..., Loopb
     ours = {"program": program, "perform": perform_program}
     with ExitStack() as all_of_them:
         yield lambda **words: all_of_them.enter_context(Loopback(tmp_path, **words, **ours))
+
+
+@pytest.fixture
+def same(states) -> Callable[..., None]:
+    """`same(served, simulated, kept)`: a run is the simulator's, to the bit.
+
+    In server state, adapters, private states and scores; `kept` has every site's folder of it.
+    """
+
+    def check(served: Path, simulated: Path, kept: dict[str, Path]) -> None:
+        told, expected = (
+            json.loads((folder / "summary.json").read_text()) for folder in (served, simulated)
+        )
+        for summary in (told, expected):
+            for name in (*TIMES, *OWN):
+                del summary["cost"][name]
+        assert told == expected
+        here, there = states(served), states(simulated)
+        assert here == {k: v for k, v in there.items() if "/clients/" not in k}
+        for site, own in kept.items():
+            its = states(own)
+            del its["constants.safetensors"]
+            for path, data in its.items():
+                at = path.replace("clients/", "checkpoints/clients/", 1)
+                assert there[path if path.startswith("adapters/") else at] == data
+            assert f"adapters/clients/{site}/local/adapter_model.safetensors" in its
+
+    return check
 
 
 @pytest.fixture

@@ -22,6 +22,9 @@ from typing import Any
 import pandas
 import pytest
 
+from fedms.config import load_config
+from fedms.run import run
+
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedms[flower]'")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
@@ -82,9 +85,12 @@ def test_a_ray_cluster_is_used(loopback):
 
 
 @pytest.mark.loopback
-def test_the_page_is_followed(loopback, tmp_path):
-    """The longest is the last of its file: what xdist hands on is what comes last."""
-    here = loopback()
+def test_the_page_is_followed(loopback, same, tmp_path):
+    """And its first run is the simulator's.
+
+    The longest is the last of its file: what xdist hands on is what comes last.
+    """
+    here = loopback(sites=("north", "south"))
     assert {shlex.split(command.split("fedms ")[1])[0] for command in COMMANDS} == DONE
     port = here.port if here.nginx else here.port + 1
     folder = here.folder  # holds clinics.toml and every site's rows
@@ -99,7 +105,7 @@ def test_the_page_is_followed(loopback, tmp_path):
                 here.start("server", *[*words[1:], *([] if here.nginx else ["--proxy", "none"])])
                 _until(here.running["server"], folder / "server.log", "sites come to")
             case "site":
-                for site in ("north", "south"):
+                for site in here.sites:
                     shutil.copytree(folder / "deployment" / "sites" / site, folder / site)
                     own = [f"data.path={folder / site}.parquet", "--server", f"127.0.0.1:{port}"]
                     assert words[2:] == ["north", "data.path=/data/letters.csv"]
@@ -112,3 +118,8 @@ def test_the_page_is_followed(loopback, tmp_path):
     for name in ("first", "second"):
         assert (folder / "runs" / name / "summary.json").exists()
     assert (folder / "letters" / "README.md").exists()
+    run(load_config(here.config), tmp_path / "simulated")
+    kept = {}
+    for site in here.sites:
+        (kept[site],) = (folder / site / "state").glob("first-*")
+    same(folder / "runs" / "first", tmp_path / "simulated", kept)
