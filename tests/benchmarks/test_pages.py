@@ -58,10 +58,10 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     ]
     compared = [*module("compare").BLOCKS.values(), "accuracy-cuda"]
     cells = [cell.name for cell in results.CELLS]
-    spent = module("spending").OUT.name
+    others = [module(name).OUT.name for name in ("spending", "unequal")]
     for page, names in (
         (results.README, ["results"]),
-        (results.PAGE, ["sizes", "standing", "parts", "earlier", "visitors", spent, *cells]),
+        (results.PAGE, ["sizes", "standing", "parts", "earlier", "visitors", *others, *cells]),
         (module("performance").PAGE, [*measured, *compared, "compiled", "waiting", "across"]),
         (module("robustness").PAGE, [*module("robustness").CASES]),
         (module("serving").PAGE, ["serving"]),
