@@ -104,6 +104,7 @@ results: $(STAMP)  ## Make the tables of docs/results.md again (hours)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/spending.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/unequal.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/heads.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/visitors.py
 
 bench: $(STAMP)  ## Measure speed and memory on this machine (minutes)

@@ -58,7 +58,7 @@ def test_every_table_has_a_block_of_its_own(module: Any) -> None:
     ]
     compared = [*module("compare").BLOCKS.values(), "accuracy-cuda"]
     cells = [cell.name for cell in results.CELLS]
-    others = [module(name).OUT.name for name in ("spending", "unequal")]
+    others = [module("heads").NAME, *(module(n).OUT.name for n in ("spending", "unequal"))]
     for page, names in (
         (results.README, ["results"]),
         (results.PAGE, ["sizes", "standing", "parts", "earlier", "visitors", *others, *cells]),
