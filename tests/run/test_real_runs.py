@@ -96,11 +96,11 @@ def _sentence_features(rows, folder) -> torch.Tensor:
 ROUNDS = ("stage1.rounds=1", "stage2.rounds=1", "evaluate_every=0")
 RECIPES = {
     # overrides, clients
-    "amazon5": (("data.max_rows=600", "model.max_length=12"), 5),
+    "amazon5": (("data.max_rows=300", "model.max_length=12"), 5),
     "femnist": (("partition.max_clients=5",), 5),
     "clinc150": (
         (
-            "data.max_rows=1800",
+            "data.max_rows=900",
             "model.max_length=12",
             "partition.max_clients=4",
             "partition.unseen_clients=1",
