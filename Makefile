@@ -61,7 +61,7 @@ loopback: $(RAY)  ## Compare a deployment on this machine, and Ray's workers, wi
 thorough: $(RAY)  ## Run slow and loopback in one go, as CI does: two processors are shared better
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --durations=15 -m "slow or loopback"
 
-e2e: $(RAY)  ## Kill servers, sites, runs and Flower's programs on this machine, and show what survived
+e2e: $(RAY)  ## Deploy three sites on this machine, kill servers, sites, runs and Flower's programs, and show what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "e2e or loopback" --numprocesses 2 --durations=12 tests
 
 lowest: $(LOWEST_STAMP)  ## Run the tests with the oldest packages that pyproject.toml allows

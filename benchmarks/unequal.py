@@ -4,33 +4,45 @@
     python benchmarks/unequal.py --tables  # run nothing
 
 The cell femnist of `results.py`, by the same protocol. FlexLoRA, which is for devices that hold
-adapters of lower rank, has clients of rank 2 in place of 8, and all blocks.
+adapters of lower rank, has clients of rank 2 in place of 8, and all blocks. FedRA draws as many
+blocks as a device can train.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pages
 import results
 
-from fedms.build import deal, load_table
-from fedms.compare import VARIANTS, Result, compare, table
+from fedms.compare import VARIANTS, MissingRunError, Result, compare, table
+from fedms.compare.rows import COSTS
 from fedms.compare.scores import by_method, versus
 
 CELL = "femnist"
 OUT = results.RESULTS / f"{CELL}-unequal"
-METHODS = (*("local", "fedavg", "fedra", "flexlora", "finetune", "finetune+statistics", "fedms"),)
+METHODS = (
+    "local",
+    "fedavg",
+    "ffa",
+    "flexlora",
+    "fedra",
+    "finetune",
+    "finetune+statistics",
+    "fedrep",
+    "fedms",
+)
+"""Those for such devices, the strongest of the cell as published, and what they are made of."""
 CAP, RANK = 2, 2
+OWN = {"fedra": ("baselines.random_blocks=6",)}
+"""What a method is given beside the limits: in the cell FedRA draws three blocks for everybody."""
 
-
-def weaker() -> list[str]:
-    """Every second writer, in the order of their names."""
-    config = cell().plan(["fedms"]).configure(VARIANTS["fedms"], results.RATES[0], 0)
-    return sorted(client.id for client in deal(config, load_table(config)).clients)[::2]
+Found = Mapping[str, Sequence[Result]]
+"""Method."""
 
 
 def cell() -> results.Cell:
@@ -38,53 +50,69 @@ def cell() -> results.Cell:
     return next(cell for cell in results.CELLS if cell.name == CELL)
 
 
-def found(weak: Sequence[str], *, perform: bool) -> list[Result]:
-    """Of all methods whose runs are there, or are made."""
-    made: list[Result] = []
+def weaker(equal: Found) -> list[str]:
+    """Every second writer, in the order of their names."""
+    return sorted(equal["fedms"][0].test["per_client"])[::2]
+
+
+def limits(method: str, weak: Sequence[str]) -> Iterator[str]:
+    """Settings of the weaker devices, and the method's own."""
+    for client in weak:
+        low = f"lora.ranks.{client}={RANK}"
+        yield low if method == "flexlora" else f"sal.caps.{client}={CAP}"
+    yield from OWN.get(method, ())
+
+
+def unequal(weak: Sequence[str], *, perform: bool) -> Found:
+    """Of the methods whose runs are there, or are made."""
+    found: list[Result] = []
     for method in METHODS:
-        low = "lora.ranks.{}=" + str(RANK) if method == "flexlora" else "sal.caps.{}=" + str(CAP)
-        settings = (*cell().settings, *(low.format(client) for client in weak), *results.COMMON)
-        plan = replace(cell().plan([method]), overrides=settings, out=OUT, perform=perform)
-        made += compare(plan)
-    return made
+        plan = cell().plan([method])
+        settings = (*plan.overrides, *limits(method, weak))
+        with suppress(MissingRunError):
+            found += compare(replace(plan, overrides=settings, out=OUT, perform=perform))
+    return by_method(found)
 
 
-def lines(
-    made: Mapping[str, Sequence[Result]],
-    equal: Mapping[str, Sequence[Result]],
-    weak: Sequence[str],
-) -> str:
-    """A row a method; beside it what it has where all devices are strong."""
-    head = ["", "mean", "of equal devices", "weaker half", "stronger half", "worst decile"]
-    head += ["FedMS is ahead by", "MB sent", "TFLOPs"]
+def lines(found: Found, equal: Found, weak: Sequence[str]) -> str:
+    """A row a method; in brackets what it has where all devices are strong."""
+    head = ["in brackets: of equal devices", "mean", "weaker half", "stronger half"]
+    head += ["worst decile", "FedMS is ahead by", "rate", "MB sent", "TFLOPs"]
+    everybody = {*equal["fedms"][0].test["per_client"]}
     rows = []
-    for method, its in made.items():
-        of = {True: list[float](), False: list[float]()}
-        for result in its:
-            for client, accuracy in result.test["per_client"].items():
-                of[client in weak].append(accuracy)
-        beside = versus(made["fedms"], its) if method != "fedms" else None
-        sent = statistics.fmean(r.cost["upload_bytes"] + r.cost["download_bytes"] for r in its)
-        title = VARIANTS[method].title
-        cells = [f"**{title}**" if method == "fedms" else title]
-        cells += [f"{results.mean(its):.3f}", f"{results.mean(equal[method]):.3f}"]
-        cells += [f"{statistics.fmean(of[half]):.3f}" for half in (True, False)]
-        cells.append(f"{results.mean(its, 'worst_decile'):.3f}")
+    for method, own in found.items():
+        beside = versus(found["fedms"], own) if method != "fedms" else None
+        cells = [VARIANTS[method].title]
+        for clients in (everybody, weak, everybody - {*weak}):
+            cells.append(f"{mean(own, clients):.3f} ({mean(equal[method], clients):.3f})")
+        worst = [results.mean(each, "worst_decile") for each in (own, equal[method])]
+        cells.append(f"{worst[0]:.3f} ({worst[1]:.3f})")
         cells.append(table.signed(beside.spread) if beside else "")
-        flops = statistics.fmean(r.cost["train_flops"] for r in its)
-        rows.append([*cells, f"{sent / 1e6:.1f}", f"{flops / 1e12:.2f}"])
+        cells.append(f"{own[0].rate:g}{' (edge)' if own[0].edge else ''}")
+        for cost in ("MB sent", "TFLOPs"):
+            cells.append(f"{statistics.fmean(map(COSTS[cost], own)):.1f}")
+        rows.append(cells)
     return pages.table(head, rows)
+
+
+def mean(found: Sequence[Result], clients: Collection[str]) -> float:
+    """Of these clients' accuracies, over seeds."""
+    scores = [result.test["per_client"] for result in found]
+    return statistics.fmean(each[client] for each in scores for client in clients)
 
 
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables")
-    weak = weaker()
-    made = found(weak, perform=not parser.parse_args().tables)
     equal = by_method(cell().results())
-    said = f"`python benchmarks/unequal.py`; {results.where(made)}."
-    text = f"{lines(by_method(made), equal, weak)}\n\n{table.origin(made)}\n\n{said}"
+    weak = weaker(equal)
+    found = unequal(weak, perform=not parser.parse_args().tables)
+    every = [result for method in found for result in (*found[method], *equal[method])]
+    settings = " ".join([*cell().settings, *results.COMMON])
+    said = f"`python benchmarks/unequal.py`: `{settings}` and limits for writers "
+    said += f"{', '.join(weak)}; seeds {', '.join(map(str, cell().seeds))}; {results.where(every)}."
+    text = f"{lines(found, equal, weak)}\n\n{table.origin(every)}\n\n{said}"
     pages.write(results.PAGE, OUT.name, text)
 
 

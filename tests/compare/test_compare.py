@@ -29,7 +29,7 @@ from fedms.compare import (
 )
 from fedms.compare.records import Point, Record, Records
 from fedms.compare.scores import Spread, by_method, until, versus, within
-from fedms.config import load_config, validate
+from fedms.config import dump_config, load_config, validate
 from fedms.core.errors import DivergenceError, UserError
 from fedms.events import RoundDone
 from fedms.identity import identity
@@ -165,7 +165,7 @@ def test_what_is_there_is_used_again_and_what_is_missing_is_run(plan, results, m
     monkeypatch.setattr(runs, "run", spy)
     assert compare(plan) == results
     assert performed == []
-    elsewhere = ("runtime.workers=2", "checkpoint_every=3")  # models and scores are the same
+    elsewhere = ("runtime.workers=2", "checkpoint_every=3")  # the same but for rounding
     assert compare(replace(plan, overrides=(*SETTINGS, *elsewhere))) == results
     assert performed == []
     lost = by_name(results, "local")[1].folder
@@ -196,7 +196,7 @@ def test_a_run_that_was_cut_short_goes_on(plan, results, tmp_path, monkeypatch):
     other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
     monkeypatch.setattr(runs, "run", lambda c, f, **o: begun.append(f) or original[0](c, f, **o))
     monkeypatch.setattr(runs, "resume", lambda f, **o: resumed.append(f) or original[1](f, **o))
-    (done,) = compare(replace(one, overrides=(*SETTINGS, "runtime.workers=2")))
+    (done,) = compare(one)
     assert (begun, resumed) == ([], [folder])
     assert done.test == by_name(results, "fedms")[0].test
     assert [p.test for p in done.record.points] == [
@@ -205,6 +205,19 @@ def test_a_run_that_was_cut_short_goes_on(plan, results, tmp_path, monkeypatch):
     resumed.clear()
     compare(replace(one, overrides=(*SETTINGS, "gate.smoothing=0.4"), out=other))
     assert (len(begun), resumed) == (1, [])
+
+
+def test_a_run_goes_on_with_as_many_processes_or_not_at_all(plan, tmp_path, monkeypatch):
+    """One that lacked memory would lack it again, and "try fewer runtime.workers" is the advice."""
+    resumed = []
+    monkeypatch.setattr(runs, "resume", lambda folder, **options: resumed.append(folder))
+    config = plan.configure(VARIANTS["local"], 1e-3, 0)
+    (tmp_path / "config.toml").write_text(dump_config(config))
+    wanted = replace(plan, overrides=(*SETTINGS, "runtime.workers=2"))
+    fewer = wanted.configure(VARIANTS["local"], 1e-3, 0)
+    assert not runs._go_on(fewer, tmp_path, lambda event: None)
+    assert runs._go_on(config, tmp_path, lambda event: None)
+    assert resumed == [tmp_path]
 
 
 @pytest.mark.slow
@@ -520,15 +533,19 @@ def test_tables_say_what_the_summaries_say(plan, results, tmp_path):
     assert [m["method"] for m in said["methods"]] == list(by_method(results))
     for told in said["methods"]:
         found = by_name(results, told["method"])
-        spread = Spread.of([result.test["mean"] for result in found])
-        assert told["test"]["mean"] == {"mean": spread.mean, "half": spread.half}
+        means = [result.test["mean"] for result in found]
+        half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
+        assert told["test"]["mean"] == pytest.approx({"mean": fmean(means), "half": half})
         ahead, worst = told["fedms_is_ahead_by"], told["fedms_is_ahead_in_the_worst_decile_by"]
         if told["method"] == "fedms":
             assert ahead is worst is None
         else:
+            pairs = list(zip(by_name(results, "fedms"), found, strict=True))
+            leads = [a.test["mean"] - b.test["mean"] for a, b in pairs]
+            half = stats.t.ppf(0.975, len(leads) - 1) * stats.sem(leads)
+            assert ahead["spread"] == pytest.approx({"mean": fmean(leads), "half": half})
             assert ahead == asdict(versus(by_name(results, "fedms"), found))
-            lead = [a.test["worst_decile"] for a in by_name(results, "fedms")]
-            lead = [a - b.test["worst_decile"] for a, b in zip(lead, found, strict=True)]
+            lead = [a.test["worst_decile"] - b.test["worst_decile"] for a, b in pairs]
             assert worst["mean"] == pytest.approx(fmean(lead))
         assert (told["cost"] is None) == bool(VARIANTS[told["method"]].run)
         if told["cost"]:
@@ -792,6 +809,20 @@ def test_a_curve_adds_up_to_the_summary(results):
         assert last.flops == cost["train_flops"]
         assert last.seconds == pytest.approx(cost["train_seconds"])
         assert last.test == pytest.approx(found.test["mean"])
+
+
+def test_the_command_has_two_rates_and_three_seeds(tmp_path, monkeypatch):
+    """Where it is told nothing else."""
+    plans = []
+
+    def caught(plan):
+        plans.append(plan)
+        raise UserError("that is enough")
+
+    monkeypatch.setattr("fedms.compare.check", caught)
+    done = CliRunner().invoke(app, ["compare", "--out", str(tmp_path)])
+    assert str(done.exception) == "that is enough"
+    assert [*plans[0].rates, *plans[0].seeds] == [3e-3, 1e-2, 0, 1, 2]
 
 
 def test_the_command(plan, results):

@@ -6,6 +6,7 @@ the test; without nginx the page's `--proxy none` is taken.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -123,3 +124,9 @@ def test_the_page_is_followed(loopback, same, tmp_path):
     for site in here.sites:
         (kept[site],) = (folder / site / "state").glob("first-*")
     same(folder / "runs" / "first", tmp_path / "simulated", kept)
+    summary = json.loads((tmp_path / "simulated" / "summary.json").read_text())
+    for site, own in kept.items():
+        assert "its models are kept" in here.said(site)
+        (scores,) = json.loads(here.fedms("evaluate", own, "--json").stdout).values()
+        own_accuracy = summary["test"]["personal"]["per_client"][site]
+        assert scores["personal"]["accuracy"] == own_accuracy

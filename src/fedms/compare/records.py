@@ -98,7 +98,7 @@ class Record:
     def differs(self, config: Config) -> str:
         """What of its configuration is other, the first in words; empty: nothing that is read."""
         try:
-            own, other = what_is_read(validate(self.config)), what_is_read(config)
+            own, other = _read(validate(self.config)), _read(config)
         except ConfigError:
             return "settings that there are no longer"
         if own == other:
@@ -145,11 +145,12 @@ class Records:
             self._known[name] = record
 
 
-def what_is_read(config: Config) -> Config:
+def _read(config: Config) -> Config:
     """What makes a run what it is.
 
-    Of SAL, methods that train all blocks read the caps alone. Among how many processes its clients
-    are shared, and how often it can be gone on with, is nothing that its models or scores show.
+    Of SAL, methods that train all blocks read the caps alone. By how often a run can be gone on
+    with its models are the same, and by how many processes it is shared among they are so but for
+    rounding (to the bit under conditions: see `runtimes.workers`).
     """
     sal = config.sal if config.method == "fedms" else Sal(caps=config.sal.caps)
     runtime = config.runtime.model_copy(update={"workers": 1})

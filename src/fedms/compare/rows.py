@@ -30,7 +30,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     """All that is said at equal steps, as JSON values: of every method, and of every run.
 
     `methods`: means over seeds, each with half of its 95 % interval, the tests against FedMS, and
-    mean costs (none of what is read from another's runs, as a control that trains nothing is).
+    mean costs (none of zero-shot and FedMS' single experts, which are read from FedMS' runs).
     `runs`: one object a method and seed, with the scores of every client.
     """
     methods = by_method(results)
@@ -89,7 +89,7 @@ def _runs(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def as_csv(results: Sequence[Result]) -> str:
-    """The same as CSV, without clients."""
+    """The runs as CSV: without clients, and of personal models and newcomers alone."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     costs = [name.replace(" ", "_") for name in COSTS]

@@ -15,10 +15,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedms.compare.records import Record, Records, what_is_read
+from fedms.compare.records import Record, Records
 from fedms.compare.search import Found, search
 from fedms.compare.variants import VARIANTS, Variant
-from fedms.config import Config, ConfigError, load_config
+from fedms.config import Config, ConfigError, load_config, untracked
 from fedms.core.errors import DivergenceError, UserError, did_you_mean
 from fedms.events import Event, Started
 from fedms.run import check as check_run
@@ -311,7 +311,7 @@ def _go_on(config: Config, folder: Path, watch: Callable[[Event], None]) -> bool
         watch(event)
 
     try:
-        same = what_is_read(load_config(folder / "config.toml")) == what_is_read(config)
+        same = untracked(load_config(folder / "config.toml")) == untracked(config)
         if not same or (folder / "summary.json").exists():
             return False
         resume(folder, watch=tell)
