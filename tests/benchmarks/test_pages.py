@@ -136,3 +136,45 @@ def test_what_is_forgotten_is_that_method_alone(module: Any, tmp_path: Path) -> 
     assert [json.loads(line)["run"] for line in path.read_text().splitlines()] == names[1:]
     assert sorted(run.name for run in (tmp_path / "runs").iterdir()) == sorted(names[1:])
     module("results").forget(tmp_path / "new", ["fedms"])
+
+
+def of_clients(method: str, accuracies: dict[str, float]) -> list[Result]:
+    """On two seeds, the second 0.1 better; the worst decile is the worst client."""
+    (first, second) = found({method: (0.0, 0.0)})[method]
+    results = []
+    for result, more in ((first, 0.0), (second, 0.1)):
+        scores = {client: accuracy + more for client, accuracy in accuracies.items()}
+        mean = sum(scores.values()) / len(scores)
+        test = {"mean": mean, "worst_decile": min(scores.values()), "per_client": scores}
+        cost = {"upload_bytes": 2e6, "download_bytes": 1e6, "train_flops": 4e12}
+        results.append(replace(result, test=test, cost=cost))
+    return results
+
+
+def test_unequal_devices_by_hand(module: Any) -> None:
+    """Halves of clients, beside what they have where all devices are equal."""
+    unequal = module("unequal")
+    equal = {m: of_clients(m, {"a": 0.6, "b": 0.8, "c": 0.7}) for m in ("local", "fedms")}
+    weak = unequal.weaker(equal)
+    assert weak == ["a", "c"]
+    assert [*unequal.limits("flexlora", weak)] == ["lora.ranks.a=2", "lora.ranks.c=2"]
+    assert [*unequal.limits("fedms", weak)] == ["sal.caps.a=2", "sal.caps.c=2"]
+    own = {"local": of_clients("local", {"a": 0.3, "b": 0.8, "c": 0.5})}
+    own["fedms"] = of_clients("fedms", {"a": 0.6, "b": 0.8, "c": 0.5})
+    local, ours = unequal.lines(own, equal, weak).splitlines()[2:]
+    cells = ["local-only LoRA", "0.583 (0.750)", "0.450 (0.700)", "0.850 (0.850)"]
+    cells += ["0.350 (0.650)", "+0.100 ± 0.000", "0.001", "3.0", "4.0"]
+    assert local == f"| {' | '.join(cells)} |"
+    assert ours.startswith("| **FedMS** | 0.683 (0.750) | 0.600 (0.700) |")
+
+
+def test_heads_by_hand(module: Any) -> None:
+    """With a linear head, in brackets with prompts, and FedMS with these beside it."""
+    prompts = {"fedms": of_clients("fedms", {"a": 0.6, "b": 0.8})}
+    prompts["fedper"] = of_clients("fedper", {"a": 0.5, "b": 0.5})
+    heads = {"fedper": of_clients("fedper", {"a": 0.7, "b": 0.9})}
+    heads["fedms-plain"] = of_clients("fedms-plain", {"a": 0.5, "b": 0.7})
+    fedper, plain = module("heads").lines(prompts, heads)
+    expected = ["FedPer", "0.850 (0.550)", "0.750 (0.550)", "-0.100 ± 0.000", "0.001"]
+    assert fedper == expected
+    assert plain[1:] == ["0.650 (–)", "0.550 (–)", "+0.100 ± 0.000", "0.001"]
