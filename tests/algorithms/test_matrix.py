@@ -141,7 +141,16 @@ MODELS = {
 }
 ROUNDS = {"fedms-no-stage1": 2, "ditto": 2, "fedrep": 2, "fedms-statistics": 5, "fedcgs": 1}
 PAIRS = [(method, model) for model, methods in MODELS.items() for method in methods]
+QUICK = ("fedms", "fedms-statistics", "fedavg", "local")
+"""On real models too, where the others are slow tests."""
 TWO_STAGES = [pair for pair in PAIRS if pair[0].startswith(("fedms", "finetune", "dual", "feddpa"))]
+
+
+def params(pairs: list[tuple[str, str]]) -> list:
+    """Of a test: those that are slow are marked."""
+    quick = [method in QUICK or "toy" in model for method, model in pairs]
+    marks = [() if each else pytest.mark.slow for each in quick]
+    return [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
 
 
 class Backwards(Simulator):
@@ -273,7 +282,7 @@ def hashes(trace: Trace) -> tuple:
     return server, own
 
 
-@pytest.mark.parametrize(("method", "model"), PAIRS)
+@pytest.mark.parametrize(("method", "model"), params(PAIRS))
 def test_rounds_end_and_nobody_is_rejected(trace, method, model):
     run = trace(method, model)
     rounds = ROUNDS.get(method, 4)
@@ -282,7 +291,7 @@ def test_rounds_end_and_nobody_is_rejected(trace, method, model):
     assert all(t.isfinite().all() for s in run.states for t in s.tensors.values())
 
 
-@pytest.mark.parametrize(("method", "model"), PAIRS)
+@pytest.mark.parametrize(("method", "model"), params(PAIRS))
 def test_uploads_are_exactly_what_is_expected(trace, method, model):
     run = trace(method, model)
     for plan, *_, data, _, _, update in run.calls:
@@ -292,7 +301,7 @@ def test_uploads_are_exactly_what_is_expected(trace, method, model):
         assert update.tensors.keys() == plan.upload or data.cap == 1 or method == "fedra"
 
 
-@pytest.mark.parametrize(("method", "model"), TWO_STAGES)
+@pytest.mark.parametrize(("method", "model"), params(TWO_STAGES))
 def test_what_leaves_a_client(trace, method, model):
     """Stage 1: active blocks and the expert's head. Stage 2: what is shared of the gate."""
     run = trace(method, model)
@@ -315,7 +324,7 @@ def test_what_leaves_a_client(trace, method, model):
         assert update.state is not None
 
 
-@pytest.mark.parametrize(("method", "model"), [p for p in PAIRS if p[1] == "toy"])
+@pytest.mark.parametrize(("method", "model"), params([p for p in PAIRS if p[1] == "toy"]))
 def test_what_is_sent_is_the_clients_own_choice(trace, method, model):
     """A server that asks for what is private, or for all there is, is sent no more than others."""
     run = trace(method, model)
@@ -331,7 +340,7 @@ def test_what_is_sent_is_the_clients_own_choice(trace, method, model):
     assert again.tensors.keys() == update.tensors.keys()
 
 
-@pytest.mark.parametrize(("method", "model"), [p for p in PAIRS if p[1] == "toy"])
+@pytest.mark.parametrize(("method", "model"), params([p for p in PAIRS if p[1] == "toy"]))
 def test_class_statistics_are_sent_where_the_configuration_gathers_them(trace, method, model):
     """A server that asks for them all the same, in a round of their own, is not sent them."""
     run = trace(method, model)
@@ -352,7 +361,7 @@ ORDERS += [(method, "sentence") for method in ("flora", "ditto", "fedrep", "dual
 """Toys show it of every method, real models of what has a loop of its own; for time's sake."""
 
 
-@pytest.mark.parametrize(("method", "model"), ORDERS)
+@pytest.mark.parametrize(("method", "model"), params(ORDERS))
 def test_order_of_work_changes_nothing(trace, method, model):
     """To the bit, in a process of its own: so also the same seed gives the same run twice."""
     assert hashes(trace(method, model)) == hashes(trace(method, model, Backwards))
@@ -410,7 +419,7 @@ class Stacked(Simulator):
         super().__init__(*words, stack=2)
 
 
-@pytest.mark.parametrize(("method", "model"), [pair for pair in PAIRS if "toy" in pair[1]])
+@pytest.mark.parametrize(("method", "model"), params([pair for pair in PAIRS if "toy" in pair[1]]))
 def test_stacks_change_nothing(trace, method, model):
     assert hashes(trace(method, model)) == hashes(trace(method, model, Stacked))
 
@@ -433,7 +442,7 @@ def test_answers_come_in_cohort_order_and_private_states_stay(
     assert all((states.load(client.id) is not None) == (client.id in cohort) for client in clients)
 
 
-@pytest.mark.parametrize(("method", "model"), PAIRS)
+@pytest.mark.parametrize(("method", "model"), params(PAIRS))
 def test_nothing_is_left_behind_and_nothing_that_arrived_is_changed(trace, method, model):
     run = trace(method, model)
     before, after = run.frozen
@@ -473,7 +482,7 @@ def test_an_update_alone_equals_the_update_after_others(world, method, model):
 KEY_GROUPS = [pair for pair in PAIRS if pair[0] in (*ONE_GLOBAL, *PRIVATE, "ditto")]
 
 
-@pytest.mark.parametrize(("method", "model"), KEY_GROUPS)
+@pytest.mark.parametrize(("method", "model"), params(KEY_GROUPS))
 def test_which_tensors_leave_and_which_are_kept(trace, method, model):
     """By hand: which of a client's tensors are shared, and which are its own."""
     run = trace(method, model)
@@ -589,7 +598,7 @@ def test_ffa_averages_products_exactly(trace, model):
     assert all(f"global/{n}" in run.plans[0].constant for n in frozen)
 
 
-@pytest.mark.parametrize(("method", "model"), TWO_STAGES)
+@pytest.mark.parametrize(("method", "model"), params(TWO_STAGES))
 def test_the_global_expert_stands_still_in_stage_2(trace, method, model):
     run = trace(method, model)
     second = [fingerprint(part("global", s.tensors)) for s in run.states if s.stage == 2]
@@ -616,7 +625,7 @@ def test_average_is_over_those_who_sent_the_key(trace, method, model):
     assert depths == ([(3, 1, 3)] * 2 if method == "fedms-all" else [(1, 1, 1), (2, 1, 2)])
 
 
-@pytest.mark.parametrize(("method", "model"), PAIRS)
+@pytest.mark.parametrize(("method", "model"), params(PAIRS))
 def test_training_moves_every_tensor_of_the_expert(trace, method, model):
     run = trace(method, model)
     for _, arrived, _, data, _, _, update in run.calls:
